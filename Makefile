@@ -1,0 +1,52 @@
+# make demo | test | check | bench | docs. Each makes the virtual environment first, where it is missing or outdated.
+# Settings: PYTHON=python3.12, VENV=.venv, JOBS=2 (processes of the test run), ARGS="--seeds 3" (handed to the demo).
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test check format bench docs clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	$(BIN)/limbeck compare --recipe digits $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/pdoc --docformat google --math --output-directory site limbeck
+	@echo "site/index.html"
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .hypothesis
+
+# The stamps: younger than what they were made from, so an edited pyproject.toml installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; limbeck needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "%s is Python %d.%d; limbeck needs 3.11 or newer (make PYTHON=/path/to/python3.11)" % (sys.executable, v[0], v[1]))'
+	@echo "installing limbeck into $(VENV): the first time this downloads PyTorch and takes some minutes" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what the tests and checks need" >&2
+	$(INSTALL) '.[dev]'
+	@touch $@

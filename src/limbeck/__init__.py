@@ -1,0 +1,66 @@
+"""Knowledge distillation of vision models through a learned projector.
+
+The names below are loaded when they are first used, so that ``import limbeck`` and ``limbeck --help`` stay quick:
+PyTorch is imported with the first of them that needs it.
+"""
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck import data, losses, models, norms, pooling, projectors, tasks
+    from limbeck.distiller import Distiller, StepResult
+    from limbeck.taps import Captured, Taps
+    from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm
+    from limbeck.train import fit
+
+__all__ = [
+    "Captured",
+    "Distiller",
+    "FeatureTerm",
+    "LabelledLogitTerm",
+    "LogitTerm",
+    "StepResult",
+    "Taps",
+    "data",
+    "fit",
+    "losses",
+    "models",
+    "norms",
+    "pooling",
+    "projectors",
+    "tasks",
+]
+
+_HOMES = {
+    "Captured": "taps",
+    "Distiller": "distiller",
+    "FeatureTerm": "terms",
+    "LabelledLogitTerm": "terms",
+    "LogitTerm": "terms",
+    "StepResult": "distiller",
+    "Taps": "taps",
+    "fit": "train",
+}
+
+try:
+    __version__ = metadata.version("limbeck")
+except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"limbeck.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in __all__:
+        return importlib.import_module(f"limbeck.{name}")
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,85 @@
+"""The command line. A command's module is imported when the command is called, so that help does not wait for torch."""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from limbeck.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "distill": "train a student with a teacher, into a run folder",
+    "train": "train a model alone: a teacher, or a baseline",
+    "compare": "methods x seeds on one recipe: a table with intervals",
+    "evaluate": "score a run's student",
+    "export": "write a run's student as safetensors, ONNX or torch-export",
+    "doctor": "check models, data and losses before training",
+    "recipes": "list the named recipes, or print one",
+}
+"""Command -> what it does; the modules of this package have the same names."""
+
+HELP = """usage: limbeck COMMAND [flags]
+
+Distil a large vision model into a small one through a learned projector.
+
+commands:
+{commands}
+
+`limbeck COMMAND --help` lists a command's flags.
+
+  limbeck compare --recipe digits
+  limbeck distill --teacher timm/resnet34 --student timm/resnet18 --data FOLDER
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 is success, 1 an error that ``doctor`` found, 2 a fault in the input (one line on stderr), 130 a stop by Ctrl-C.
+    Every other exception is a bug of ours and leaves with its traceback.
+
+    Args:
+        argv: The words behind ``limbeck``; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as stop:
+        hint = f"; go on with: {stop}" if str(stop) else ""
+        print(f"\nlimbeck: stopped{hint}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" at {error.filename}" if error.filename else ""
+            return _fail(f"no space left on the disk{where}; free some, then go on with --resume")
+        raise
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if words[0] == "--version":
+        import limbeck
+
+        print(f"limbeck {limbeck.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        kind = "flag" if words[0].startswith("-") else "command"
+        hint = did_you_mean(words[0], COMMANDS) or "; expected one of " + ", ".join(COMMANDS)
+        raise UserError(f'unknown {kind} "{words[0]}"{hint}')
+    try:
+        return int(importlib.import_module(f"limbeck.cli.{words[0]}").main(words[1:]))
+    except SystemExit as stop:  # how tyro ends after it has printed a command's help
+        return int(stop.code or 0)
+
+
+def _fail(message: str) -> int:
+    print(f"limbeck: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,33 @@
+"""``limbeck evaluate``: score a run's student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from limbeck.cli.flags import parse
+from limbeck.cli.running import figure, say
+
+DESCRIPTION = """Score a run's student on its validation images, or on others of its classes."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The run, and the images."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Run folder.")]
+    data: Annotated[
+        str | None, tyro.conf.arg(metavar="SOURCE", help="Images to score on; None: the run's own validation images.")
+    ] = None
+
+
+def main(words: Sequence[str]) -> int:
+    """Print each figure on a line of its own."""
+    flags = parse(Flags, words, command="evaluate", description=DESCRIPTION)
+    from limbeck.recipes.run import evaluate
+
+    for name, value in evaluate(Path(flags.run), data=flags.data).items():
+        say(f"{name}: {figure(name, value)}")
+    return 0

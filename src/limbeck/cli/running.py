@@ -1,0 +1,73 @@
+"""What the commands that train have in common: the dry run, one run with its last lines, the report."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.recipes.recipe import Recipe
+
+
+def say(line: str = "") -> None:
+    """Print one line, on the first process only where several train together."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def dry_run(recipe: Recipe, folder: Path) -> int:
+    """Print the resolved recipe and what it would train; nothing is trained or written."""
+    from limbeck.recipes.run import describe
+
+    say(recipe.to_yaml())
+    lines = [*describe(recipe), ("run folder", str(folder))]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        say(f"{name:<{width}}  {text}")
+    return 0
+
+
+def train_in(recipe: Recipe, folder: Path, *, resume: bool, command: str) -> int:
+    """Train in a folder, and say where everything is.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; carries the command that goes on.
+    """
+    from limbeck.recipes.run import run
+
+    say(f"run folder: {folder}")
+    try:
+        summary = run(recipe, folder, resume=resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"limbeck {command} --resume {folder}") from None
+    write_report(folder)
+    for line in result_lines(summary, folder):
+        say(line)
+    return 0
+
+
+def write_report(folder: Path) -> None:
+    """Write a run's ``report.html``, on the first process only."""
+    from limbeck import report
+
+    if os.environ.get("RANK", "0") == "0":
+        report.write_report(folder)
+
+
+def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a run came to, in a few lines."""
+    metric = str(summary["metric"])
+    best = summary["best"]
+    lines = [f"{metric}: last {figure(metric, summary['last'][metric])}"]
+    if metric in best:
+        lines[0] += f", best {figure(metric, best[metric])} (epoch {best['epoch']})"
+    teacher = summary.get("teacher") or {}
+    if metric in teacher:
+        lines.append(f"teacher {metric}: {figure(metric, teacher[metric])}")
+    lines.append(f"student: {folder / 'student.safetensors'}")
+    lines.append(f"report: {folder / 'report.html'}")
+    return lines
+
+
+def figure(metric: str, value: float) -> str:
+    """A metric for people: accuracies in percent."""
+    return f"{100 * value:.2f}%" if metric.startswith("top") else f"{value:.4f}"

@@ -1,0 +1,223 @@
+"""From a data spec to loaders: split, choose, and decide whether the pixels are kept in memory or read when needed."""
+
+import math
+import os
+from pathlib import Path
+from typing import final
+
+import psutil
+
+from limbeck.data import parts, sources
+from limbeck.data.fetch import Disk, Frame, Memory, Skips, decode_all
+from limbeck.data.loader import Augment, Loader, Plan
+from limbeck.data.parts import Part
+from limbeck.data.spec import DataSpec
+from limbeck.errors import UserError
+
+LARGEST_IN_MEMORY = 2 << 30
+_SMALL_SIDE = 64  # up to here CIFAR's protocol (whole image, pad and crop), above ImageNet's (resized crop, 0.875)
+_CENTER = 0.875
+
+
+def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
+    """Find the images of a spec, check them, and choose their train and val parts.
+
+    Nothing is decoded yet: that happens when a loader, or a count under `skip_bad_images`, is first asked for.
+
+    Args:
+        spec: What to open.
+        memory: Keep the decoded pixels if they need at most this many bytes, else decode in worker processes at each
+            pass. None: the smaller of 2 GiB and a quarter of the free memory.
+
+    Returns:
+        The data, with loaders for training and validation.
+
+    Raises:
+        UserError: The source does not exist or cannot be used; one line that says why.
+
+    Example:
+        >>> data = open_data(DataSpec(source="digits"))
+        >>> data.size, data.train_count, data.val_count
+        (8, 1297, 500)
+        >>> next(iter(data.train_loader(batch_size=32, seed=0))).images.shape
+        torch.Size([32, 3, 8, 8])
+    """
+    source = sources.find(spec)
+    notes: list[str] = []
+    train, val = source.train, source.val
+    if val is None:
+        train, val = parts.hold_back(train, spec.val_share)
+        if not len(train):
+            raise UserError(f'too few images in "{spec.source}" to hold back some for validation: use --val FOLDER')
+        notes.append(f"{len(val)} images held back for validation, chosen by a hash of their names")
+    if train.labels is not None:
+        missing = sorted(set(range(len(source.classes))) - set(train.labels.tolist()))
+        if missing:
+            raise UserError(f'class "{source.classes[missing[0]]}" of "{spec.source}" has no image left to train on')
+        if spec.train_limit is not None and spec.train_limit < len(source.classes):
+            raise UserError(f"train limit {spec.train_limit} is less than the {len(source.classes)} classes")
+    train = parts.subset(train, spec.subset)
+    if spec.train_limit is not None:
+        train = parts.limit(train, spec.train_limit)
+    size = spec.size or source.size or sources.usual_size(train)
+    flip = source.flip if spec.flip is None else spec.flip
+    return Data(
+        spec, source.name, source.classes, size, train, val, flip, _allowed() if memory is None else memory, notes
+    )
+
+
+@final
+class Data:
+    """Opened data.
+
+    Attributes:
+        name: A short name for tables.
+        classes: Names of the classes in the order of their numbers; empty without labels.
+        size: Side of the images in pixels.
+        fingerprint: Equal if another run had the same images in the same parts.
+        flip: Whether mirror images are used in augmentation.
+        in_memory: Whether decoded pixels are kept in memory.
+        notes: What was chosen and why, for the log.
+
+    How an image becomes square. Up to 64 pixels: the shorter side is resized to `size`, the centre is taken; `standard`
+    pads size/8 black pixels (at least one) and cuts out a random window, then mirrors half of the images. Above 64
+    pixels: the shorter side is resized to size/0.875 and the centre taken; `standard` takes a random resized crop (area
+    0.08 to 1, aspect 3/4 to 4/3) and mirrors half. In memory that crop is taken out of a stored centre square of side
+    size/0.875, so the ends of oblong images are not seen; from disk it is taken out of the whole image. `strong` adds
+    RandAugment, random erasing, mixup and cutmix to `standard`.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        name: str,
+        classes: tuple[str, ...],
+        size: int,
+        train: Part,
+        val: Part,
+        flip: bool,
+        memory: int,
+        notes: list[str],
+    ) -> None:
+        """Use `open_data`."""
+        self.name = name
+        self.classes = classes
+        self.size = size
+        self.flip = flip
+        self.fingerprint = parts.fingerprint(classes, (train, val))
+        self._spec = spec
+        self._parts = {"train": train, "val": val}
+        self._frames = {"train": self._train_frame(), "val": self._eval_frame()}
+        self._memories: dict[str, Memory] = {}
+        self._skips = Skips(spec.skip_bad_images)
+        needed = sum(3 * self._frames[which].side ** 2 * len(part) for which, part in self._parts.items())
+        self.in_memory = needed <= memory
+        how = "decoded once and kept in memory" if self.in_memory else "decoded at each pass by worker processes"
+        verb = "fits into" if self.in_memory else "is more than"
+        megabytes = math.ceil(needed / 2**20)
+        self.notes = (*notes, f"images are {how}: {megabytes} MiB {verb} the {memory / 2**20:.0f} MiB allowed for it")
+
+    @property
+    def train_count(self) -> int:
+        """Training images, without those skipped (from disk: those skipped so far are still counted)."""
+        return len(self._counted("train"))
+
+    @property
+    def val_count(self) -> int:
+        """Validation images, as `train_count`."""
+        return len(self._counted("val"))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Unreadable images met so far, each with the reason."""
+        return tuple(f"{name}: {why}" for name, why in self._skips.found.items())
+
+    def train_loader(self, *, batch_size: int, seed: int) -> Loader:
+        """Shuffled, augmented batches; the last short one is dropped.
+
+        Raises:
+            UserError: The batch is larger than the set, or more images than allowed cannot be read.
+        """
+        large = self.size > _SMALL_SIDE
+        augmented = self._spec.augmentation != "none"
+        todo = Augment(
+            resized_crop=augmented and large,
+            pad=max(1, self.size // 8) if augmented and not large else 0,
+            flip=augmented and self.flip,
+            strong=self._spec.augmentation == "strong",
+        )
+        return self._loader("train", batch_size, seed, todo)
+
+    def val_loader(self, *, batch_size: int) -> Loader:
+        """All validation images in their order, not augmented; the last batch may be short.
+
+        Raises:
+            UserError: More images than allowed cannot be read.
+        """
+        return self._loader("val", batch_size, 0, None)
+
+    def _loader(self, which: str, batch_size: int, seed: int, todo: Augment | None) -> Loader:
+        source = self._memory(which) if self.in_memory else self._disk(which)
+        part = self._parts[which]
+        plan = Plan(
+            labels=part.labels,
+            classes=len(self.classes),
+            count=len(part),
+            batch_size=batch_size,
+            seed=seed,
+            augment=todo,
+            shards=part.shards,
+        )
+        return Loader(source, plan)
+
+    def _counted(self, which: str) -> Part:
+        if self._spec.skip_bad_images and self.in_memory:
+            self._memory(which)  # only decoding shows how many are left
+        return self._parts[which]
+
+    def _memory(self, which: str) -> Memory:
+        if which not in self._memories:
+            part, pixels = decode_all(
+                self._parts[which],
+                self._frames[which],
+                workers=_workers(self._spec),
+                skips=self._skips,
+                what=f"{self.name}, {which}",
+            )
+            if not len(part):
+                raise UserError(f'no image of the {which} part of "{self._spec.source}" can be read')
+            self._parts[which] = part
+            self._memories[which] = Memory(pixels, self.size)
+        return self._memories[which]
+
+    def _disk(self, which: str) -> Disk:
+        frame = self._frames[which]
+        if which == "train" and self._spec.augmentation != "none":
+            frame = Frame(self.size, 1.0)
+        return Disk(self._parts[which], frame, _workers(self._spec), self._skips)
+
+    def _train_frame(self) -> Frame:
+        """Of stored training images: with random resized crops somewhat larger than a batch's."""
+        if self._spec.augmentation == "none" or self.size <= _SMALL_SIDE:
+            return self._eval_frame()
+        return Frame(round(self.size / _CENTER), 1.0)
+
+    def _eval_frame(self) -> Frame:
+        return Frame(self.size, _CENTER if self.size > _SMALL_SIDE else 1.0)
+
+
+def _workers(spec: DataSpec) -> int:
+    return (
+        min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        if (spec.workers is None)
+        else spec.workers
+    )
+
+
+def _allowed() -> int:
+    """2 GiB or a quarter of the free memory; in a container its own limit counts (control groups, version 2)."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return min(LARGEST_IN_MEMORY, free // 4)

@@ -1,0 +1,118 @@
+"""From the bytes of an image file to 8-bit RGB pixels of one size, whatever kind of image it is."""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from limbeck.data.parts import Pixels
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom; as fractions of width and height."""
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+_ORIENTATION = 274  # the EXIF tag
+_REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
+
+
+class BadImageError(Exception):
+    """One image cannot be read; the message is why."""
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings (odd EXIF, large images): an image is either read or refused with a reason.
+
+    Warning filters belong to the process: enter this once around a pool of threads, not in each thread.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\..*")
+        yield
+
+
+def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
+    """Decode one image to RGB.
+
+    Greyscale and palettes are expanded, CMYK is converted, 16-bit greyscale keeps its upper eight bits, transparency is
+    laid on white, the EXIF orientation is applied, of an animation or a file of several pages the first is taken.
+    Refused: float and 32-bit greyscale (no stated range), more pixels than Pillow's limit against decompression bombs.
+
+    Args:
+        data: A file's bytes, or pixels (which are passed on).
+        needed: If given, a large JPEG may be decoded at a half, a quarter or an eighth of its size (by its DCT), as
+            long as the shorter side stays at least twice this many pixels.
+
+    Raises:
+        BadImageError: The bytes are not an image, are truncated, or are of a refused kind.
+    """
+    if isinstance(data, np.ndarray):
+        return Image.fromarray(data)
+    try:
+        image = Image.open(io.BytesIO(data))
+        if needed is not None:
+            scale = 2 * needed / min(image.size)
+            if scale < 1:
+                width, height = image.size
+                image.draft(image.mode, (math.ceil(width * scale), math.ceil(height * scale)))
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen kinds of exception on broken bytes
+        what = "not an image that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise BadImageError(
+            "the file is empty" if not data else what.splitlines()[0] if what else repr(error)
+        ) from None
+
+
+def shorter_side(data: bytes | Pixels) -> int:
+    """The shorter side in pixels, from the header alone.
+
+    Raises:
+        BadImageError: The header cannot be read.
+    """
+    if isinstance(data, np.ndarray):
+        return min(data.shape[:2])
+    try:
+        return min(Image.open(io.BytesIO(data)).size)
+    except Exception:
+        raise BadImageError("not an image that Pillow can read") from None
+
+
+def square(image: Image.Image, side: int, share: float = 1.0) -> UInt8[np.ndarray, "3 s s"]:
+    """Resize the shorter side to side / share, then take the centre: in one bicubic resize of the centred square."""
+    width, height = image.size
+    half = min(width, height) * share / 2
+    return crop(image, side, (0.5 - half / width, 0.5 - half / height, 0.5 + half / width, 0.5 + half / height))
+
+
+def crop(image: Image.Image, side: int, box: Box = WHOLE) -> UInt8[np.ndarray, "3 s s"]:
+    """Cut out `box` and resize it to side x side (bicubic, antialiased)."""
+    width, height = image.size
+    edges = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    edges = (max(0.0, edges[0]), max(0.0, edges[1]), min(float(width), edges[2]), min(float(height), edges[3]))
+    if not (image.size == (side, side) and edges == (0, 0, side, side)):
+        image = image.resize((side, side), Image.Resampling.BICUBIC, box=edges)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _REFUSED:
+        raise BadImageError(f'pixels of kind "{image.mode}" have no stated range: convert the file to 8 bits')
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImageError("32-bit greyscale has no stated range: convert the file to 8 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,250 @@
+"""Two ways to the uint8 pixels of a batch: out of memory, or decoded by worker processes; with the same result.
+
+Every worker process imports this file when it starts, so it does without torchvision (2 seconds).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from limbeck.data import augment, decode, keys
+from limbeck.data.parts import Part
+from limbeck.errors import UserError
+
+_CHUNK = 64
+
+
+class Key(NamedTuple):
+    """What random crops at fetch time are drawn from."""
+
+    seed: int
+    epoch: int
+
+
+class Fetched(NamedTuple):
+    """The pixels of a batch, and which images they are: without those that cannot be read."""
+
+    images: UInt8[Tensor, "n 3 s s"]
+    rows: Int64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The unreadable images met so far, and how many are tolerated."""
+
+    limit: int
+    found: dict[str, str] = field(default_factory=dict[str, str])
+
+    def add(self, name: str, why: str) -> None:
+        """Note one unreadable image.
+
+        Raises:
+            UserError: It is one too many.
+        """
+        self.found[name] = why
+        if len(self.found) > self.limit:
+            if not self.limit:
+                raise UserError(f'cannot read image "{name}": {why} (--skip-bad-images N tolerates up to N such files)')
+            raise UserError(
+                f"more than the {self.limit} unreadable images that --skip-bad-images tolerates;"
+                f' the last one is "{name}": {why}'
+            )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image becomes square: the centred square that holds `share` of the shorter side, `side` pixels wide."""
+
+    side: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Pixels that were decoded once.
+
+    Attributes:
+        pixels: One square a row.
+        side: What a batch has; with random crops the stored squares are larger.
+    """
+
+    pixels: UInt8[Tensor, "n 3 t t"]
+    side: int
+
+    def fetch(self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None) -> Iterator[Fetched]:
+        """The batches in turn; with a key, under a random resized crop of the stored square."""
+        for index in batches:
+            images = self.pixels.index_select(0, torch.from_numpy(index))  # always a copy
+            if key is not None:
+                stored = float(images.shape[-1])
+                numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, index, augment.BOX_NUMBERS)
+                images = augment.crop_resize(images, augment.random_boxes(stored, stored, numbers), self.side)
+            yield Fetched(images, index)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Images that are decoded whenever they are needed, by processes that are started afresh ("spawn").
+
+    A script that uses this needs the usual `if __name__ == "__main__":`. Several passes at once over one loader are not
+    supported: the processes are kept between the passes.
+    """
+
+    part: Part
+    frame: Frame
+    workers: int
+    skips: Skips
+    _kept: list[tuple["_Plan", "DataLoader[_Decoded]"]] = field(default_factory=list, compare=False)
+
+    def fetch(self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None) -> Iterator[Fetched]:
+        """The batches in turn; with a key, under a random resized crop of the whole image."""
+        if not self._kept:
+            plan = _Plan()
+            self._kept.append((plan, self._loader(plan)))
+        plan, loader = self._kept[0]
+        plan.batches = [[(int(i), key) for i in index] for index in batches]
+        for decoded in loader:
+            for name, why in decoded.bad:
+                if name not in self.skips.found:
+                    self.skips.add(name, why)
+            yield Fetched(decoded.images, decoded.rows.numpy())
+
+    def renew(self) -> "Disk":
+        """The same images with processes of its own."""
+        return Disk(self.part, self.frame, self.workers, self.skips)
+
+    def _loader(self, plan: "_Plan") -> "DataLoader[_Decoded]":
+        return DataLoader[_Decoded](
+            cast("Dataset[_Decoded]", _Samples(self.part, self.frame)),  # the stubs know no collate_fn
+            batch_sampler=plan,
+            collate_fn=_collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=_one_thread if self.workers else None,
+            generator=torch.Generator().manual_seed(0),  # else each pass would draw from torch's global generator
+        )
+
+
+def decode_all(
+    part: Part, frame: Frame, *, workers: int, skips: Skips, what: str
+) -> tuple[Part, UInt8[Tensor, "n 3 t t"]]:
+    """Decode a whole part with threads (decoding and resizing release Python's lock) into one tensor.
+
+    Returns:
+        The part without the images that cannot be read, and the pixels.
+
+    Raises:
+        UserError: More images than allowed cannot be read; which one is named does not depend on the threads.
+    """
+    pixels = np.empty((len(part), 3, frame.side, frame.side), np.uint8)
+    good = np.ones(len(part), bool)
+
+    def chunk(start: int) -> list[tuple[int, str]]:
+        bad: list[tuple[int, str]] = []
+        for i in range(start, min(start + _CHUNK, len(part))):
+            try:
+                pixels[i] = decode.square(decode.rgb(part.read(i), needed=_needed(frame)), frame.side, frame.share)
+            except (decode.BadImageError, OSError) as error:
+                bad.append((i, str(error)))
+        return bad
+
+    console = Console(stderr=True)
+    with (
+        decode.quiet_pillow(),
+        Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
+        ThreadPoolExecutor(max(1, workers)) as pool,
+    ):
+        bar = progress.add_task(f"decoding {what}", total=len(part))
+        try:
+            for bad in pool.map(chunk, range(0, len(part), _CHUNK)):
+                progress.advance(bar, _CHUNK)
+                for i, why in bad:
+                    good[i] = False
+                    skips.add(part.names[i], why)
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if good.all():
+        return part, torch.from_numpy(pixels)
+    keep = np.flatnonzero(good)
+    return part.take(keep), torch.from_numpy(pixels[keep])
+
+
+class _Decoded(NamedTuple):
+    images: Tensor
+    rows: Tensor
+    bad: list[tuple[str, str]]
+
+
+class _Plan:
+    """The sampler of a pass: the main process fills it in, so that the workers need not know about epochs."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, Key | None]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, Key | None]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+Square = UInt8[np.ndarray, "3 s s"]
+_Sample = tuple[int, Square | str, str]
+"""Which image, its pixels or why it cannot be read, its name."""
+
+
+class _Samples(Dataset[_Sample]):
+    def __init__(self, part: Part, frame: Frame) -> None:
+        self.part = part
+        self.frame = frame
+
+    def __getitem__(self, item: tuple[int, Key | None]) -> _Sample:
+        i, key = item
+        name = self.part.names[i]
+        try:
+            with decode.quiet_pillow():
+                return i, self._pixels(i, key), name
+        except (decode.BadImageError, OSError) as error:  # raising would reach the user as a worker's traceback
+            return i, str(error), name
+
+    def _pixels(self, i: int, key: Key | None) -> Square:
+        data = self.part.read(i)
+        side = self.frame.side
+        if key is None:
+            return decode.square(decode.rgb(data, needed=_needed(self.frame)), side, self.frame.share)
+        numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, np.array([i]), augment.BOX_NUMBERS)
+        # A box holds at least 8% of the area, so up to 3.5 times the side is needed to not enlarge a reduced JPEG.
+        image = decode.rgb(data, needed=2 * side)
+        box = augment.random_boxes(float(image.width), float(image.height), numbers)[0]
+        return decode.crop(image, side, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
+
+
+def _collate(samples: list[_Sample]) -> _Decoded:
+    good = [(i, pixels) for i, pixels, _ in samples if not isinstance(pixels, str)]
+    bad = [(name, pixels) for _, pixels, name in samples if isinstance(pixels, str)]
+    images = (
+        torch.from_numpy(np.stack([pixels for _, pixels in good]))
+        if good
+        else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    )
+    return _Decoded(images, torch.tensor([i for i, _ in good], dtype=torch.int64), bad)
+
+
+def _needed(frame: Frame) -> int:
+    return math.ceil(frame.side / frame.share)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,192 @@
+"""Batches in a fixed order, the same pixels for the same (seed, epoch, image) whatever the batch and the process."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from limbeck.data import augment, keys, randaugment
+from limbeck.data.fetch import Disk, Key, Memory
+from limbeck.errors import UserError
+
+_WINDOW = 8192  # images among which those of shards are shuffled, after the shards themselves
+
+
+class Batch(NamedTuple):
+    """What the loop gets.
+
+    Attributes:
+        images: In [0, 1], not normalised: each model normalises for itself.
+        target: Class numbers, or shares of each class when images were mixed, or None without labels.
+        index: Which images of the part these are.
+    """
+
+    images: Float32[Tensor, "n 3 s s"]
+    target: Int64[Tensor, " n"] | Float32[Tensor, "n k"] | None
+    index: Int64[Tensor, " n"]  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a batch of training images.
+
+    Attributes:
+        resized_crop: A random resized crop, when the pixels are fetched. For images above 64 pixels.
+        pad: Else: a random window after padding with this many black pixels. 0: none.
+        flip: Mirror half of the images.
+        strong: Also RandAugment, random erasing, mixup and cutmix. No color jitter: DeiT's code asks for 0.4, but timm
+            leaves it out wherever RandAugment is on, so the published results never had it.
+    """
+
+    resized_crop: bool = False
+    pad: int = 0
+    flip: bool = False
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a loader goes through.
+
+    Attributes:
+        labels: Class number of each image, or None.
+        classes: How many classes there are.
+        batch_size: Of the global batch, which the processes share.
+        seed: Of the order and the augmentation.
+        augment: What is done to the images; None for validation, which is neither shuffled nor cut short.
+        shards: Which shard each image lies in, or None.
+        count: Number of images.
+    """
+
+    labels: Int64[np.ndarray, " n"] | None
+    classes: int
+    count: int
+    batch_size: int
+    seed: int = 0
+    augment: Augment | None = None
+    shards: Int64[np.ndarray, " n"] | None = None
+
+
+@final
+class Loader:
+    """Iterates over the batches of one epoch.
+
+    Everything is a function of (seed, epoch, image): an epoch can be gone through again, from any step on, in another
+    number of processes, with the same pixels. Only the partners of mixup and cutmix depend on the number of processes:
+    an image is mixed with one of its own process's slice (one ratio and box for the global batch).
+
+    Training drops the last short batch; validation keeps it and never shuffles. Where an image cannot be read while
+    training runs (sets that do not fit into memory, `skip_bad_images`), its batch is shorter by one.
+    """
+
+    def __init__(self, source: Memory | Disk, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
+        """Make a loader; use `Data.train_loader` and `Data.val_loader`.
+
+        Raises:
+            UserError: The batch is larger than the set, or cannot be split evenly over the processes.
+        """
+        if plan.batch_size < 1:
+            raise UserError(f"batch size {plan.batch_size}: expected 1 or more")
+        if plan.augment is not None and plan.batch_size > plan.count:
+            raise UserError(
+                f"batch size {plan.batch_size} is larger than the training set of {plan.count} images:"
+                f" use --batch-size {plan.count} or less"
+            )
+        if plan.augment is not None and plan.batch_size % world_size:
+            raise UserError(f"batch size {plan.batch_size} cannot be split evenly over {world_size} processes")
+        self._source = source
+        self._plan = plan
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = 0
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that one pass gives, over all processes."""
+        plan = self._plan
+        return plan.count if plan.augment is None else plan.count // plan.batch_size * plan.batch_size
+
+    def __len__(self) -> int:
+        """Steps of one pass of this process."""
+        return len(self._slices(np.arange(self.images_per_epoch)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the passes that follow."""
+        self._epoch = epoch
+
+    def shard(self, rank: int, world_size: int) -> "Loader":
+        """The loader of one process of many: its contiguous slice of each global batch.
+
+        In the last validation batch slices may differ by one image, and a process whose slice is empty has one step
+        fewer: add up counts at the end of the pass, not at each step.
+
+        Raises:
+            UserError: The training batch cannot be split evenly.
+            ValueError: The rank is out of range.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        source = self._source.renew() if isinstance(self._source, Disk) else self._source
+        loader = Loader(source, self._plan, rank=rank, world_size=world_size)
+        loader.set_epoch(self._epoch)
+        return loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass over the epoch."""
+        return self.iterate()
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """One pass from step `start` on; the steps before are not decoded (for resuming in the middle of an epoch)."""
+        plan, epoch = self._plan, self._epoch
+        slices = self._slices(self._order(epoch))[start:]
+        augment_ = plan.augment
+        key = Key(plan.seed, epoch) if augment_ is not None and augment_.resized_crop else None
+        for step, (images, index) in enumerate(self._source.fetch(slices, key), start):
+            if len(index):  # every image of the batch may have been unreadable
+                yield self._finish(images, index, epoch, step)
+
+    def _order(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        plan = self._plan
+        if plan.augment is None:
+            return np.arange(plan.count)
+        random = keys.generator(plan.seed, epoch, keys.Stream.ORDER)
+        if plan.shards is None:
+            order = random.permutation(plan.count)
+        else:  # whole shards in random order, images shuffled within a window: reads stay close together
+            number = random.permutation(int(plan.shards.max()) + 1)
+            order = np.argsort(number[plan.shards], kind="stable")
+            for window in range(0, plan.count, _WINDOW):
+                random.shuffle(order[window : window + _WINDOW])
+        return order[: self.images_per_epoch]
+
+    def _slices(self, order: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " _"]]:
+        size, rank, world = self._plan.batch_size, self._rank, self._world_size
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        mine = [b[len(b) * rank // world : len(b) * (rank + 1) // world] for b in batches]
+        return [b for b in mine if len(b)]
+
+    def _finish(self, images: UInt8[Tensor, "n 3 s s"], index: Int64[np.ndarray, " n"], epoch: int, step: int) -> Batch:
+        plan, todo = self._plan, self._plan.augment or Augment()
+
+        def numbers(stream: keys.Stream, count: int) -> np.ndarray:
+            return keys.uniforms(plan.seed, epoch, stream, index, count)
+
+        if todo.pad:
+            images = augment.pad_crop(images, numbers(keys.Stream.CROP, 2), todo.pad)
+        if todo.flip:
+            images = augment.flip_(images, numbers(keys.Stream.FLIP, 1))
+        if todo.strong:
+            images = randaugment.rand_augment(images, numbers(keys.Stream.RAND_AUGMENT, randaugment.NUMBERS))
+        pixels = augment.to_float(images)
+        target = None if plan.labels is None else torch.from_numpy(plan.labels[index])
+        if todo.strong:
+            boxes = numbers(keys.Stream.ERASE, 1 + augment.BOX_NUMBERS)
+            noise = keys.words(plan.seed, epoch, keys.Stream.ERASE, index, augment.BOX_NUMBERS + 2)[:, -1:]
+            pixels = augment.erase(pixels, boxes, noise)
+            random = keys.generator(plan.seed, epoch, keys.Stream.MIX, step)
+            pixels, target = augment.mix(pixels, target, plan.classes, random)
+        return Batch(pixels, target, torch.from_numpy(index))

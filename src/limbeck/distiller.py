@@ -1,0 +1,220 @@
+"""The distiller: student, frozen teacher, terms and their weights in one trainable module."""
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UserError, did_you_mean
+from limbeck.taps import Captured, Taps
+from limbeck.terms import Term
+
+Weight = float | Callable[[float], float]
+"""A weight is a number, or a function of the share of training that is done (0 to 1)."""
+
+TASK = "task"
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a batch, a task loss and a metric are for one kind of model.
+
+    A task with buffers (input statistics) is an ``nn.Module``; the distiller then moves it with the models.
+    """
+
+    def student_input(self, batch: Any) -> Tensor:
+        """What the student reads of a batch: resized and normalized as the student expects."""
+        ...
+
+    def teacher_input(self, batch: Any) -> Tensor:
+        """The same pixels, resized and normalized as the teacher expects."""
+        ...
+
+    def target(self, batch: Any) -> Tensor | None:
+        """Labels of a batch, or None where there are none."""
+        ...
+
+    def loss(self, output: Tensor, batch: Any) -> Tensor | None:
+        """Task loss of the student's output, a scalar; None for label-free distillation."""
+        ...
+
+    def score(self, output: Tensor, batch: Any) -> dict[str, Tensor]:
+        """Metric name to one value a sample, each of shape ``(n,)``; empty where nothing can be scored."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave.
+
+    Attributes:
+        loss: Weighted sum of the parts; call ``backward`` on it.
+        parts: Every part, unweighted and detached, so that runs with different weights can be compared.
+        output: The student's output.
+        readings: Further measurements of the terms, ``"term/name"``, free of batch size and width.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    output: Tensor
+    readings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class FrozenTeacher(nn.Module):
+    """A module that is in eval mode and without gradient, whatever is done to the module that holds it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stay in eval mode; the argument is there because ``nn.Module.train`` passes it."""
+        del mode
+        super().train(False)
+        return self
+
+
+class Distiller(nn.Module):
+    """A student, a frozen teacher and the terms between them; everything trainable computes in one ``forward``.
+
+    ``forward(batch)`` runs the student through its taps, the teacher through its own without gradient, and returns the
+    weighted sum of the task loss and of every term. Wrap the distiller as a whole in DDP or FSDP and hand
+    ``trainable_parameters()`` to the optimizer: the projectors cannot be forgotten. The teacher is in eval mode and
+    frozen by construction and belongs to no checkpoint.
+
+    Args:
+        student: The model to train.
+        teacher: The model to learn from, with its weights loaded; None to train the student alone.
+        task: What a batch, a loss and a metric are, for instance :class:`limbeck.tasks.Classification`.
+        terms: Name to term; the names appear in logs and in ``weights``.
+        weights: Name to weight for the terms and for ``"task"``; 1.0 where a name is missing.
+
+    Raises:
+        UserError: If a weight names no term, a term is called "task", a tap does not exist, terms lack a teacher, or
+            student and teacher share a parameter.
+
+    Deviates from: the published code, in which the loss calls parts of the wrapped student and so bypasses DDP.
+
+    Example:
+        >>> from limbeck.tasks import Classification
+        >>> from limbeck.terms import LogitTerm
+        >>> distiller = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
+        >>> result = distiller((torch.randn(8, 4), torch.randint(3, (8,))))
+        >>> sorted(result.parts)
+        ['logit', 'task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        task: Task,
+        *,
+        terms: Mapping[str, Term] | None = None,
+        weights: Mapping[str, Weight] | None = None,
+    ) -> None:
+        super().__init__()
+        self.terms: dict[str, Term] = dict(terms or {})
+        weights = dict(weights or {})
+        known = [TASK, *self.terms]
+        if TASK in self.terms:
+            raise UserError('a term cannot be called "task": that name is the task loss')
+        for name in weights:
+            if name not in known:
+                raise UserError(f'weight "{name}" belongs to no term{did_you_mean(name, known)}')
+        if self.terms and teacher is None:
+            raise UserError(f"the terms {', '.join(self.terms)} need a teacher")
+        self.weights: dict[str, Weight] = {name: weights.get(name, 1.0) for name in known}
+        self.task = task
+        self.student = student
+        if teacher is not None:
+            _refuse_shared(student, teacher)
+        self.teacher = FrozenTeacher(teacher) if teacher is not None else None
+        # ModuleDict registers the trainable ones; self.terms keeps the order and those that have no parameters.
+        self.term_modules = nn.ModuleDict()
+        for name, term in self.terms.items():
+            if isinstance(term, nn.Module):
+                try:
+                    self.term_modules.add_module(name, term)
+                except KeyError as error:  # a dot in it, or the name of a method of ModuleDict
+                    raise UserError(f'a term cannot be called "{name}": no module can have that name') from error
+        self._student_taps = Taps(student, [tap for term in self.terms.values() for tap in term.student_taps])
+        teacher_taps = [tap for term in self.terms.values() for tap in term.teacher_taps]
+        self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
+        self.progress = 0.0
+
+    def forward(self, batch: Any) -> StepResult:
+        """One step on one batch.
+
+        Raises:
+            UserError: If there is neither a task loss nor a term, or a term cannot be computed.
+        """
+        student, teacher = self.capture(batch)
+        parts: dict[str, Tensor] = {}
+        task_loss = self.task.loss(student.output, batch)
+        if task_loss is not None:
+            parts[TASK] = task_loss
+        readings: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            assert teacher is not None
+            parts[name] = term(student, teacher)
+            readings |= {f"{name}/{key}": value for key, value in term.readings.items()}
+        if not parts:
+            raise UserError("nothing to train on: the task has no loss for this batch and there is no term")
+        weights = self.current_weights()
+        wide = {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in parts.items()}
+        loss = torch.stack([weights[name] * part for name, part in wide.items()]).sum()
+        return StepResult(loss, {name: part.detach() for name, part in parts.items()}, student.output, readings)
+
+    def capture(self, batch: Any) -> tuple[Captured, Captured | None]:
+        """What student and teacher compute on a batch, the teacher without gradient."""
+        target = self.task.target(batch)
+        student = self._student_taps(self.task.student_input(batch))._replace(target=target)
+        if self._teacher_taps is None:
+            return student, None
+        self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
+        with torch.no_grad():
+            teacher = self._teacher_taps(self.task.teacher_input(batch))._replace(target=target)
+        return student, teacher
+
+    def with_student(self, student: nn.Module) -> "Distiller":
+        """The same teacher, task, terms and weights around another student, for instance its moving average."""
+        teacher = self.teacher.model if self.teacher is not None else None
+        other = Distiller(student, teacher, self.task, terms=self.terms, weights=self.weights)
+        other.progress = self.progress
+        return other
+
+    def current_weights(self) -> dict[str, float]:
+        """The weights at the current ``progress``, the share of training that is done."""
+        return {name: w(self.progress) if callable(w) else w for name, w in self.weights.items()}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Name to parameter for everything that is trained: the student's and the terms', never the teacher's."""
+        named = [*self.student.named_parameters(prefix="student"), *self.term_modules.named_parameters(prefix="terms")]
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Generator[nn.Module, None, None]:
+    """Put a module in eval mode, without gradient, and give it and all in it back in the modes that they had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    held = {id(p) for p in student.parameters()}
+    shared = [name for name, p in teacher.named_parameters() if id(p) in held]
+    if shared:
+        raise UserError(
+            f"student and teacher share {shared[0]}, and the teacher is frozen; give the student a copy (copy.deepcopy)"
+        )

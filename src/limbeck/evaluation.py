@@ -1,0 +1,93 @@
+"""Score a model on a loader, over all processes, in float32."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import collectives
+from limbeck.distiller import Distiller, Task, evaluating
+
+
+def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> dict[str, float]:
+    """Mean of the task's per-sample scores over all batches and processes, in float32 and eval mode.
+
+    Empty where the task has no scores or the loader no batch.
+    """
+    totals: dict[str, Tensor] = {}
+    count = torch.zeros((), dtype=torch.float64)
+    with evaluating(model):
+        for batch, is_own in _own_share(loader):
+            moved = to_device(batch, device)
+            scores = task.score(model(task.student_input(moved)), moved)
+            if not scores:
+                return {}
+            for name, values in scores.items():
+                share = values.double().sum().cpu() if is_own else torch.zeros((), dtype=torch.float64)
+                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + share
+            count += next(iter(scores.values())).shape[0] if is_own else 0
+    if not totals:
+        return {}
+    names = sorted(totals)
+    # One tensor for one collective. MPS has no float64; counts and sums of a share fit float32 there.
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    packed = torch.stack([count, *(totals[name] for name in names)]).to(device, kind)
+    packed = collectives.sum_across(packed).cpu()
+    return {name: float(value / packed[0]) for name, value in zip(names, packed[1:], strict=True)}
+
+
+def evaluate_terms(
+    distiller: Distiller, model: nn.Module, loader: Iterable[Any], device: torch.device
+) -> dict[str, float]:
+    """Mean loss, parts and readings over all batches, for data without labels: the terms measured on unseen images.
+
+    ``model`` takes the place of the distiller's student, whose moving average it may be. Terms cross processes, which
+    would only repeat the same batch here, so each process computes by itself, and all of them the same. A last batch
+    of one image is left out: batch statistics of one image have no meaning.
+    """
+    totals: dict[str, float] = {}
+    count = 0
+    judged = distiller.with_student(model)
+    with evaluating(judged), collectives.alone():
+        for batch in loader:
+            moved = to_device(batch, device)
+            if count > 0 and judged.task.student_input(moved).shape[0] == 1:
+                continue
+            result = judged(moved)
+            for name, value in {"loss": result.loss, **result.parts, **result.readings}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+            count += 1
+    return {name: total / count for name, total in totals.items()}
+
+
+def validate(distiller: Distiller, model: nn.Module, loader: Iterable[Any], device: torch.device) -> dict[str, float]:
+    """The task's scores of ``model``; where the task has none, the terms' losses on the validation images."""
+    scores = evaluate(model, distiller.task, loader, device)
+    return scores if scores else evaluate_terms(distiller, model, loader, device)
+
+
+def _own_share(loader: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """The batches of this process; where it would have none, one of another, not to be counted, for its names."""
+    first, seen = None, False
+    for index, batch in enumerate(loader):
+        if index == 0:
+            first = batch
+        if index % collectives.world_size() == collectives.rank():
+            seen = True
+            yield batch, True
+    if first is not None and not seen:
+        yield first, False
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A batch with its tensors on the device; tuples, named tuples, lists and mappings keep their type."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value

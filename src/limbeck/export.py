@@ -1,0 +1,112 @@
+"""Hand a run's student on: safetensors, ONNX or torch.export, each compared with the PyTorch student it came from."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import models
+from limbeck.checkpoint import load_weights, replacing, save_weights
+from limbeck.distiller import evaluating
+from limbeck.errors import UserError
+from limbeck.models import Model
+from limbeck.recipes.build import load_student
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+        path: The file.
+        parity: Largest absolute difference between its outputs and the PyTorch student's, float32, over random images
+            in batches of eight and of three; 0.0 means the same bytes.
+        note: What a user of the file has to know.
+    """
+
+    path: Path
+    parity: float
+    note: str
+
+
+def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
+    """Write the student of a run in one of three formats and measure how far it is from the original.
+
+    The input of the exported model is what ``student.json`` says: images ``(n, 3, size, size)``, normalized. The batch
+    size stays free.
+
+    Args:
+        run: A finished run folder.
+        format: "safetensors" (weights for the plain model), "onnx" or "torch-export" (a program).
+        out: The file to write; by default ``student`` with the format's ending in the run folder's ``export/``.
+
+    Raises:
+        UserError: If the folder is no finished run, the file is there already, or the format's package is missing.
+    """
+    student = load_student(run)
+    path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another --out")
+    size = student.input.size
+    batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_BATCH, 3)]
+    with evaluating(student.module):
+        match format:
+            case "safetensors":
+                again = _write_safetensors(student, path)
+            case "onnx":
+                again = _write_onnx(student.module, path, batches[0])
+            case "torch-export":
+                again = _write_program(student.module, path, batches[0])
+        parity = max(float((again(batch) - student.module(batch)).abs().max()) for batch in batches)
+    mean, std = ([round(v, 4) for v in values] for values in (student.input.mean, student.input.std))
+    return Exported(path, parity, f"input n x 3 x {size} x {size}, RGB in [0, 1] less {mean}, divided by {std}")
+
+
+def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Tensor]:
+    save_weights(student.module.state_dict(), path)
+    fresh = models.build(student.name, num_classes=student.num_classes, size=student.input.size)
+    fresh.module.load_state_dict(load_weights(path), strict=True)
+    return fresh.module.eval()
+
+
+def _write_onnx(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Tensor]:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'ONNX needs the package {package}: pip install "limbeck[export]"')
+    import onnxruntime
+
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["output"],
+            dynamic_shapes=({0: batch},),
+        )
+        assert program is not None
+        program.save(str(temporary))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def _write_program(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with replacing(path) as temporary:
+        # torch.export insists on its own ending
+        written = temporary.with_suffix(".pt2")
+        torch.export.save(program, written)
+        written.replace(temporary)
+    return torch.export.load(path).module()

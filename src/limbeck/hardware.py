@@ -1,0 +1,72 @@
+"""Which number format and memory layout suit this machine: a rule, so that equal runs get equal settings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from limbeck.distiller import Distiller, evaluating
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALL = 5e8  # floating point operations of one forward pass below which calls, not arithmetic, cost the time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Chosen settings, by the names that a recipe uses, and the reason in words."""
+
+    precision: str
+    memory_format: str
+    reason: str
+
+
+def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device) -> Settings:
+    """Settle what a recipe leaves on ``"auto"``.
+
+    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout on a CPU for
+    models so small that the conversions cost more than they save. A rule on the device and on the counted operations
+    rather than a timing: a timing differs from run to run, and then so would the results of equal recipes.
+
+    Args:
+        distiller: Student, teacher and terms; not changed.
+        batch: A typical batch, on the device.
+        precision: "auto" or a name in ``PRECISIONS``.
+        memory_format: "auto", "contiguous" or "channels_last".
+        device: Where training will run.
+    """
+    if precision != "auto" and memory_format != "auto":
+        return Settings(precision, memory_format, "as the recipe says")
+    native = bf16_is_native(device)
+    why = "bf16 is native here" if native else "bf16 is not native here"
+    chosen, layout = ("bf16" if native else "float32"), "channels_last"
+    if device.type == "cpu":
+        flops = _forward_flops(distiller, batch)
+        if flops < SMALL:
+            chosen, layout, why = "float32", "contiguous", "the models are small"
+        why += f", {flops / 1e9:.2g} GFLOP forward a batch"
+    return Settings(
+        precision if precision != "auto" else chosen, memory_format if memory_format != "auto" else layout, why
+    )
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere it is emulated and slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def apply_memory_format(module: nn.Module, memory_format: str) -> None:
+    """Lay out the weights of convolutions channels-last, or leave them."""
+    if memory_format == "channels_last":
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _forward_flops(distiller: Distiller, batch: Any) -> int:
+    with evaluating(distiller), FlopCounterMode(display=False) as counter:
+        distiller.capture(batch)
+    return int(counter.get_total_flops())

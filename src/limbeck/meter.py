@@ -1,0 +1,115 @@
+"""The losses of an epoch: collected, recorded, and stopped at when one is not a number."""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from limbeck import collectives
+from limbeck.checkpoint import Counters
+from limbeck.distiller import StepResult
+from limbeck.errors import UserError
+from limbeck.runlog import RunLog
+
+LOG_EVERY = 20  # batches between two records; on a GPU the losses are read only then, so that nothing waits for it
+
+
+class Meter:
+    """Takes every result of one epoch and writes a record each ``LOG_EVERY`` batches and at the end.
+
+    Losses in a record are means over its batches and over all processes; readings are those of its last batch.
+
+    Args:
+        log: Receives the records.
+        counters: Of the run; images are counted here.
+        epoch: From 0.
+        device: Where the losses are. On the CPU each is looked at before its backward pass, which costs nothing there.
+    """
+
+    def __init__(self, log: RunLog, counters: Counters, epoch: int, device: torch.device) -> None:
+        self._log = log
+        self._counters = counters
+        self._epoch = epoch
+        self._device = device
+        self._pending: list[tuple[int, Tensor]] = []  # step and its values, still on the device
+        self._names: list[str] = []
+        self._window: list[list[float]] = []
+        self._sums: list[float] = []
+        self._batches = 0
+        self._images = 0
+        self._started = time.perf_counter()
+        self._readings: dict[str, Tensor] = {}
+        self._lr = 0.0
+
+    def check(self, result: StepResult) -> None:
+        """Take the losses of a batch, before its backward pass.
+
+        Raises:
+            UserError: If one of them, or of those that have not been looked at yet, is not finite.
+        """
+        self._names = ["loss", *result.parts]
+        values = torch.stack([result.loss.detach().float(), *(part.float() for part in result.parts.values())])
+        self._pending.append((self._counters.step + 1, values))
+        if self._device.type == "cpu" or len(self._pending) >= LOG_EVERY:
+            self._read()
+
+    def add(self, result: StepResult, optimizer: Optimizer) -> None:
+        """A batch is done: count it, and write a record when it is time."""
+        images = result.output.shape[0] * collectives.world_size()
+        self._batches += 1
+        self._images += images
+        self._counters.images += images
+        self._readings = result.readings
+        self._lr = float(optimizer.param_groups[0]["lr"])
+        self._log.advance(images, self._window[-1][0] if self._window else None)
+        if self._batches % LOG_EVERY == 0:
+            self._record()
+
+    def finish(self) -> dict[str, float]:
+        """Mean loss and parts of the epoch, and its speed; a record of the batches that are in none yet.
+
+        Raises:
+            UserError: If a loss is not finite.
+        """
+        self._record()
+        means = collectives.mean_across([total / self._batches for total in self._sums], self._device)
+        return dict(zip(self._names, means, strict=True)) | {"images_per_second": self._speed()}
+
+    def _speed(self) -> float:
+        return self._images / (time.perf_counter() - self._started)
+
+    def _read(self) -> None:
+        for step, values in self._pending:
+            numbers: list[float] = values.tolist()
+            for name, number in reversed(list(zip(self._names, numbers, strict=True))):
+                if not math.isfinite(number):
+                    part = f'part "{name}"' if name != "loss" else "the weighted sum"
+                    raise UserError(
+                        f"the loss is not finite at step {step} (epoch {self._epoch + 1}): {part} is {number}; "
+                        "the last checkpoint is from before it. Lower the learning rate, or try float32"
+                    )
+            self._window.append(numbers)
+            self._sums = [a + b for a, b in zip(self._sums or [0.0] * len(numbers), numbers, strict=True)]
+        self._pending.clear()
+
+    def _record(self) -> None:
+        self._read()
+        if not self._window:
+            return
+        readings = {name: float(value) for name, value in self._readings.items()}
+        means = [sum(column) / len(self._window) for column in zip(*self._window, strict=True)]
+        shared = collectives.mean_across([*means, *readings.values()], self._device)
+        named = dict(zip(self._names, shared, strict=False))
+        self._log.write(
+            "step",
+            step=self._counters.step,
+            epoch=self._epoch + 1,
+            loss=named.pop("loss"),
+            parts=named,
+            readings=dict(zip(readings, shared[len(means) :], strict=True)),
+            lr=self._lr,
+            images_per_second=self._speed(),
+        )
+        self._window.clear()

@@ -1,0 +1,77 @@
+"""What each family of models hands to `build`, and the input statistics that they share."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from limbeck.errors import UserError, did_you_mean
+from limbeck.models.spec import InputSpec
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model with its classifier still on, before weights from a file are loaded.
+
+    Attributes:
+        module: the model.
+        name: its name, spelt as its family spells it.
+        input: its input.
+        heads: names of its classifiers; None = find it in a forward pass.
+        pretrained: weights from a hub were loaded.
+        new_head: they were loaded without those of the classifier.
+    """
+
+    module: nn.Module
+    name: str
+    input: InputSpec
+    heads: tuple[str, ...] | None = None
+    pretrained: bool = False
+    new_head: bool = False
+
+
+def find_name(name: str, known: Iterable[str], *, family: str) -> str:
+    """The known name that is meant, whatever its case and separators: "WRN-40-2" is "wrn_40_2".
+
+    Raises:
+        UserError: if there is none; the message gives the nearest one.
+    """
+    known = list(known)
+    found = same_name(name, known)
+    if found is None:
+        raise UserError(f'unknown model "{family}/{name}"{nearest(name, known, family=family)}')
+    return found
+
+
+def nearest(name: str, known: Iterable[str], *, family: str) -> str:
+    """`did_you_mean` with the family before the nearest name, or an empty string."""
+    return did_you_mean(name.lower().replace("-", "_"), known).replace('"', f'"{family}/', 1)
+
+
+def same_name(name: str, known: list[str]) -> str | None:
+    """The known name that is the same but for case and separators, or None."""
+    if name in known:
+        return name
+    return next((candidate for candidate in known if _bare(candidate) == _bare(name)), None)
+
+
+def _bare(name: str) -> str:
+    # Separators between digits stay: "wrn_40_2" is not "wrn_402".
+    joined = re.sub(r"(?<=\d)[-_ ](?=\d)", "+", name.lower())
+    return re.sub(r"[-_ ]", "", joined)
+
+
+def check_size(name: str, size: int, patch: int) -> None:
+    """Refuse a size that patches cannot tile.
+
+    Raises:
+        UserError: naming the nearest sizes that fit.
+    """
+    if size % patch:
+        low = size // patch * patch
+        fits = f"{low} and {low + patch}" if low else f"{patch}"
+        raise UserError(f"{name} has patches of {patch}x{patch}, which do not tile {size}x{size}: {fits} would fit")

@@ -1,0 +1,234 @@
+"""Models of timm, of the Hugging Face hub in timm's form, and of torchvision."""
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+import torchvision
+from timm.models import load_model_config_from_hf
+from torch import nn
+
+from limbeck.errors import UserError
+from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name
+from limbeck.models.probe import last_classifier, name_of, run_once
+from limbeck.models.spec import INTERPOLATIONS, InputSpec
+from limbeck.models.weights import WeightsUnavailable
+
+SAFETENSORS = "model.safetensors"
+IMAGENET_CLASSES = 1000
+_PATIENCE = 5.0
+
+
+def timm_names() -> list[str]:
+    """Every model of timm, without and with a tag of pretrained weights."""
+    return [*timm.list_models(), *timm.list_models(pretrained=True)]
+
+
+def torchvision_names() -> list[str]:
+    """Every classification model of torchvision."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def from_timm(name: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:
+    """`timm/NAME` or `timm/NAME.TAG`."""
+    found = find_name(name, timm_names(), family="timm")
+    config = timm.get_pretrained_cfg(found)
+    settings = config.to_dict() if config is not None else {}
+    overlay: dict[str, str] = {}
+    if pretrained:
+        overlay = _timm_weights(f"timm/{found}", settings)
+    return _create(found, f"timm/{found}", settings, overlay, num_classes, size, pretrained)
+
+
+def from_hub(repository: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:
+    """`hub/OWNER/NAME`: a repository that timm can read. It holds a config and weights, never code."""
+    name = f"hub/{repository}"
+    if repository.count("/") != 1:
+        raise UserError(f'"{name}" is no repository of the hub: hub/OWNER/NAME is wanted')
+    _fetch(repository, "config.json", name)
+    try:
+        settings, architecture, _ = load_model_config_from_hf(repository)
+    except Exception as error:  # a config of another library: the keys that timm asks for are absent
+        raise UserError(f"{name} is not in timm's form ({_first_line(error)})") from error
+    if not architecture or not timm.is_model(architecture):
+        raise UserError(f'{name} names the architecture "{architecture}", which timm does not have')
+    overlay = {"file": _fetch(repository, SAFETENSORS, name)} if pretrained else {}
+    return _create(f"hf-hub:{repository}", name, settings, overlay, num_classes, size, pretrained)
+
+
+def from_torchvision(name: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:
+    """`torchvision/NAME`, with the statistics and the size of its default weights."""
+    found = find_name(name, torchvision_names(), family="torchvision")
+    full = f"torchvision/{found}"
+    weights = torchvision.models.get_model_weights(found).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
+    preset = weights.transforms()
+    own_size = int(preset.crop_size[0])
+    spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, size or own_size, preset.interpolation.value)
+    # The two that return a tuple in training, for losses on early classifiers, can leave those out.
+    options = {"aux_logits": False} if found in {"googlenet", "inception_v3"} else {}
+    fixed = _torchvision_size(found, full, spec.size)
+    if not pretrained:
+        options |= {"init_weights": True} if options else {}
+        make = partial(torchvision.models.get_model, found, weights=None, num_classes=num_classes, **options, **fixed)
+        return Built(_guard(make, full, spec.size), full, spec)
+    if fixed and spec.size != own_size:
+        raise UserError(f"the pretrained {full} runs at {own_size}x{own_size} only; timm's can be resized")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not cached.is_file() and not _answers(weights.url):
+        raise WeightsUnavailable(f"no pretrained weights for {full}: download.pytorch.org cannot be reached")
+    module = _download(partial(torchvision.models.get_model, found, weights=weights, **options), full)
+    if num_classes == IMAGENET_CLASSES:
+        return Built(module, full, spec, pretrained=True)
+    head = last_classifier(full, *run_once(module, full, spec.size))
+    module.set_submodule(head, _resized(module.get_submodule(head), num_classes))
+    return Built(module, full, spec, (head,), pretrained=True, new_head=True)
+
+
+def _create(
+    identifier: str,
+    name: str,
+    settings: dict[str, Any],
+    overlay: dict[str, str],
+    num_classes: int,
+    size: int | None,
+    pretrained: bool,
+) -> Built:
+    """A timm model at the wanted size, with the heads that it names itself."""
+    own_size = int(settings.get("input_size", (3, 224, 224))[-1])
+    resized = size is not None and size != own_size and bool(settings.get("fixed_input_size"))
+    options: dict[str, Any] = {"img_size": size} if resized else {}
+    if overlay:
+        options["pretrained_cfg_overlay"] = overlay
+
+    def make() -> nn.Module:
+        return timm.create_model(identifier, pretrained=pretrained, num_classes=num_classes, **options)
+
+    try:
+        module = _download(make, name) if pretrained else _guard(make, name, size or own_size)
+    except TypeError as error:
+        raise UserError(f"{name} runs at its own size {own_size} only, not at {size}") from error
+    _check_patches(module, name, size or own_size)
+    get_classifier = getattr(module, "get_classifier", None)
+    heads = get_classifier() if get_classifier else None
+    # Distilled ViTs have one for the class token and one for the distillation token; the first is the labels'.
+    layers = heads if isinstance(heads, tuple) else (heads,)
+    paths = tuple(path for layer in layers if isinstance(layer, nn.Module) and (path := name_of(module, layer)))
+    if not paths:
+        raise UserError(f"{name} is no classifier")
+    spec = _timm_input(name, settings, size or own_size)
+    new_head = pretrained and settings.get("num_classes") != num_classes
+    return Built(module, name, spec, paths, pretrained=pretrained, new_head=new_head)
+
+
+def _timm_input(name: str, settings: dict[str, Any], size: int) -> InputSpec:
+    mean, std = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"{name} takes images of {len(mean)} channels, 3 are wanted")
+    interpolation = settings.get("interpolation", "bicubic")
+    # "lanczos" and "random" have no filter on tensors; the nearest in shape is the bicubic one.
+    return InputSpec(mean, std, size, interpolation if interpolation in INTERPOLATIONS else "bicubic")
+
+
+def _check_patches(module: nn.Module, name: str, size: int) -> None:
+    patch: Any = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if patch is not None:
+        check_size(name, size, int(patch[0] if isinstance(patch, tuple | list) else patch))
+
+
+def _torchvision_size(found: str, name: str, size: int) -> dict[str, Any]:
+    """The argument that a model of fixed size takes; the others run at any."""
+    if found.startswith("vit_"):
+        check_size(name, size, int(found.rsplit("_", 1)[1]))
+        return {"image_size": size}
+    return {"input_size": (size, size)} if found.startswith("maxvit") else {}
+
+
+def _resized(head: nn.Module, num_classes: int) -> nn.Module:
+    """A fresh classifier of the same kind with another number of classes."""
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    assert isinstance(head, nn.Conv2d)
+    return nn.Conv2d(head.in_channels, num_classes, 1, bias=head.bias is not None)
+
+
+def _timm_weights(name: str, settings: dict[str, Any]) -> dict[str, str]:
+    """Where timm shall read the weights: a safetensors file of the hub, or (an empty answer) its own other source."""
+    repository, url = settings.get("hf_hub_id"), settings.get("url")
+    if not repository and not url:
+        raise WeightsUnavailable(f"timm publishes no pretrained weights for {name}")
+    if repository and not settings.get("hf_hub_filename") and not settings.get("custom_load"):
+        return {"file": _fetch(repository, SAFETENSORS, name)}
+    server = str(huggingface_hub.constants.ENDPOINT if repository else url)
+    if not _answers(server):
+        raise WeightsUnavailable(f"no pretrained weights for {name}: the hub cannot be reached")
+    return {}
+
+
+def _fetch(repository: str, file: str, name: str) -> str:
+    """A file of a hub repository, from the cache or, if the hub answers at once, downloaded."""
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return cached
+    offline, server = huggingface_hub.constants.HF_HUB_OFFLINE, str(huggingface_hub.constants.ENDPOINT)
+    if offline or not _answers(server):
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise WeightsUnavailable(f"no {file} for {name}: {why} and no copy is in the cache")
+    try:
+        return huggingface_hub.hf_hub_download(repository, file)
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise UserError(f'no repository "{repository}" on the hub (or it needs a login)') from error
+    except huggingface_hub.errors.EntryNotFoundError as error:
+        raise WeightsUnavailable(f"{name} has no {file} (pickled weights of the hub are not read)") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsUnavailable(f"downloading {file} for {name} failed: {_first_line(error)}") from error
+
+
+def _download(make: Callable[[], nn.Module], name: str) -> nn.Module:
+    try:
+        return make()
+    except (OSError, RuntimeError, ValueError) as error:  # URLError and the hub's errors are OSErrors
+        raise WeightsUnavailable(f"loading the pretrained weights of {name} failed: {_first_line(error)}") from error
+
+
+def _guard(make: Callable[[], nn.Module], name: str, size: int) -> nn.Module:
+    try:
+        return make()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot be built for {size}x{size}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers within a few seconds, whatever it says.
+
+    The hub's own client tries for three quarters of a minute where there is no network. In a thread, because looking a
+    name up has no time limit of its own; proxies of the environment are used.
+    """
+    heard = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_PATIENCE):
+                heard.set()
+        except urllib.error.HTTPError:
+            heard.set()
+        except OSError:
+            pass
+        finally:
+            done.set()
+
+    done = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    done.wait(_PATIENCE + 1)
+    return heard.is_set()

@@ -1,0 +1,98 @@
+"""Look at a model by running it once: does it run at this size, and which layer is its classifier."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from limbeck.errors import UserError
+
+WEIGHTED = (nn.Linear, nn.Conv2d)
+
+
+def run_once(module: nn.Module, name: str, size: int) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+    """One forward pass on two blank images, in training mode, that leaves no trace in the model.
+
+    Training mode, because some models (Inception) return a tuple only there. Buffers are replaced by copies during the
+    pass, so running statistics stay as they were, and the random state is put back.
+
+    Args:
+        module: the model.
+        name: how messages call it.
+        size: height and width of the images.
+
+    Returns:
+        The output, and name and output of each Linear and Conv2d in the order in which they were called.
+
+    Raises:
+        UserError: if the model does not run at this size or does not return one tensor with a row per image.
+    """
+    calls: list[tuple[str, Tensor]] = []
+    paths: dict[nn.Module, str] = {layer: path for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
+
+    def note(layer: nn.Module, _inputs: object, result: Tensor) -> None:
+        calls.append((paths[layer], result))
+
+    hooks = [layer.register_forward_hook(note) for layer in paths]
+    first = next(module.parameters(), torch.empty(0))
+    images = torch.zeros(2, 3, size, size, device=first.device, dtype=first.dtype)
+    copies = {key: buffer.clone() for key, buffer in module.named_buffers()}
+    modes = {layer: layer.training for layer in module.modules()}
+    try:
+        module.train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = functional_call(module, copies, (images,))
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} does not run on images of {size}x{size}: {reason}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes.items():
+            layer.training = training
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise UserError(f"{name} returns a {kind} in training mode: a model must return one tensor (of logits)")
+    if output.ndim != 2 or output.shape[0] != 2:
+        raise UserError(f"{name} returns shape {tuple(output.shape)} for 2 images: (2, classes) is wanted")
+    return output, calls
+
+
+def last_classifier(name: str, output: Tensor, calls: list[tuple[str, Tensor]]) -> str:
+    """The layer whose output is the model's output.
+
+    That is the Linear layer that was called last, if its result is what the model returns; or a convolution that was
+    called last and has one channel per class, which the model then pools (SqueezeNet).
+
+    Raises:
+        UserError: if there is none.
+    """
+    if calls:
+        path, result = calls[-1]
+        if result is output or (result.shape[1] == output.shape[1] and (result.ndim == 4 or _same(result, output))):
+            return path
+    last = f'the last one called, "{calls[-1][0]}", is not' if calls else "it calls none"
+    raise UserError(f"{name} has no linear layer whose output is the model's output ({last})")
+
+
+def weighted(module: nn.Module, path: str, calls: list[tuple[str, Tensor]]) -> tuple[str, ...]:
+    """The layers with weights that make up a classifier which a library names.
+
+    The layer itself, if it is one; each of a list (CrossViT has one per branch); else the one that was called last inside
+    it, since what comes before (pooling in Sequencer, a batch norm in LeViT) is no part of the decision.
+    """
+    layer = module.get_submodule(path)
+    if isinstance(layer, WEIGHTED):
+        return (path,)
+    if isinstance(layer, nn.ModuleList):
+        return tuple(found for name, _ in layer.named_children() for found in weighted(module, f"{path}.{name}", calls))
+    return tuple(called for called, _ in calls if called.startswith(f"{path}."))[-1:]
+
+
+def _same(result: Tensor, output: Tensor) -> bool:
+    # A view (squeeze, flatten) is another object on the same memory; tensors without memory (meta) are told by `_base`.
+    return result is output._base or (result.device.type != "meta" and result.data_ptr() == output.data_ptr())
+
+
+def name_of(module: nn.Module, layer: nn.Module) -> str | None:
+    """The dotted name of a layer, found by identity; None if the model does not hold it."""
+    return next((path for path, candidate in module.named_modules() if candidate is layer), None)

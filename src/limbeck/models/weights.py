@@ -1,0 +1,171 @@
+"""Weights from a file or a run folder: read without running code, unwrapped, and fitted or refused with a table."""
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+
+PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
+# Where training scripts put the state dict, best guess first, and what wrappers put before its names.
+NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "teacher", "student", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "student.", "teacher.", "net.")
+# Holders of plain values that checkpoints carry beside the weights (the options and the best accuracy of the CRD and
+# DeiT scripts). Rebuilding them runs nothing of the file's choosing.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    np.float64(0).__reduce__()[0],  # what rebuilds a numpy scalar; its module has moved between versions
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+]
+_ROWS = 10
+
+
+class WeightsUnavailable(UserError):  # noqa: N818 (a state of the world, not a mistake)
+    """Pretrained weights were asked for and the hub cannot be reached, or does not have them."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict and where it came from, as `Model.weights` says it."""
+
+    state: dict[str, Tensor]
+    origin: str
+
+
+def read_weights(source: Path) -> Weights:
+    """Read a .safetensors file, a torch state dict, or a run folder's student.
+
+    Args:
+        source: the file or folder.
+
+    Raises:
+        UserError: if there is nothing there, if the file holds no state dict, or if reading it would run code.
+    """
+    if source.is_dir():
+        student = source / "student.safetensors"
+        if not (source / "recipe.yaml").is_file() or not student.is_file():
+            raise UserError(f'folder "{source}" is no finished run: it needs recipe.yaml and student.safetensors')
+        return Weights(_read_safetensors(student), f"run:{source.resolve().name}")
+    if not source.is_file():
+        raise UserError(f'no weights at "{source}": no such file or folder')
+    if source.suffix == ".safetensors":
+        return Weights(_read_safetensors(source), f"file:{source.name}")
+    if source.suffix in PICKLES:
+        return Weights(_unwrap(_read_pickle(source), source), f"file:{source.name}")
+    raise UserError(f'"{source.name}" is no file of weights: its name must end in .safetensors, {", ".join(PICKLES)}')
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f'"{path.name}" is not a readable safetensors file: {error}') from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        # torch warns of old pickle protocols, and then reads or refuses them as it should.
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f'"{path.name}" cannot be read without running code from it: save `model.state_dict()` with safetensors'
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f'"{path.name}" is not a readable torch file: {reason}') from error
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a training script saved."""
+    if isinstance(content, Mapping):
+        for nest in NESTS:
+            if isinstance(content.get(nest), Mapping):
+                return _unwrap(content[nest], path)
+        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if state:
+            return state
+        raise UserError(f'"{path.name}" holds no state dict: its keys are {", ".join(map(str, list(content)[:8]))}')
+    raise UserError(f'"{path.name}" holds a {type(content).__name__}, not a state dict')
+
+
+def strip_prefixes(state: dict[str, Tensor], wanted: set[str], *, depth: int = 3) -> dict[str, Tensor]:
+    """Take wrappers' prefixes off, as far as that makes more of the names fit.
+
+    A prefix that only some names have selects those names: "student." of a checkpoint that also holds a teacher.
+
+    Example:
+        >>> list(strip_prefixes({"module.model.fc.bias": torch.zeros(2)}, {"fc.bias"}))
+        ['fc.bias']
+    """
+    best = state
+    if depth:
+        for prefix in PREFIXES:
+            inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if inner:
+                inner = strip_prefixes(inner, wanted, depth=depth - 1)
+                if len(wanted & inner.keys()) > len(wanted & best.keys()):
+                    best = inner
+    return best
+
+
+def fit_weights(
+    module: nn.Module,
+    weights: Weights,
+    *,
+    heads: tuple[str, ...],
+    name: str,
+    allow_new_head: bool,
+) -> bool:
+    """Copy a state dict into a model; everything must fit but, if allowed, the classifier.
+
+    Args:
+        module: the model, changed in place.
+        weights: what `read_weights` gave; prefixes of wrappers are taken off.
+        heads: names of the classifier's layers. If any of their parameters does not fit, none is copied, so that a
+            head is either wholly the file's or wholly fresh.
+        name: how messages call the model.
+        allow_new_head: leave the classifier as it is where it does not fit, instead of refusing.
+
+    Returns:
+        Whether the classifier was left as it is.
+
+    Raises:
+        UserError: if the weights do not fit; the message is one line and a short table.
+    """
+    own = module.state_dict()
+    state = strip_prefixes(weights.state, set(own))
+    head = {key for key in own.keys() | state.keys() if key.startswith(tuple(f"{path}." for path in heads))}
+    # Counters of batch norms: no weights, and absent from checkpoints of old versions of PyTorch.
+    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    misfits = {*missing, *unexpected, *reshaped}
+    if misfits - head or (misfits and not allow_new_head):
+        shapes = [f"{key}: file {tuple(state[key].shape)}, model {tuple(own[key].shape)}" for key in reshaped]
+        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
+        what = "do not fit" if misfits - head else "have another classifier than"
+        table = _table("missing", missing) + _table("unexpected", unexpected) + _table("another shape", shapes)
+        raise UserError("\n".join([f"weights {weights.origin} {what} {name}: {counts}", *table]))
+    fitting = {key: value for key, value in state.items() if not misfits or key not in head}
+    module.load_state_dict(fitting, strict=False)
+    return bool(misfits)
+
+
+def _table(kind: str, rows: list[str]) -> list[str]:
+    more = [f"  {kind:<14} ... and {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
+    return [f"  {kind:<14} {row}" for row in rows[:_ROWS]] + more

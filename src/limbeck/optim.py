@@ -1,0 +1,105 @@
+"""Optimizers over everything that a distiller trains, learning rates over epochs, and two guards."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.optim import Optimizer
+
+from limbeck.distiller import Distiller
+from limbeck.errors import UserError
+
+Rate = Callable[[float], float]
+"""Factor on the learning rate as a function of the epochs done, a fraction at every step."""
+
+
+def sgd(distiller: Distiller, *, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 5e-4) -> Optimizer:
+    """SGD over everything trainable; the defaults are those of the CIFAR distillation literature (RepDistiller)."""
+    return torch.optim.SGD(
+        distiller.trainable_parameters().values(), lr=lr, momentum=momentum, weight_decay=weight_decay
+    )
+
+
+def adamw(distiller: Distiller, *, lr: float = 5e-4, weight_decay: float = 0.05) -> Optimizer:
+    """AdamW over everything trainable, without decay for vectors (biases, norms), as in DeiT; projectors do decay."""
+    parameters = distiller.trainable_parameters()
+    exempt = [
+        p for name, p in parameters.items() if p.ndim < 2 or name.endswith(("pos_embed", "cls_token", "dist_token"))
+    ]
+    ids = {id(p) for p in exempt}
+    decayed = [p for p in parameters.values() if id(p) not in ids]
+    return torch.optim.AdamW(
+        [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay
+    )
+
+
+def cosine(epochs: float, *, warmup: float = 0.0, floor: float = 0.0) -> Rate:
+    """Linear warm-up over ``warmup`` epochs, then half a cosine from 1 to ``floor``.
+
+    Example:
+        >>> rate = cosine(10, warmup=2)
+        >>> [round(rate(epoch), 3) for epoch in (0, 1, 2, 6, 10)]
+        [0.01, 0.505, 1.0, 0.5, 0.0]
+    """
+
+    def rate(done: float) -> float:
+        share = min(max((done - warmup) / max(epochs - warmup, 1e-9), 0.0), 1.0)
+        return _warm(done, warmup) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    return rate
+
+
+def step_decay(milestones: Iterable[float], *, gamma: float = 0.1, warmup: float = 0.0) -> Rate:
+    """Times ``gamma`` at each milestone, in epochs, after a linear warm-up.
+
+    Example:
+        >>> rate = step_decay([150, 180, 210])
+        >>> [round(rate(epoch), 4) for epoch in (0, 149, 150, 200)]
+        [1.0, 1.0, 0.1, 0.01]
+    """
+    edges = sorted(milestones)
+    return lambda done: _warm(done, warmup) * gamma ** sum(done >= edge for edge in edges)
+
+
+def _warm(done: float, warmup: float) -> float:
+    return 0.01 + 0.99 * min(done / warmup, 1.0) if warmup > 0 else 1.0
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set each group's learning rate to its first one times ``factor``."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that forgets a trainable parameter, a projector's for instance."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in distiller.trainable_parameters().items() if id(p) not in held]
+    if missing:
+        raise UserError(f"not in the optimizer: {_some(missing)}; build it over distiller.trainable_parameters()")
+
+
+def check_finite(distiller: Distiller) -> None:
+    """Refuse parameters that are not finite: a finite loss can have a gradient that is not."""
+    parameters = distiller.trainable_parameters()
+    finite = torch.stack([torch.isfinite(p.detach()).all() for p in parameters.values()]).tolist()  # one read
+    broken = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
+    if broken:
+        raise UserError(
+            f"not finite after the last step: {_some(broken)}; the last checkpoint is from before it. "
+            "Lower the learning rate, clip the gradients, or try float32"
+        )
+
+
+def check_gradients(distiller: Distiller) -> None:
+    """Refuse, after a backward pass, parameters that nothing trains."""
+    missing = [name for name, p in distiller.trainable_parameters().items() if p.grad is None]
+    if missing:
+        raise UserError(
+            f"no gradient reaches {_some(missing)}; freeze what shall not train, or build a student without it"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,261 @@
+"""From a recipe's words to objects: data, models, terms, optimizer. Words choose code here and nowhere below."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import losses, models, norms, pooling, projectors
+from limbeck.checkpoint import load_weights
+from limbeck.data import Data, open_data
+from limbeck.data.spec import DataSpec
+from limbeck.distiller import Distiller, evaluating
+from limbeck.errors import UserError
+from limbeck.models import InputTransform, Model
+from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
+from limbeck.recipes.recipe import Recipe
+from limbeck.taps import Taps
+from limbeck.tasks import Classification, LabelFree
+from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, Term
+
+GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments out GroupNorm(16, d) with 16 groups
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of.
+
+    Attributes:
+        recipe: The recipe that it was made from.
+        data: The images.
+        student: The student with its input statistics.
+        teacher: The teacher, or None for a model that learns alone.
+        distiller: Both with the terms between them.
+    """
+
+    recipe: Recipe
+    data: Data
+    student: Model
+    teacher: Model | None
+    distiller: Distiller
+
+
+def build_data(recipe: Recipe) -> Data:
+    """Open the recipe's images, large enough for the larger of the two input sizes."""
+    size = recipe.size
+    if recipe.teacher_size is not None and recipe.method != "alone":
+        size = max(size, recipe.teacher_size) if size is not None else None
+    return open_data(
+        DataSpec(
+            source=recipe.data,
+            val=recipe.val,
+            val_share=recipe.val_share,
+            size=size,
+            augmentation=recipe.augmentation,
+            subset=recipe.subset,
+            train_limit=recipe.train_limit,
+            labels=recipe.labels,
+            skip_bad_images=recipe.skip_bad_images,
+            workers=recipe.workers,
+        )
+    )
+
+
+def student_size(recipe: Recipe, data: Data) -> int:
+    """The student's input size: the recipe's, else that of the images."""
+    return recipe.size if recipe.size is not None else data.size
+
+
+def student_classes(recipe: Recipe, data: Data, teacher: Model | None) -> int:
+    """How many logits the student has: the data's classes; without labels the teacher's, or none if unused."""
+    if recipe.labels:
+        return len(data.classes)
+    return teacher.num_classes if teacher is not None and recipe.uses_logits else 0
+
+
+def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
+    """The student, seeded, with random weights or those of ``student_weights``."""
+    assert recipe.student is not None
+    torch.manual_seed(recipe.seed)
+    return models.build(
+        recipe.student,
+        num_classes=student_classes(recipe, data, teacher),
+        size=student_size(recipe, data),
+        weights=recipe.student_weights,
+        allow_new_head=True,
+    )
+
+
+def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:
+    """Student, terms and distiller for data and a teacher that are there already."""
+    student = build_student(recipe, data, teacher)
+    task = build_task(recipe, student, teacher)
+    terms: dict[str, Term] = {}
+    weights: dict[str, Any] = {"task": recipe.task_weight}
+    if teacher is not None and recipe.uses_features:
+        terms["feature"] = build_feature_term(recipe, student, teacher)
+        weights["feature"] = recipe.feature_weight
+    if teacher is not None and recipe.uses_logits:
+        terms["logit"] = build_logit_term(recipe)
+        weights["logit"] = recipe.logit_weight
+    frozen = teacher.module if teacher is not None and terms else None
+    return Parts(recipe, data, student, teacher, Distiller(student.module, frozen, task, terms=terms, weights=weights))
+
+
+def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classification | LabelFree:
+    """Classification, or its label-free form, with each model's own input statistics."""
+    student_input = InputTransform(student.input)
+    teacher_input = InputTransform(teacher.input) if teacher is not None else None
+    if not recipe.labels:
+        return LabelFree(student_input=student_input, teacher_input=teacher_input)
+    return Classification(
+        student_input=student_input, teacher_input=teacher_input, label_smoothing=recipe.label_smoothing
+    )
+
+
+def build_logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
+    """Soft targets, or decoupled distillation."""
+    if recipe.logit_loss == "dkd":
+        return LabelledLogitTerm(functools.partial(losses.decoupled_kl, temperature=recipe.temperature))
+    return LogitTerm(functools.partial(losses.kl_divergence, temperature=recipe.temperature))
+
+
+def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> FeatureTerm:
+    """The feature term between the two taps, its widths read off a dry forward pass of each model."""
+    student_tap = recipe.student_tap or student.penultimate
+    teacher_tap = recipe.teacher_tap or teacher.penultimate
+    student_pool, teacher_pool = build_pool(recipe.student_pool), build_pool(recipe.teacher_pool)
+    d_s = pooled_shape(student, student_tap, student_pool)[-1]
+    d_t = pooled_shape(teacher, teacher_tap, teacher_pool)[-1]
+    bias = recipe.student_norm != "batch"  # batch norm behind the projector cancels it
+    match recipe.projector:
+        case "identity":
+            if d_s != d_t:
+                raise UserError(
+                    f'projector "identity" needs equal widths: "{student_tap}" of the student has {d_s} channels, '
+                    f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
+                )
+            projector: nn.Module = projectors.identity()
+        case "linear":
+            projector = projectors.linear(d_s, d_t, bias=bias)
+        case "mlp":
+            projector = projectors.mlp(d_s, d_t, hidden=recipe.projector_hidden, bias=bias)
+    loss, correlation_loss = _feature_loss(recipe)
+    return FeatureTerm(
+        student_tap,
+        teacher_tap,
+        projector=projector,
+        student_norm=build_norm(recipe.student_norm, d_t),
+        teacher_norm=build_norm(recipe.teacher_norm, d_t),
+        loss=loss,
+        correlation_loss=correlation_loss,
+        student_pool=student_pool,
+        teacher_pool=teacher_pool,
+    )
+
+
+def _feature_loss(recipe: Recipe) -> tuple[Any, Any]:
+    match recipe.feature_loss:
+        case "log_sum":
+            return functools.partial(losses.log_sum, alpha=recipe.alpha), None
+        case "log_correlation":
+            return None, functools.partial(losses.log_correlation, alpha=recipe.alpha)
+        case "mean_squared_error":
+            return losses.mean_squared_error, None
+        case "smooth_l1":
+            return losses.smooth_l1, None
+        case "cosine":
+            return losses.cosine, None
+
+
+def build_norm(name: str, width: int) -> nn.Module | None:
+    """A norm by its name in the recipe."""
+    match name:
+        case "batch":
+            return norms.BatchNorm(width)
+        case "layer":
+            return norms.LayerNorm(width)
+        case "group":
+            if width % GROUP_SIZE:
+                raise UserError(f"norm group has groups of {GROUP_SIZE} channels; the teacher's {width} do not divide")
+            return norms.GroupNorm(width // GROUP_SIZE, width)
+        case "l2":
+            return norms.L2()
+        case _:
+            return None
+
+
+def build_pool(name: str) -> pooling.Pool:
+    """A pooling function by its name in the recipe."""
+    match name:
+        case "vector":
+            return pooling.vector
+        case "spatial_mean":
+            return pooling.spatial_mean
+        case "spatial_mean_nhwc":
+            return pooling.spatial_mean_nhwc
+        case "token_mean":
+            return pooling.token_mean(1)
+        case "class_token":
+            return pooling.class_token
+        case _:
+            return pooling.automatic
+
+
+def tap_shape(model: Model, tap: str) -> tuple[int, ...]:
+    """Shape of a tapped feature for a batch of two, from a dry forward pass in eval mode."""
+    return tuple(_dry_run(model, tap).shape)
+
+
+def pooled_shape(model: Model, tap: str, pool: pooling.Pool) -> tuple[int, ...]:
+    """Shape of a tapped feature behind its pooling."""
+    return tuple(pool(_dry_run(model, tap)).shape)
+
+
+def _dry_run(model: Model, tap: str) -> Tensor:
+    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, 3, model.input.size, model.input.size, device=device)
+    with evaluating(model.module):
+        return Taps(model.module, [tap])(images).features[tap]
+
+
+def build_optimizer(recipe: Recipe, distiller: Distiller) -> torch.optim.Optimizer:
+    """SGD or AdamW over everything trainable."""
+    if recipe.optimizer == "adamw":
+        return adamw(distiller, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return sgd(distiller, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def build_rate(recipe: Recipe) -> Rate:
+    """The learning rate's course over the epochs."""
+    match recipe.schedule:
+        case "cosine":
+            return cosine(recipe.epochs, warmup=recipe.warmup_epochs)
+        case "step":
+            return step_decay(recipe.milestones, gamma=recipe.gamma, warmup=recipe.warmup_epochs)
+        case "constant":
+            return step_decay((), warmup=recipe.warmup_epochs)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a finished run: its summary and its student."""
+    return (folder / "summary.json").is_file() and (folder / "student.safetensors").is_file()
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that holds no finished run."""
+    if not is_run(folder):
+        raise UserError(f"{folder} holds no finished run: expected summary.json and student.safetensors in it")
+
+
+def load_student(folder: Path) -> Model:
+    """A finished run's student, built from its card and its weights alone; UserError when there is no such run."""
+    require_run(folder)
+    card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    student = models.build(card["model"], num_classes=int(card["num_classes"]), size=int(card["input"]["size"]))
+    student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
+    return student

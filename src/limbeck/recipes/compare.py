@@ -1,0 +1,255 @@
+"""Methods against each other: the same recipe, each method with each seed, and what the seeds allow to say.
+
+Every method sees the same seeds, so methods are compared in pairs, seed by seed: what a lucky order of the images gives
+to both of them cancels. With few seeds the normal distribution flatters; the intervals are Student's.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import UserError
+from limbeck.recipes.recipe import TEACHER_SETTINGS, Method, Recipe
+
+BASELINE = "alone"
+RESULT_FILE = "comparison.json"
+CONFIDENCE = 0.95
+
+Say = Callable[[str], None]
+"""Receives one line about what happens next."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and what is known of it; sd, low and high are None for a single seed.
+
+    Attributes:
+        n: Number of seeds.
+        mean: Mean.
+        sd: Standard deviation of one run, with n - 1.
+        low: Lower end of the 95% interval of the mean (Student's t with n - 1 degrees of freedom).
+        high: Upper end.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside of the interval; never for a single seed."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean, standard deviation, and the t interval of the mean: ``mean +- t(0.975, n - 1) * sd / sqrt(n)``.
+
+    Raises:
+        UserError: There are no values.
+
+    Example:
+        >>> result = interval([1.0, 2.0, 3.0])
+        >>> result.mean, result.sd, round(result.low, 3), round(result.high, 3)
+        (2.0, 1.0, -0.484, 4.484)
+    """
+    if not values:
+        raise UserError("interval: expected at least one value, got none")
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return Interval(n=1, mean=mean, sd=None, low=None, high=None)
+    from scipy.special import stdtrit  # a tenth of the import time of scipy.stats
+
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * sd / math.sqrt(n)
+    return Interval(n=n, mean=mean, sd=sd, low=mean - half, high=mean + half)
+
+
+def paired(values: Mapping[int, float], against: Mapping[int, float]) -> Interval | None:
+    """The interval of the differences, seed by seed, over the seeds that both have; None if they share none."""
+    seeds = sorted(values.keys() & against.keys())
+    return interval([values[seed] - against[seed] for seed in seeds]) if seeds else None
+
+
+def compare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    resume: bool = False,
+    command: str = "",
+    say: Say = print,
+) -> dict[str, Any]:
+    """Train every method with every seed and write ``comparison.json``.
+
+    A teacher that has to be trained here is trained by the first run that needs it, in ``teachers/``, and found there
+    by the others (see `limbeck.recipes.teacher`), so that all of them have the same one.
+
+    Args:
+        recipe: What all runs share; its method and seed are replaced.
+        folder: Where the comparison goes: one run folder per ``METHOD-seedN``.
+        methods: The methods, in the order of the table.
+        seeds: The seeds; each method gets every one of them.
+        resume: Go on with a comparison: finished runs are kept, methods and seeds may be added.
+        command: The command line, for the record.
+        say: Told one line before each run.
+
+    Returns:
+        What ``comparison.json`` holds.
+
+    Raises:
+        UserError: A method does not fit the recipe, or the folder holds something else. Nothing has been trained then.
+    """
+    from limbeck.recipes.run import run  # imports torch
+
+    plans = plan(recipe, methods, seeds)
+    record: dict[str, Any] = {
+        "command": command,
+        "recipe": recipe.model_dump(mode="json"),
+        "methods": list(methods),
+        "seeds": list(seeds),
+    }
+    _claim(recipe, folder, resume=resume)
+    _save(folder, record, {}, None)
+    teacher: dict[str, Any] | None = None
+    done: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
+    for number, (name, planned) in enumerate(plans.items(), start=1):
+        place = folder / name
+        head = f"[{number}/{len(plans)}] {planned.method}, seed {planned.seed}"
+        say(head + (": finished before" if (place / "summary.json").is_file() else ""))
+        summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file()))
+        teacher = teacher or _teacher(folder, summary)
+        done[planned.method][planned.seed] = {**summary, "run": name}
+        record = _save(folder, record, done, teacher)
+    return record
+
+
+def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dict[str, Recipe]:
+    """The runs of a comparison by folder name, seed by seed, so that a stopped one still has pairs to compare.
+
+    Raises:
+        UserError: A method does not fit the recipe, or one is given twice.
+    """
+    for kind, given in (("methods", methods), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{kind}: expected at least one, each once, got {' '.join(map(str, given)) or 'none'}")
+    return {f"{method}-seed{seed}": _for_method(recipe, method, seed) for seed in seeds for method in methods}
+
+
+def _for_method(recipe: Recipe, method: Method, seed: int) -> Recipe:
+    changes: dict[str, object] = {"method": method, "seed": seed}
+    if method == BASELINE:
+        changes |= dict.fromkeys(TEACHER_SETTINGS)
+    return recipe.changed(changes)
+
+
+def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    """Make sure that the folder is free, or holds this very comparison and is to be resumed."""
+    if (folder / RESULT_FILE).is_file():
+        if not resume:
+            raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
+        # Methods and seeds are not the recipe's here, they are what is compared, and may be added.
+        changes = [
+            line for line in recorded_recipe(folder).difference(recipe) if line.split(":")[0] not in ("method", "seed")
+        ]
+        if changes:
+            raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``comparison.json`` holds.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return dict(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / RESULT_FILE}: cannot be read ({error})") from None
+
+
+def recorded_recipe(folder: Path) -> Recipe:
+    """The recipe that the runs of a comparison share."""
+    return Recipe(**read_record(folder).get("recipe", {}))
+
+
+def _teacher(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The teacher's figures and, where it was trained for this comparison, its run folder inside of it."""
+    if not summary.get("teacher"):
+        return None
+    name = str(summary.get("teacher_weights") or "").removeprefix("run:")
+    trained = bool(name) and (folder / "teachers" / name).is_dir()
+    return {**summary["teacher"], "run": f"teachers/{name}" if trained else None}
+
+
+def _save(
+    folder: Path,
+    record: Mapping[str, Any],
+    done: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    teacher: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Write what is known so far, after every run, so that a stopped comparison can be read and resumed."""
+    from limbeck.checkpoint import save_json
+
+    metrics = {str(summary["metric"]) for runs in done.values() for summary in runs.values()} or {"top1"}
+    if len(metrics) > 1:
+        raise UserError(f"{folder}: the runs report different metrics ({', '.join(sorted(metrics))})")
+    metric = metrics.pop()
+    result = {**record, "metric": metric, "rows": summarize(done, metric), "teacher": teacher}
+    save_json(result, folder / RESULT_FILE)
+    return result
+
+
+def summarize(done: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str) -> list[dict[str, Any]]:
+    """One row a method: the interval of the last epoch's metric, the best epoch's mean, the paired difference, seconds.
+
+    Args:
+        done: Method -> seed -> summary of the finished run.
+        metric: The name of the figure in ``summary["last"]`` and ``summary["best"]``.
+    """
+    last = {name: {seed: float(run["last"][metric]) for seed, run in runs.items()} for name, runs in done.items()}
+    rows: list[dict[str, Any]] = []
+    for method, runs in done.items():
+        if not runs:
+            continue
+        ordered = [runs[seed] for seed in sorted(runs)]
+        against = paired(last[method], last[BASELINE]) if method != BASELINE and BASELINE in last else None
+        rows.append(
+            {
+                "method": method,
+                **asdict(interval([last[method][seed] for seed in sorted(runs)])),
+                "best_mean": math.fsum(float(run["best"][metric]) for run in ordered) / len(ordered),
+                "paired": None if against is None else {"against": BASELINE, **asdict(against)},
+                "seconds": math.fsum(float(run["seconds"]) for run in ordered) / len(ordered),
+                "runs": [run["run"] for run in ordered],
+            }
+        )
+    return rows
+
+
+def conclusions(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """What the paired differences allow to say, one sentence a method."""
+    scale, unit = (100.0, " points") if metric.startswith("top") else (1.0, "")
+    lines: list[str] = []
+    for row in rows:
+        if (pair := row["paired"]) is None:
+            continue
+        mean, n = scale * pair["mean"], pair["n"]
+        size = f"{row['method']} minus {pair['against']}: {mean:+.2f}{unit} of {metric}"
+        if n < 2:
+            lines.append(f"{size}, from one seed: no interval, so nothing can be concluded; use --seeds 3 or more.")
+            continue
+        low, high = scale * pair["low"], scale * pair["high"]
+        where = f"95% interval {low:+.2f} to {high:+.2f}, {n} seeds"
+        if pair["low"] > 0 or pair["high"] < 0:
+            lines.append(f"{size} ({where}): zero is outside of the interval, a difference.")
+        else:
+            lines.append(f"{size} ({where}): zero is inside of the interval, no difference shown.")
+    return lines

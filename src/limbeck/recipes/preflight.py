@@ -1,0 +1,224 @@
+"""What can be known to be wrong before hours are spent: the checks that run before every training."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.distiller import Distiller, StepResult
+from limbeck.errors import UserError
+from limbeck.evaluation import evaluate, to_device
+from limbeck.models import Model
+from limbeck.optim import check_gradients, check_optimizer
+from limbeck.recipes.build import Parts, tap_shape
+
+Level = Literal["ok", "note", "warning", "error"]
+
+# Ratio of a term's weighted gradient norm to the task's, beyond which one of the two hardly counts in a sum.
+UNBALANCED = 30.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        level: "ok", "note", "warning", or "error", which keeps the run from starting.
+        name: What was checked.
+        message: What was found.
+        advice: What to do about it; empty when there is nothing to do.
+    """
+
+    level: Level
+    name: str
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The findings, and the teacher's validation scores (empty without a teacher or labels)."""
+
+    findings: list[Finding]
+    teacher_scores: dict[str, float]
+
+
+def preflight(parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device) -> Preflight:
+    """Check teacher, labels, inputs, shapes, gradients and balance on one batch; nothing is changed by it.
+
+    Args:
+        parts: What the run is made of, on the device.
+        optimizer: The optimizer that will be used.
+        device: Where the run will be.
+    """
+    distiller = parts.distiller
+    findings: list[Finding] = []
+    scores: dict[str, float] = {}
+    if parts.teacher is not None and distiller.teacher is not None:
+        scores = _teacher_scores(parts, device)
+        findings += _check_teacher(parts, parts.teacher, scores)
+        findings += _check_inputs(parts.student, parts.teacher)
+        findings += _check_labels(parts)
+    findings += _check_shapes(parts)
+    findings += _check_first_step(parts, optimizer, device)
+    return Preflight(findings, scores)
+
+
+def _teacher_scores(parts: Parts, device: torch.device) -> dict[str, float]:
+    """The teacher's own accuracy, where its classes are the data's."""
+    teacher, task = parts.teacher, parts.distiller.task
+    if teacher is None or not parts.recipe.labels or teacher.new_head or teacher.num_classes != len(parts.data.classes):
+        return {}
+    loader = parts.data.val_loader(batch_size=parts.recipe.batch_size)
+    return evaluate(teacher.module, _AsTeacher(task), loader, device)
+
+
+class _AsTeacher:
+    """A task that feeds a model what the teacher reads, to score the teacher by the same code as the student."""
+
+    def __init__(self, task: Any) -> None:
+        self.student_input = task.teacher_input
+        self.teacher_input = task.teacher_input
+        self.target = task.target
+        self.loss = task.loss
+        self.score = task.score
+
+
+def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) -> list[Finding]:
+    findings: list[Finding] = []
+    held = parts.distiller.teacher
+    assert held is not None
+    frozen = not any(p.requires_grad for p in held.parameters()) and not any(m.training for m in held.modules())
+    findings.append(
+        Finding("ok", "teacher state", "frozen, in eval mode")
+        if frozen
+        else Finding("error", "teacher state", "the teacher trains or is in training mode", "report this as a bug")
+    )
+    if teacher.weights == "random":
+        findings.append(Finding("error", "teacher weights", "random", "give --teacher-weights FILE or RUN"))
+    else:
+        findings.append(Finding("ok", "teacher weights", teacher.weights))
+    if "top1" not in scores:
+        return [*findings, Finding("note", "teacher accuracy", "not measured: its head is not for these labels")]
+    top1, chance = scores["top1"], 1 / len(parts.data.classes)
+    text = f"top-1 {100 * top1:.2f}% on {parts.data.val_count} validation images (chance {100 * chance:.2f}%)"
+    if top1 < 1.5 * chance:
+        advice = "check its weights, the order of its labels and its input statistics"
+        findings.append(Finding("error", "teacher accuracy", text + ": no better than guessing", advice))
+    else:
+        findings.append(Finding("ok", "teacher accuracy", text))
+    return findings
+
+
+def _check_inputs(student: Model, teacher: Model) -> list[Finding]:
+    def describe(model: Model) -> str:
+        mean, std = (" ".join(f"{v:.3f}" for v in values) for values in (model.input.mean, model.input.std))
+        return f"{model.input.size} pixels, mean {mean}, std {std}"
+
+    text = f"student {describe(student)}; teacher {describe(teacher)}"
+    return [Finding("ok", "input statistics", text)]
+
+
+def _check_labels(parts: Parts) -> list[Finding]:
+    """Compare the classes of a teacher that Limbeck trained, by their names and order, with those of these data."""
+    card = Path(parts.recipe.teacher_weights or "") / "student.json"
+    if not parts.recipe.uses_logits or not card.is_file():
+        return []
+    ours, theirs = list(parts.data.classes), list(json.loads(card.read_text(encoding="utf-8"))["classes"])
+    if theirs == ours:
+        return [Finding("ok", "label map", f"the teacher's {len(ours)} classes are the data's, in the same order")]
+    pairs = [(index, a, b) for index, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
+    named = 'class {} is "{}" here and "{}" there'.format(*pairs[0]) if pairs else f"{len(ours)} here"
+    message = f"the teacher was trained on {len(theirs)} other classes: {named}"
+    return [Finding("error", "label map", message, "use a teacher of these classes, or distil features only")]
+
+
+def _check_shapes(parts: Parts) -> list[Finding]:
+    findings: list[Finding] = []
+    for name, term in parts.distiller.terms.items():
+        if not term.student_taps or parts.teacher is None:
+            continue
+        s, t = term.student_taps[0], term.teacher_taps[0]
+        text = f'"{s}" {_shape(tap_shape(parts.student, s))} to "{t}" {_shape(tap_shape(parts.teacher, t))}'
+        findings.append(Finding("ok", f"shapes of {name}", text))
+    return findings
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(["n", *(str(d) for d in shape[1:])])
+
+
+def _check_first_step(parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device) -> list[Finding]:
+    """One forward and one backward pass a part; module states (batch norm) and the random state are put back."""
+    distiller = parts.distiller
+    check_optimizer(distiller, optimizer)
+    batch = first_batch(parts, device)
+    saved = {name: value.clone() for name, value in distiller.state_dict().items()}
+    random_state = torch.get_rng_state()
+    distiller.train()
+    try:
+        result: StepResult = distiller(batch)
+        result.loss.backward()
+        check_gradients(distiller)
+        norms = _gradient_norms(distiller, batch)
+    except UserError as error:
+        return [Finding("error", "first step", str(error))]
+    finally:
+        distiller.zero_grad(set_to_none=True)
+        distiller.load_state_dict(saved)
+        torch.set_rng_state(random_state)
+    count = len(distiller.trainable_parameters())
+    findings = [Finding("ok", "gradients", f"all {count} trainable tensors are in the optimizer and get a gradient")]
+    parts_text = ", ".join(f"{name} {float(value):.4g}" for name, value in result.parts.items())
+    bad = [name for name, value in result.parts.items() if not math.isfinite(float(value))]
+    if bad:
+        message = f"{', '.join(bad)} not finite at step 0 ({parts_text})"
+        return [*findings, Finding("error", "losses", message, "check weights and images for NaN")]
+    findings.append(Finding("ok", "losses at step 0", parts_text))
+    return findings + _check_balance(norms, distiller.current_weights())
+
+
+def _gradient_norms(distiller: Distiller, batch: Any) -> dict[str, float]:
+    """Norm of each unweighted part's gradient on the student's parameters.
+
+    The forward pass of the student runs once a part: a part is a sum with every other weight at zero.
+    """
+    student = [p for p in distiller.student.parameters() if p.requires_grad]
+    names = list(distiller(batch).parts)
+    weights = distiller.weights
+    found: dict[str, float] = {}
+    try:
+        for chosen in names:
+            distiller.weights = {name: float(name == chosen) for name in weights}
+            loss: Tensor = distiller(batch).loss
+            grads = torch.autograd.grad(loss, student, allow_unused=True)
+            found[chosen] = math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
+    finally:
+        distiller.weights = weights
+    return found
+
+
+def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float]) -> list[Finding]:
+    weighted = {name: norm * weights[name] for name, norm in norms.items() if weights[name] > 0}
+    if len(weighted) < 2:
+        return []
+    text = ", ".join(f"{name} {value:.3g}" for name, value in weighted.items())
+    largest, smallest = max(weighted, key=lambda n: weighted[n]), min(weighted, key=lambda n: weighted[n])
+    ratio = weighted[largest] / max(weighted[smallest], 1e-30)
+    message = f"weighted gradient norms on the student: {text}"
+    if ratio <= UNBALANCED:
+        return [Finding("ok", "balance", message)]
+    equal = weights[largest] / ratio
+    advice = f"{largest} outweighs {smallest} {ratio:.0f} times; a weight of {equal:.2g} would make them equal"
+    return [Finding("warning", "balance", message, advice)]
+
+
+def first_batch(parts: Parts, device: torch.device) -> Any:
+    """The first training batch, on the device."""
+    loader = parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed)
+    return to_device(next(iter(loader)), device)

@@ -1,0 +1,348 @@
+"""The recipe: everything that defines a run, in one flat, checked, frozen record.
+
+Its fields are the command line's flags (``batch_size`` is ``--batch-size``), the lines of a run's ``recipe.yaml``, and
+the arguments from which `limbeck.recipes.build` makes models, data, terms and optimiser. Words choose code here and
+nowhere below. Nothing in this file imports torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from limbeck.errors import UserError
+from limbeck.recipes.reading import explain, load_mapping, read_text
+
+Method = Literal["alone", "kd", "projector", "projector+kd"]
+FeatureLoss = Literal["log_sum", "log_correlation", "mean_squared_error", "smooth_l1", "cosine"]
+Norm = Literal["batch", "layer", "group", "l2", "none"]
+Pool = Literal["automatic", "vector", "spatial_mean", "spatial_mean_nhwc", "token_mean", "class_token"]
+
+
+def _no_bool(value: object) -> object:
+    """True would pass for 1: a slip such as ``epochs: yes`` must not train one epoch."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
+Count = Annotated[int, Field(ge=1), _Number]
+Amount = Annotated[int, Field(ge=0), _Number]
+Side = Annotated[int, Field(ge=4, le=4096), _Number]
+Weight = Annotated[float, Field(ge=0), _Number]
+Positive = Annotated[float, Field(gt=0), _Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
+Share = Annotated[float, Field(gt=0, le=1), _Number]
+Open = Annotated[float, Field(gt=0, lt=1), _Number]
+
+
+class Recipe(BaseModel):
+    """One run: which models, which images, what is minimised, and how. Checked when it is made, then frozen.
+
+    Methods: ``alone`` minimises the task loss; ``kd`` adds the logit loss; ``projector`` adds the feature loss between
+    the projected student feature and the teacher's; ``projector+kd`` adds both. Without labels the task loss is absent.
+
+    Raises:
+        UserError: A setting is unknown, has a value it cannot have, or contradicts another one (one line).
+
+    Example:
+        >>> recipe = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epochs=30)
+        >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
+        True
+        >>> recipe.difference(recipe.changed({"epochs": 40}))
+        ['epochs: 30 -> 40']
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    name: Name = Field(default="distill", description="Name of the recipe; part of the default run folder.")
+
+    teacher: Line | None = Field(
+        default=None,
+        description="Teacher: timm/NAME, torchvision/NAME, hub/REPO, cifar/NAME, small/NAME or module:function.",
+    )
+    teacher_weights: Line | None = Field(
+        default=None,
+        description="Teacher's weights: a file or a run folder. Without it: the hub, else trained here first.",
+    )
+    teacher_epochs: Count | None = Field(
+        default=None,
+        description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
+    )
+    teacher_size: Side | None = Field(
+        default=None, description="Side of the teacher's input in pixels; None: as --size."
+    )
+    teacher_tap: Line | None = Field(
+        default=None, description="Teacher's module whose output is distilled; None: the pooled penultimate feature."
+    )
+    teacher_pool: Pool = Field(
+        default="automatic", description="How the teacher's feature becomes vectors; by its shape."
+    )
+    student: Line | None = Field(default=None, description="The model to train; named as the teacher is. Required.")
+    student_weights: Line | None = Field(
+        default=None, description="Weights that the student starts from: a file or a run folder; None: random."
+    )
+    student_tap: Line | None = Field(
+        default=None, description="Student's module whose output is projected; None: the pooled penultimate feature."
+    )
+    student_pool: Pool = Field(
+        default="automatic", description="How the student's feature becomes vectors; by its shape."
+    )
+
+    data: Line = Field(
+        description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN."
+    )
+    val: Line | None = Field(
+        default=None, description="Validation images, as --data; None: the source's own, or a share."
+    )
+    val_share: Open = Field(
+        default=0.1, description="Share held out for validation, only where the source has no such part. Chosen."
+    )
+    size: Side | None = Field(
+        default=None, description="Side of the training images in pixels; None: the source's own."
+    )
+    augmentation: Literal["none", "standard", "strong"] = Field(
+        default="standard",
+        description="standard: crop and flip; strong: the paper's for DeiT (RandAugment, mixup, cutmix, erasing).",
+    )
+    subset: Share = Field(
+        default=1.0, description="Fixed share of each class's training images, the same for every seed."
+    )
+    train_limit: Count | None = Field(
+        default=None, description="Use this many training images, evenly over the classes."
+    )
+    labels: bool = Field(
+        default=True, description="Use the labels; without them only the teacher teaches (no task loss)."
+    )
+    skip_bad_images: Amount = Field(
+        default=0, description="Unreadable images to tolerate, listed; one more stops the run."
+    )
+    workers: Amount | None = Field(default=None, description="Workers that read and decode images; None: one a core.")
+
+    method: Method = Field(default="projector", description="What teaches the student besides the labels.")
+    feature_loss: FeatureLoss = Field(
+        default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
+    )
+    alpha: Annotated[float, Field(ge=1), _Number] = Field(
+        default=4.0, description="Exponent of both LogSum forms (paper: 4 to 5 are best)."
+    )
+    feature_weight: Weight = Field(default=2.0, description="Weight of the feature loss (published ImageNet code).")
+    projector: Literal["identity", "linear", "mlp"] = Field(
+        default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
+    )
+    projector_hidden: Count = Field(
+        default=1024, description="Hidden width of the mlp projector (paper's CIFAR-100 runs)."
+    )
+    student_norm: Norm = Field(
+        default="batch", description="Normalization of the projected student feature (paper: batch)."
+    )
+    teacher_norm: Norm = Field(default="batch", description="Normalization of the teacher's feature (paper: batch).")
+    logit_loss: Literal["kl", "dkd"] = Field(
+        default="kl", description="Distance of the outputs: soft targets, or decoupled."
+    )
+    logit_weight: Weight = Field(default=1.0, description="Weight of the logit loss (published code).")
+    temperature: Positive = Field(default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature).")
+    task_weight: Weight = Field(default=1.0, description="Weight of the task loss on the labels (published code).")
+    label_smoothing: Fraction = Field(
+        default=0.0, description="Label smoothing of the task loss (paper's DeiT recipe: 0.1)."
+    )
+
+    epochs: Count = Field(default=100, description="Passes over the training images (paper's ImageNet recipe: 100).")
+    batch_size: Count = Field(default=128, description="Images of one batch, over all devices together. Chosen.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="SGD with momentum, or AdamW (paper: for ViTs)."
+    )
+    lr: Positive = Field(default=0.05, description="Peak learning rate (paper's CIFAR-100 recipe: 0.05).")
+    momentum: Fraction = Field(
+        default=0.9, description="Momentum of SGD (paper); AdamW has betas of its own, 0.9 and 0.999."
+    )
+    weight_decay: Weight = Field(
+        default=5e-4, description="Weight decay, projector included (paper's CIFAR-100 recipe)."
+    )
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        default="cosine",
+        description="Learning rate after the warm-up: cosine to zero, steps at --milestones, or constant.",
+    )
+    warmup_epochs: Weight = Field(
+        default=0.0, description="Epochs of linear warm-up (paper: none, but 20 for its DeiT)."
+    )
+    milestones: tuple[Positive, ...] = Field(
+        default=(), description="Epochs after which schedule step multiplies by --gamma."
+    )
+    gamma: Share = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
+    clip: Positive | None = Field(
+        default=None, description="Largest gradient norm, after unscaling; None: no clipping."
+    )
+    accumulate: Count = Field(
+        default=1, description="Batches whose gradients are averaged for one step of the optimizer."
+    )
+    ema: Open | None = Field(
+        default=None, description="Decay of the moving average of the student's weights; None: none."
+    )
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1), _Number] = Field(
+        default=0, description="Seed of initial weights, order and augmentation."
+    )
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Arithmetic of the models; auto: bf16 on a GPU that has it, on a CPU what is quicker.",
+    )
+    memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
+        default="auto",
+        description="Layout of images in memory; auto: channels_last on a GPU, on a CPU what is quicker.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="Where to train; auto: the fastest here."
+    )
+
+    if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide
+
+        def __init__(self, /, **values: object) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise UserError(explain(error, type(self).model_fields)) from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        for check in (_check_models, _check_terms, _check_data, _check_schedule):
+            if (problem := check(self)) is not None:
+                raise ValueError(problem)
+        return self
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the method has a feature term (projector)."""
+        return self.method in ("projector", "projector+kd")
+
+    @property
+    def uses_logits(self) -> bool:
+        """Whether the method has a logit term (KD)."""
+        return self.method in ("kd", "projector+kd")
+
+    def changed(self, changes: Mapping[str, object]) -> "Recipe":
+        """A checked copy with some settings changed; pydantic's own ``model_copy`` does not check.
+
+        Raises:
+            UserError: A change is unknown, or contradicts the rest.
+        """
+        values: dict[str, Any] = {**self.model_dump(), **changes}
+        return Recipe(**values)
+
+    def difference(self, other: "Recipe") -> list[str]:
+        """What is not the same in another recipe, as lines ``field: this -> other``; empty when they are equal."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        changed = [name for name in mine if mine[name] != theirs[name]]
+        return [f"{name}: {_plain(mine[name])} -> {_plain(theirs[name])}" for name in changed]
+
+    def to_yaml(self) -> str:
+        """Every setting, grouped, as YAML from which `from_yaml` makes an equal recipe again."""
+        values = self.model_dump(mode="json")
+        parts = (
+            f"# {group}\n"
+            + yaml.safe_dump({name: values[name] for name in names}, allow_unicode=True, sort_keys=False, width=10_000)
+            for group, names in GROUPS.items()
+        )
+        return "\n".join(parts)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path, *, called: str = "recipe") -> "Recipe":
+        """Read a recipe by the safe loader; settings that are not in it have their defaults.
+
+        Args:
+            source: A ``Path`` is a file to read, a ``str`` is the YAML itself.
+            called: What a text is called in an error's line; a file is called by its name.
+
+        Raises:
+            UserError: The file cannot be read, or is not the YAML of a recipe.
+        """
+        text = source
+        if isinstance(source, Path):
+            text, called = read_text(source), str(source)
+        values = load_mapping(str(text), called)
+        try:
+            return Recipe(**values)
+        except UserError as error:
+            raise UserError(f"{called}: {error}") from None
+
+
+def _groups() -> dict[str, tuple[str, ...]]:
+    first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization", "seed": "machine"}
+    groups: dict[str, tuple[str, ...]] = {}
+    group = ""
+    for name in Recipe.model_fields:
+        group = first.get(name, group)
+        groups[group] = (*groups.get(group, ()), name)
+    return groups
+
+
+GROUPS = _groups()
+"""Group -> its settings, in the order of the fields above; the YAML and the help show them so."""
+
+TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_size", "teacher_tap")
+"""What a model that is trained alone has none of: all of these are None."""
+
+
+def _plain(value: object) -> str:
+    return " ".join(f"{item:g}" for item in value) or "()" if isinstance(value, tuple) else str(value)
+
+
+def _check_models(recipe: Recipe) -> str | None:
+    if recipe.student is None:
+        return "student: missing; name the model to train, for example timm/resnet18"
+    if recipe.method == "alone" and recipe.teacher is not None:
+        return f"method: alone uses no teacher, got teacher {recipe.teacher!r}; `limbeck train` trains a model alone"
+    if recipe.method != "alone" and recipe.teacher is None:
+        return f"teacher: missing; method {recipe.method} needs one (method alone does not)"
+    for name in TEACHER_SETTINGS:
+        if recipe.teacher is None and getattr(recipe, name) is not None:
+            return f"{name}: given without a teacher"
+    return None
+
+
+def _check_terms(recipe: Recipe) -> str | None:
+    norms = {"student_norm": recipe.student_norm, "teacher_norm": recipe.teacher_norm}
+    if recipe.uses_features and recipe.feature_loss == "log_correlation":
+        for name, norm in norms.items():
+            if norm != "batch":
+                return f"{name}: feature_loss log_correlation is defined on batch norm on both sides, got {norm!r}"
+    if recipe.uses_logits and recipe.logit_loss == "dkd" and not recipe.labels:
+        return "logit_loss: dkd needs labels (it treats the true class apart); kl does without"
+    if recipe.method == "alone" and not recipe.labels:
+        return "labels: method alone learns from the labels only; without them choose kd or projector"
+    if not recipe.labels and recipe.label_smoothing > 0:
+        return f"label_smoothing: smooths labels, and there are none (labels false), got {recipe.label_smoothing}"
+    weights = {
+        "task_weight": recipe.task_weight if recipe.labels else 0.0,
+        "feature_weight": recipe.feature_weight if recipe.uses_features else 0.0,
+        "logit_weight": recipe.logit_weight if recipe.uses_logits else 0.0,
+    }
+    if not any(weights.values()):
+        return f"method: every weight of {recipe.method} is zero, so nothing would be learned"
+    return None
+
+
+def _check_data(recipe: Recipe) -> str | None:
+    if recipe.train_limit is not None and recipe.subset < 1:
+        return f"train_limit: give either train_limit ({recipe.train_limit}) or subset ({recipe.subset}), not both"
+    if recipe.precision == "fp16" and recipe.device == "cpu":
+        return "precision: fp16 is for a GPU, got device cpu; expected auto, bf16 or float32"
+    return None
+
+
+def _check_schedule(recipe: Recipe) -> str | None:
+    marks = recipe.milestones
+    if recipe.schedule == "step" and not marks:
+        return "milestones: schedule step needs the epochs of its steps, for example 30 60 90"
+    if recipe.schedule != "step" and marks:
+        return f"milestones: only for schedule step, got schedule {recipe.schedule} with milestones {_plain(marks)}"
+    if list(marks) != sorted(set(marks)) or (marks and marks[-1] >= recipe.epochs):
+        return f"milestones: expected rising epochs below epochs ({recipe.epochs}), got {_plain(marks)}"
+    if recipe.warmup_epochs >= recipe.epochs:
+        return f"warmup_epochs: expected less than epochs ({recipe.epochs}), got {recipe.warmup_epochs:g}"
+    return None

@@ -1,0 +1,314 @@
+"""Make one run: teacher, preflight, training, the run folder."""
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import limbeck
+from limbeck import collectives, models
+from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
+from limbeck.data import Data
+from limbeck.distiller import evaluating
+from limbeck.errors import UserError
+from limbeck.evaluation import evaluate as score
+from limbeck.hardware import PRECISIONS, apply_memory_format, choose
+from limbeck.models import InputTransform, Model
+from limbeck.recipes.build import (
+    Parts,
+    build_data,
+    build_optimizer,
+    build_parts,
+    build_rate,
+    is_run,
+    load_student,
+    require_run,
+    student_size,
+)
+from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.teacher import build_teacher
+from limbeck.runlog import RunLog
+from limbeck.tasks import Classification
+from limbeck.train import fit
+
+Summary = dict[str, Any]
+
+
+def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
+    """Train a recipe's student in a run folder.
+
+    Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
+    and writes ``recipe.yaml``, ``log.jsonl``, ``checkpoint/``, ``student.safetensors`` (last epoch),
+    ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors`` and
+    ``summary.json``.
+
+    Args:
+        recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
+        folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
+        resume: Go on from the last checkpoint.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: If anything of the input is wrong; also if the folder holds another run.
+    """
+    recipe = _claim(recipe, folder, resume)
+    if resume and is_run(folder):
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    with RunLog(folder) as log:
+        device = _device(recipe)
+        try:
+            parts, checked, recipe = _prepare(recipe, folder, log, device)
+        except UserError:
+            _give_up(folder)
+            raise
+        save_text(recipe.to_yaml(), folder / "recipe.yaml")
+        distiller, data = parts.distiller, parts.data
+        log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=_device_name(device))
+        torch.manual_seed(recipe.seed + collectives.rank())
+        save_student_card(folder, recipe, parts.student, data)
+        result = fit(
+            distiller,
+            data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed),
+            data.val_loader(batch_size=recipe.batch_size) if data.val_count else None,
+            epochs=recipe.epochs,
+            optimizer=build_optimizer(recipe, distiller),
+            rate=build_rate(recipe),
+            precision=PRECISIONS[recipe.precision],
+            clip=recipe.clip,
+            accumulate=recipe.accumulate,
+            ema_decay=recipe.ema,
+            log=log,
+            checkpoints=Checkpoints(folder / "checkpoint"),
+            on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
+            cpu=device.type == "cpu",
+        )
+        counters = result.counters
+        summary: Summary = {
+            "recipe": recipe.name,
+            "method": recipe.method,
+            "seed": recipe.seed,
+            "metric": "top1" if "top1" in result.last else "loss",
+            "last": result.last,
+            "best": result.best,
+            "teacher": checked.teacher_scores or None,
+            "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
+            "seconds": round(counters.seconds, 3),
+            "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
+            "parameters": _counts(parts),
+            "data": {
+                "name": data.name,
+                "train": data.train_count,
+                "val": data.val_count,
+                "fingerprint": data.fingerprint,
+            },
+            "versions": _versions(),
+            "commit": _commit(),
+            "device": _device_name(device),
+        }
+        if collectives.rank() == 0:
+            save_weights(result.student.state_dict(), folder / "student.safetensors")
+            if len(distiller.term_modules) > 0:
+                save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
+            save_json(summary, folder / "summary.json")
+            log.write("end", summary=summary)
+    return summary
+
+
+def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
+    """Data, teacher, student, the checks, and the settings of this machine."""
+    data = build_data(recipe)
+    log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
+    for note in data.notes:
+        log.note(f"data {data.name}: {note}")
+    teacher = build_teacher(recipe, data, folder, lambda own, where: _train_teacher(own, where), log.note)
+    parts = build_parts(recipe, data, teacher)
+    parts.distiller.to(device)
+    checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
+    _report(checked.findings, log)
+    for skipped in data.skipped:
+        log.note(f"skipped {skipped}")
+    settings = choose(
+        parts.distiller,
+        first_batch(parts, device),
+        precision=recipe.precision,
+        memory_format=recipe.memory_format,
+        device=device,
+    )
+    log.note(f"{device.type}: {settings.precision}, {settings.memory_format} ({settings.reason})")
+    apply_memory_format(parts.distiller, settings.memory_format)
+    return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
+
+
+def _train_teacher(recipe: Recipe, folder: Path) -> None:
+    run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+
+
+def _report(findings: list[Finding], log: RunLog) -> None:
+    """Keep every finding in the log, say what is not plain ok, and stop at an error."""
+    log.write("preflight", findings=[vars(finding) for finding in findings])
+    for finding in findings:
+        if finding.level in ("note", "warning"):
+            advice = f"; {finding.advice}" if finding.advice else ""
+            log.note(f"{finding.level}: {finding.name}: {finding.message}{advice}")
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        first = errors[0]
+        raise UserError(f"{first.name}: {first.message}" + (f"; {first.advice}" if first.advice else ""))
+
+
+def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
+    """Take a folder for a run, without touching one that holds something else."""
+    kept = folder / "recipe.yaml"
+    if kept.is_file():
+        before = Recipe.from_yaml(kept)
+        # What the first start settled for this machine stays settled.
+        settled = {k: getattr(before, k) for k in ("precision", "memory_format") if getattr(recipe, k) == "auto"}
+        recipe = recipe.changed(settled)
+        changes = before.difference(recipe)
+        if changes and resume:
+            raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
+        if not resume:
+            raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
+        return recipe
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out must be a folder")
+    if resume and not folder.is_dir():
+        raise UserError(f"no run to resume in {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    return recipe
+
+
+def _give_up(folder: Path) -> None:
+    """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
+    if not (folder / "recipe.yaml").is_file():
+        (folder / "log.jsonl").unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def check(recipe: Recipe, folder: Path) -> list[Finding]:
+    """The preflight alone: nothing is trained but a teacher that has to be, and no run is begun in ``folder``."""
+    device = _device(recipe)
+    data = build_data(recipe)
+    with RunLog() as log:
+        teacher = build_teacher(recipe, data, folder, lambda own, where: _train_teacher(own, where), log.note)
+    parts = build_parts(recipe, data, teacher)
+    parts.distiller.to(device)
+    return preflight(parts, build_optimizer(recipe, parts.distiller), device).findings
+
+
+def describe(recipe: Recipe) -> list[tuple[str, str]]:
+    """Shapes, parameter counts and FLOPs of what a recipe would train, with random weights and no training."""
+    data = build_data(recipe)
+    lines = [("data", f"{data.name}: {data.train_count} train, {data.val_count} val, {len(data.classes)} classes")]
+    teacher = None
+    if recipe.method != "alone":
+        assert recipe.teacher is not None
+        size = recipe.teacher_size or student_size(recipe, data)
+        teacher = models.build(recipe.teacher, num_classes=len(data.classes), size=size)
+    parts = build_parts(recipe, data, teacher)
+    lines.append(("student", _model_line(parts.student)))
+    if teacher is not None:
+        lines.append(("teacher", _model_line(teacher)))
+    for name, term in parts.distiller.terms.items():
+        if isinstance(term, nn.Module):
+            lines.append((name, f"{_count(term):,} parameters, {' '.join(str(term).split())}"))
+        else:
+            lines.append((name, f"no parameters, {type(term).__name__}"))
+    steps = len(data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed))
+    lines.append(("steps", f"{steps} an epoch, {steps * recipe.epochs} in all"))
+    return lines
+
+
+def evaluate(folder: Path, *, data: str | None = None) -> dict[str, float]:
+    """Score a run's student on its validation images, or on those of another source with the same classes."""
+    require_run(folder)
+    recipe = Recipe.from_yaml(folder / "recipe.yaml")
+    opened = build_data(recipe if data is None else recipe.changed({"data": data, "val": None}))
+    student = load_student(folder)
+    if not opened.classes:
+        raise UserError("these images have no labels, so there is no accuracy to measure")
+    if student.num_classes != len(opened.classes):
+        raise UserError(f"the student has {student.num_classes} classes and {opened.name} has {len(opened.classes)}")
+    device = _device(recipe)
+    student.module.to(device)
+    task = Classification(student_input=InputTransform(student.input)).to(device)
+    return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
+
+
+def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) -> None:
+    """Write ``student.json``: what is needed to build the student and feed it, without Limbeck."""
+    mean, std = list(student.input.mean), list(student.input.std)
+    card = {
+        "model": recipe.student,
+        "num_classes": student.num_classes,
+        "classes": list(data.classes),
+        "input": {"size": student.input.size, "mean": mean, "std": std, "interpolation": student.input.interpolation},
+        "weights": "student.safetensors",
+    }
+    save_json(card, folder / "student.json")
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.device != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available[recipe.device]:
+            raise UserError(f"device {recipe.device} is not available here; use --device auto or cpu")
+        return torch.device(recipe.device)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None else torch.device("cpu")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _counts(parts: Parts) -> dict[str, int]:
+    counts = {"student": _count(parts.student.module), "terms": _count(parts.distiller.term_modules)}
+    return counts | ({"teacher": _count(parts.teacher.module)} if parts.teacher is not None else {})
+
+
+def _model_line(model: Model) -> str:
+    size = model.input.size
+    with evaluating(model.module), FlopCounterMode(display=False) as counter:
+        model.module(torch.zeros(1, 3, size, size))
+    return (
+        f"{model.name}, {_count(model.module):,} parameters, {counter.get_total_flops() / 2e9:.3f} GMACs at "
+        f"{size}x{size}, {model.num_classes} classes"
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "timm", "accelerate")
+    found = {name: metadata.version(name) for name in packages}
+    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that Limbeck runs from; None for an installed package."""
+    here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
+    got = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return got.stdout.strip() or None

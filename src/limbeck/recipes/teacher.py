@@ -1,0 +1,106 @@
+"""Get a teacher that is worth learning from: given weights, the hub's, or trained here, and always said which."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from limbeck import models
+from limbeck.data import Data
+from limbeck.errors import UserError
+from limbeck.models import Model, WeightsUnavailable
+from limbeck.recipes.build import is_run
+from limbeck.recipes.recipe import Recipe
+
+Train = Callable[[Recipe, Path], None]
+
+
+def teacher_recipe(recipe: Recipe, *, weights: str | None = None) -> Recipe:
+    """The recipe by which the teacher is trained on these data: the student's, for the other model, alone."""
+    epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
+    scale = epochs / recipe.epochs
+    return recipe.changed(
+        {
+            "name": "teacher",
+            "method": "alone",
+            "student": recipe.teacher,
+            "student_weights": weights,
+            "student_tap": None,
+            "student_pool": "automatic",
+            "size": recipe.teacher_size if recipe.teacher_size is not None else recipe.size,
+            "teacher": None,
+            "teacher_weights": None,
+            "teacher_epochs": None,
+            "teacher_size": None,
+            "teacher_tap": None,
+            "teacher_pool": "automatic",
+            "train_limit": None,  # a teacher may know more labels than the student is given
+            "epochs": epochs,
+            "milestones": [milestone * scale for milestone in recipe.milestones],
+            "warmup_epochs": recipe.warmup_epochs * scale,
+            "ema": None,
+            "seed": 0,  # one teacher for the students of every seed
+        }
+    )
+
+
+def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: Callable[[str], None]) -> Model | None:
+    """The recipe's teacher with weights; None where the method needs none.
+
+    In this order: the weights that the recipe names, else those of the hub. Where there are none, or their head does
+    not fit these labels although the method needs it, the teacher is first trained on these data, as a run of its own
+    beside this one, which later runs find and use again. Never a teacher with random weights.
+
+    Args:
+        recipe: The recipe of the student's run.
+        data: The opened data.
+        folder: The student's run folder; trained teachers are kept in ``teachers/`` beside it.
+        train: Trains a recipe in a folder.
+        say: Tells the user one line.
+
+    Raises:
+        UserError: If the teacher has to be trained but there are no labels to train it on.
+    """
+    if recipe.teacher is None:
+        return None
+    size = recipe.teacher_size if recipe.teacher_size is not None else recipe.size or data.size
+    classes = len(data.classes)
+    teacher = None
+    try:
+        teacher = models.build(
+            recipe.teacher,
+            num_classes=classes,
+            size=size,
+            weights=recipe.teacher_weights,
+            pretrained=recipe.teacher_weights is None,
+            allow_new_head=True,
+        )
+        reason = "its head does not fit these labels"
+    except WeightsUnavailable as unavailable:
+        reason = f"no weights can be had ({unavailable})"
+    if teacher is not None and (not teacher.new_head or not recipe.uses_logits):
+        say(f"teacher {recipe.teacher}: weights {teacher.weights}")
+        return teacher
+    if not recipe.labels:
+        raise UserError(
+            f"teacher {recipe.teacher}: {reason}, and without labels it cannot be trained here; give --teacher-weights"
+        )
+    own = teacher_recipe(recipe, weights=recipe.teacher_weights)
+    run = folder.parent / "teachers" / f"{_slug(recipe.teacher)}-{_key(own, data)}"
+    if is_run(run):
+        say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
+    else:
+        how = "fine-tuning" if teacher is not None else "training"
+        say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
+        train(own, run)
+    return models.build(recipe.teacher, num_classes=classes, size=size, weights=str(run))
+
+
+def _slug(name: str) -> str:
+    return name.replace("/", "-").replace(":", "-")
+
+
+def _key(recipe: Recipe, data: Data) -> str:
+    """Short hash of what decides the teacher: its recipe and the images."""
+    words = json.dumps([recipe.to_yaml(), data.fingerprint])
+    return hashlib.sha256(words.encode()).hexdigest()[:10]

@@ -1,0 +1,143 @@
+"""The charts of one run, and the series behind them."""
+
+from collections.abc import Iterable, Sequence
+
+from limbeck.report import words
+from limbeck.report.chart import Chart, Level, Line, Point
+from limbeck.report.draw import line_chart
+from limbeck.report.record import Record, RunRecord, mapping, number
+
+NOT_LOSSES = ("loss", "images_per_second")
+
+
+def run_metric(record: RunRecord) -> str:
+    """The metric that a run is judged by: as its summary says, else top-1 where it was measured, else the loss."""
+    named = record.summary.get("metric")
+    if isinstance(named, str):
+        return named
+    measured = any(number(epoch, "val", "top1") is not None for epoch in record.epochs)
+    return "top1" if measured else "loss"
+
+
+def validation(record: RunRecord, metric: str) -> list[Point]:
+    """The validation metric over the epochs."""
+    return _points(record.epochs, "epoch", "val", metric)
+
+
+def main_curves(record: RunRecord, metric: str) -> list[Chart]:
+    """The validation metric, and the losses of student and training."""
+    points, teacher = validation(record, metric), teacher_figure(record, metric)
+    best = best_epoch(record, metric)
+    mark = next((i for i, (x, _) in enumerate(points) if best and x == best[0]), None)
+    main = line_chart(
+        f"Validation {words.metric_name(metric)}",
+        [Line("student", "student", points, mark)],
+        x_title="epoch",
+        fmt=words.metric_format(metric),
+        levels=[] if teacher is None else [Level("teacher", "teacher", teacher)],
+        note="The ring marks the best epoch." if mark is not None else "",
+        large=True,
+    )
+    losses = line_chart(
+        "Task loss",
+        [
+            Line("training", "train", _part(record, "task")),
+            Line("validation", "student", validation(record, "loss")),
+        ],
+        x_title="epoch",
+        fmt=words.Format(),
+        note="A validation curve that turns up while training goes down is overfitting.",
+    )
+    total = line_chart(
+        "Training loss, weighted sum",
+        [Line("training", "train", _points(record.epochs, "epoch", "train", "loss"))],
+        x_title="epoch",
+        fmt=words.Format(),
+    )
+    return _present([main, losses, total])
+
+
+def part_curves(record: RunRecord) -> list[Chart]:
+    """One chart for each part of the training loss besides the task."""
+    charts = [
+        line_chart(
+            f"{name.replace('_', ' ')} loss".capitalize(),
+            [Line("training", "train", _part(record, name))],
+            x_title="epoch",
+            fmt=words.Format(),
+        )
+        for name in _part_names(record)
+    ]
+    return _present(charts)
+
+
+def reading_curves(record: RunRecord) -> list[Chart]:
+    """One chart for each reading of the terms."""
+    names = dict.fromkeys(str(name) for row in record.steps for name in mapping(row, "readings"))
+    charts = [
+        line_chart(
+            name.replace("/", ": ").replace("_", " "),
+            [Line("reading", "student", _points(record.steps, "step", "readings", name))],
+            x_title="step",
+            fmt=words.Format(),
+            note=_sentence(words.READINGS.get(name.rsplit("/", 1)[-1], "")),
+        )
+        for name in names
+    ]
+    return _present(charts)
+
+
+def course_curves(record: RunRecord) -> list[Chart]:
+    """Learning rate and speed over the steps."""
+    rate = _points(record.steps, "step", "lr")
+    speed = _points(record.steps, "step", "images_per_second")
+    return _present(
+        [
+            line_chart("Learning rate", [Line("rate", "train", rate)], x_title="step", fmt=words.Format()),
+            line_chart(
+                "Training images a second",
+                [Line("images a second", "train", speed)],
+                x_title="step",
+                fmt=words.Format(),
+            ),
+        ]
+    )
+
+
+def best_epoch(record: RunRecord, metric: str) -> tuple[float | None, float] | None:
+    """Epoch and value of the best epoch."""
+    final = number(record.summary, "best", metric)
+    if final is not None:
+        return number(record.summary, "best", "epoch"), final
+    points = validation(record, metric)
+    if not points:
+        return None
+    return min(points, key=lambda point: point[1]) if metric == "loss" else max(points, key=lambda point: point[1])
+
+
+def teacher_figure(record: RunRecord, metric: str) -> float | None:
+    """The teacher's metric on the same images; None without a teacher or before the end."""
+    return number(record.summary, "teacher", metric)
+
+
+def _part(record: RunRecord, name: str) -> list[Point]:
+    """A part of the training loss over the epochs, not weighted."""
+    return _points(record.epochs, "epoch", "train", name)
+
+
+def _part_names(record: RunRecord) -> list[str]:
+    names = dict.fromkeys(str(name) for row in record.epochs for name in mapping(row, "train"))
+    return [name for name in names if name not in (*NOT_LOSSES, "task")]
+
+
+def _points(rows: Iterable[Record], x: str, *keys: str) -> list[Point]:
+    pairs = ((number(row, x), number(row, *keys)) for row in rows)
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _present(charts: Sequence[Chart | None]) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]

@@ -1,0 +1,160 @@
+"""What a run or comparison folder holds, read so that a stopped or damaged one still gives a page."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from limbeck.errors import UserError
+
+Record = Mapping[str, Any]
+RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
+COMPARISON_FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as far as it can be read; what is missing is empty.
+
+    Attributes:
+        name: The folder's name.
+        recipe: The recipe's fields.
+        recipe_text: The recipe file as it stands.
+        start: The record of the start.
+        steps: Records of steps, oldest first.
+        epochs: Records of epochs, oldest first.
+        findings: What the preflight found.
+        notes: Lines that the run said.
+        summary: The final figures; empty while a run goes on or when it was killed.
+        files: Name and bytes of the files in the folder.
+    """
+
+    name: str
+    recipe: Record
+    recipe_text: str
+    start: Record
+    steps: tuple[Record, ...]
+    epochs: tuple[Record, ...]
+    findings: tuple[Record, ...]
+    notes: tuple[str, ...]
+    summary: Record
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.summary)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Args:
+        folder: The folder of a run, finished or not.
+
+    Returns:
+        What could be read; a line of the log that a kill cut off is passed over.
+
+    Raises:
+        UserError: If the folder is missing or holds no run.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    if not any((folder / name).is_file() for name in RUN_FILES):
+        raise UserError(f"{folder} holds no run: expected at least one of {', '.join(RUN_FILES)}")
+    records = _log(folder / "log.jsonl")
+    by_kind = {kind: tuple(r for r in records if r.get("kind") == kind) for kind in _KINDS}
+    text = _text(folder / "recipe.yaml")
+    end = mapping(by_kind["end"][-1], "summary") if by_kind["end"] else {}
+    return RunRecord(
+        name=folder.resolve().name,
+        recipe=_yaml(text),
+        recipe_text=text,
+        start=by_kind["start"][-1] if by_kind["start"] else {},
+        steps=by_kind["step"],
+        epochs=by_kind["epoch"],
+        findings=_findings(by_kind["preflight"]),
+        notes=tuple(str(r["text"]) for r in by_kind["note"] if "text" in r),
+        summary=read_json(folder / "summary.json") or end,
+        files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
+    )
+
+
+def read_json(path: Path) -> Record:
+    """The object in a JSON file; empty where the file is missing, cut off, or holds something else."""
+    try:
+        value: object = json.loads(_text(path) or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return cast(Record, value) if isinstance(value, dict) else {}
+
+
+def mapping(record: Record, *keys: str) -> Record:
+    """The mapping below a path of keys; empty where there is none.
+
+    Example:
+        >>> mapping({"val": {"top1": 0.5}}, "val"), mapping({"val": None}, "val")
+        ({'top1': 0.5}, {})
+    """
+    value: object = record
+    for key in keys:
+        value = cast(Record, value).get(key) if isinstance(value, dict) else None
+    return cast(Record, value) if isinstance(value, dict) else {}
+
+
+def number(record: Record, *keys: str) -> float | None:
+    """The finite number below a path of keys; None where there is none.
+
+    Example:
+        >>> number({"val": {"top1": 0.5}}, "val", "top1"), number({"loss": float("nan")}, "loss")
+        (0.5, None)
+    """
+    value = mapping(record, *keys[:-1]).get(keys[-1])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def records(record: Record, key: str) -> tuple[Record, ...]:
+    """The mappings in the list below a key."""
+    value = record.get(key)
+    return (
+        tuple(cast(Record, item) for item in cast(list[object], value) if isinstance(item, dict))
+        if isinstance(value, list)
+        else ()
+    )
+
+
+_KINDS = ("start", "preflight", "note", "step", "epoch", "end")
+
+
+def _findings(preflights: tuple[Record, ...]) -> tuple[Record, ...]:
+    return records(preflights[-1], "findings") if preflights else ()
+
+
+def _log(path: Path) -> list[Record]:
+    kept: list[Record] = []
+    for line in _text(path).splitlines():
+        try:
+            value: object = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            kept.append(cast(Record, value))
+    return kept
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _yaml(text: str) -> Record:
+    try:
+        value: object = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return cast(Record, value) if isinstance(value, dict) else {}

@@ -1,0 +1,87 @@
+"""Image classification."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+
+
+class Classification(nn.Module):
+    """Cross entropy, with top-1 and top-5 accuracy.
+
+    A batch is a sequence whose first item is the images and whose second is the labels ``(n,)`` or class probabilities
+    ``(n, k)``, as every ``DataLoader`` over labelled images gives; :class:`limbeck.data.Batch` is one.
+
+    Args:
+        student_input: Turns the batch's images into the student's input, for instance
+            :class:`limbeck.models.InputTransform`; by default the images are taken as they are.
+        teacher_input: The same for the teacher, with the teacher's own size and statistics.
+        label_smoothing: Share of the probability that is spread over all classes, 0 to 1.
+
+    Example:
+        >>> task = Classification()
+        >>> scores = task.score(torch.eye(3), (torch.zeros(3, 1), torch.tensor([0, 1, 1])))
+        >>> scores["top1"].tolist()
+        [1.0, 1.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        *,
+        student_input: nn.Module | None = None,
+        teacher_input: nn.Module | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student_transform = student_input if student_input is not None else nn.Identity()
+        self.teacher_transform = teacher_input if teacher_input is not None else nn.Identity()
+        self.label_smoothing = label_smoothing
+
+    def student_input(self, batch: Sequence[Any]) -> Tensor:
+        """The student's input."""
+        return self.student_transform(batch[0])
+
+    def teacher_input(self, batch: Sequence[Any]) -> Tensor:
+        """The teacher's input."""
+        return self.teacher_transform(batch[0])
+
+    def target(self, batch: Sequence[Any]) -> Tensor:
+        """Labels ``(n,)`` or class probabilities ``(n, k)``; UserError when the batch has none."""
+        if len(batch) < 2 or batch[1] is None:
+            raise UserError(
+                "classification needs labels, and the batch has none; use tasks.LabelFree for unlabelled images"
+            )
+        return batch[1]
+
+    def loss(self, output: Tensor, batch: Sequence[Any]) -> Tensor:
+        """Mean cross entropy of logits ``(n, k)``, in at least float32.
+
+        Raises:
+            UserError: If the shapes do not fit, or, on the CPU, a label is not below the number of logits (a GPU stops
+                by itself; asking it first would make every step wait).
+        """
+        target = self.target(batch)
+        logits = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        if logits.ndim != 2 or (target.ndim == 2 and target.shape != logits.shape):
+            raise UserError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(target.shape)}")
+        try:
+            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        except IndexError as error:
+            raise UserError(f"labels go up to {int(target.max())}, and there are {logits.shape[1]} logits") from error
+
+    def score(self, output: Tensor, batch: Sequence[Any]) -> dict[str, Tensor]:
+        """Per sample: top-1 and top-5 correctness (0 or 1; top-5 with more than five classes) and cross entropy."""
+        target = self.target(batch)
+        label = target.argmax(-1) if target.ndim == 2 else target
+        logits = output.float()
+        scores = {
+            "top1": (logits.argmax(-1) == label).float(),
+            "loss": F.cross_entropy(logits, target, reduction="none"),
+        }
+        if logits.shape[-1] > 5:
+            scores["top5"] = (logits.topk(5).indices == label[:, None]).any(-1).float()
+        return scores

@@ -1,0 +1,257 @@
+"""The one visible training loop."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from limbeck import collectives
+from limbeck.checkpoint import Checkpoints, Counters
+from limbeck.distiller import Distiller, StepResult
+from limbeck.errors import UserError
+from limbeck.evaluation import to_device, validate
+from limbeck.meter import Meter
+from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, set_rate, sgd
+from limbeck.runlog import RunLog
+
+
+@runtime_checkable
+class ShardedLoader(Protocol):
+    """A loader that gives each process its share of every global batch, and each epoch an order of its own."""
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of one epoch."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0."""
+        ...
+
+    def shard(self, rank: int, world_size: int) -> "ShardedLoader":
+        """The share of one process."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training gave.
+
+    Attributes:
+        student: The trained student; its moving average where one was asked for.
+        last: Validation figures of the last epoch.
+        best: Validation figures of the best epoch, and ``"epoch"``, counted from 1.
+        counters: Steps, seconds and images.
+    """
+
+    student: nn.Module
+    last: dict[str, float]
+    best: dict[str, float]
+    counters: Counters
+
+
+def fit(
+    distiller: Distiller,
+    train_loader: DataLoader[Any] | ShardedLoader,
+    val_loader: Iterable[Any] | None = None,
+    *,
+    epochs: int,
+    optimizer: Optimizer | None = None,
+    rate: Rate | None = None,
+    precision: torch.dtype = torch.float32,
+    clip: float | None = None,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    log: RunLog | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_best: Callable[[nn.Module], None] | None = None,
+    cpu: bool = False,
+) -> FitResult:
+    """Train a distiller's student and terms.
+
+    Runs on one process or, started by ``torchrun`` or ``accelerate launch``, on many. Where ``checkpoints`` hold a
+    state, training goes on from it, and ends (on the CPU) with the bytes that an unbroken run has.
+
+    Args:
+        distiller: Student, teacher, task and terms.
+        train_loader: A ``DataLoader``, which Accelerate shards (each process gets whole batches of its own), or a
+            :class:`ShardedLoader` (the processes divide each batch, so their number changes nothing).
+        val_loader: Batches that can be iterated again and again; every process evaluates its share of them.
+        epochs: Passes over ``train_loader``.
+        optimizer: Over ``distiller.trainable_parameters()``; by default :func:`sgd`.
+        rate: Factor on the learning rate, for instance :func:`cosine`; constant by default.
+        precision: ``torch.float32``, or ``bfloat16`` or ``float16`` for autocast. Evaluation is always in float32.
+        clip: Largest gradient norm over all trainable parameters, applied after unscaling.
+        accumulate: Batches per optimizer step. Task losses average exactly; batch norm and LogSum of a term see one
+            batch at a time, so with them this is not the same as one large batch, and the log says so.
+        ema_decay: Decay of a moving average of the student, which is then what is evaluated and returned.
+        log: Receives the records; by default nothing is kept.
+        checkpoints: Keeps a state at the end of each epoch; by default none is kept.
+        on_best: Called with the student after each epoch that is the best so far.
+        cpu: Stay on the CPU where there is a GPU.
+
+    Raises:
+        UserError: If a trainable parameter is not in the optimizer or gets no gradient, if there is no batch, if the
+            checkpoint is of another run, or if a loss or a parameter is not finite (the message says at which step and
+            in which part; the checkpoints are from before it).
+
+    Deviates from: the published DeiT code, which clips gradients that are still scaled (its ``main.py``, lines
+    225-232).
+    """
+    if epochs < 1 or accumulate < 1:
+        raise UserError(f"epochs is {epochs} and accumulate is {accumulate}; both must be at least 1")
+    accelerator: Any = Accelerator(cpu=cpu)  # Any: it is only partly typed
+    device: torch.device = accelerator.device
+    log = log if log is not None else RunLog()
+    distiller.to(device)
+    optimizer = optimizer if optimizer is not None else sgd(distiller)
+    check_optimizer(distiller, optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    average = None
+    if ema_decay is not None:
+        blend: Any = get_ema_multi_avg_fn(ema_decay)  # pyright: ignore[reportUnknownVariableType]
+        average = AveragedModel(distiller.student, multi_avg_fn=blend, use_buffers=True)
+    evaluated = average.module if average is not None else distiller.student
+    kept = {"student": distiller.student, "terms": distiller.term_modules} | ({"average": average} if average else {})
+    counters = _resume(checkpoints, kept, optimizer, scaler, device, log)
+    loader = _sharded(train_loader, accelerator)
+    model: nn.Module = accelerator.prepare_model(distiller)
+    if accelerator.num_processes != collectives.world_size():
+        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
+    if accumulate > 1 and len(distiller.term_modules) > 0:
+        log.note(f"accumulating {accumulate} batches: batch norm and LogSum of the terms see one batch at a time")
+
+    last: dict[str, float] = {}
+    try:
+        for epoch in range(counters.epoch, epochs):
+            started = time.perf_counter()
+            loader.set_epoch(epoch)
+            model.train()
+            meter = Meter(log, counters, epoch, device)
+            log.epoch_begins(epoch + 1, epochs, len(loader))
+            for index, batch in enumerate(loader):
+                done = epoch + index / len(loader)
+                distiller.progress = done / epochs
+                set_rate(optimizer, rate(done) if rate is not None else 1.0)
+                last_of_group = (index + 1) % accumulate == 0 or index + 1 == len(loader)
+                group_size = min(accumulate, len(loader) - index // accumulate * accumulate)
+                with contextlib.nullcontext() if last_of_group else accelerator.no_sync(model):
+                    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                        result: StepResult = model(to_device(batch, device))
+                    meter.check(result)
+                    scaler.scale(result.loss / group_size).backward()  # pyright: ignore[reportUnknownMemberType]
+                if last_of_group:
+                    if counters.step == 0:
+                        check_gradients(distiller)
+                    if clip is not None:
+                        scaler.unscale_(optimizer)
+                        nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    counters.step += 1
+                    if average is not None:
+                        average.update_parameters(distiller.student)
+                meter.add(result, optimizer)
+            train = meter.finish()
+            check_finite(distiller)
+            last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
+            counters.epoch = epoch + 1
+            counters.seconds += time.perf_counter() - started
+            is_best = _keep_best(counters, last)
+            if accelerator.is_main_process:
+                record = {"step": counters.step, "train": train, "val": last, "seconds": counters.seconds}
+                log.epoch_ends(epoch + 1, epochs, record)
+                if is_best and on_best is not None:
+                    on_best(evaluated)
+                if checkpoints is not None:
+                    trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                    checkpoints.save(kept, trainer, counters, device)
+            collectives.barrier()
+    finally:
+        log.pause()
+    if not last and val_loader is not None:  # resumed behind the last epoch
+        last = validate(distiller, evaluated, val_loader, device)
+    return FitResult(evaluated, last, counters.best, counters)
+
+
+def _keep_best(counters: Counters, figures: Mapping[str, float]) -> bool:
+    """Whether these figures are the best so far: the highest top-1, or else the lowest loss."""
+    if "top1" in figures:
+        better = figures["top1"] > counters.best.get("top1", -math.inf)
+    elif "loss" in figures:
+        better = figures["loss"] < counters.best.get("loss", math.inf)
+    else:
+        return False
+    if better:
+        counters.best = {"epoch": counters.epoch, **figures}
+    return better
+
+
+def _resume(
+    checkpoints: Checkpoints | None,
+    kept: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    log: RunLog,
+) -> Counters:
+    if checkpoints is None:
+        return Counters()
+    state = checkpoints.load(kept, device)
+    if state is None:
+        log.rewind(0)  # a run that was killed in its first epoch begins again
+        return Counters()
+    trainer, counters = state
+    try:
+        optimizer.load_state_dict(trainer["optimizer"])
+        scaler.load_state_dict(trainer["scaler"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"the checkpoint in {checkpoints.folder} is of another optimizer: {first}") from error
+    log.rewind(counters.step)
+    log.note(f"going on from the end of epoch {counters.epoch}, step {counters.step}")
+    return counters
+
+
+class _PreparedLoader:
+    """A ``DataLoader`` that Accelerate has sharded, seen as a :class:`ShardedLoader`."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Any:
+        return iter(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)
+
+
+def _sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any) -> Any:
+    """The share of this process, seen as a :class:`ShardedLoader` that has been sharded."""
+    if isinstance(loader, DataLoader):
+        sharded = _PreparedLoader(accelerator.prepare_data_loader(loader))
+    else:
+        sharded = loader.shard(accelerator.process_index, accelerator.num_processes)
+    try:
+        batches = len(sharded)
+    except TypeError as error:
+        raise UserError("the training loader has no length; the length of an epoch must be known") from error
+    if batches == 0:
+        raise UserError("the training loader gives no batch: it holds fewer images than one batch")
+    return sharded

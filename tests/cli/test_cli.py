@@ -1,0 +1,452 @@
+"""The command line: help without torch, every fault in one line with exit code 2, and what reaches the parts below."""
+
+import errno
+import json
+import re
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.cli import COMMANDS, main
+from limbeck.errors import UserError
+from limbeck.recipes import NAMED, Recipe, named
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+LINE = "limbeck: error: "
+
+FLAGS = {
+    "distill": """
+        --recipe --out --resume --dry-run
+        --name --teacher --teacher-weights --teacher-epochs --teacher-size --teacher-tap --teacher-pool
+        --student --student-weights --student-tap --student-pool
+        --data --val --val-share --size --augmentation --subset --train-limit --labels --no-labels --skip-bad-images
+        --workers
+        --method --feature-loss --alpha --feature-weight --projector --projector-hidden --student-norm --teacher-norm
+        --logit-loss --logit-weight --temperature --task-weight --label-smoothing
+        --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
+        --clip --accumulate --ema
+        --seed --precision --memory-format --device
+    """,
+    "train": """
+        --recipe --out --resume --dry-run --name --model --weights
+        --data --val --val-share --size --augmentation --subset --train-limit --skip-bad-images --workers
+        --label-smoothing
+        --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
+        --clip --accumulate --ema
+        --seed --precision --memory-format --device
+    """,
+    "evaluate": "--data",
+    "export": "--format --out",
+    "recipes": "",
+}
+
+
+def flags_in_help(text: str) -> set[str]:
+    """The flags that a help text introduces: the first words of its rows, not those mentioned in a description."""
+    found: set[str] = set()
+    for row in text.splitlines():
+        inside = re.sub(r"^[│ ] ", "", row)
+        if re.match(r"--?[a-z]", inside):
+            found |= set(re.findall(r"--[a-z-]+", inside.split("  ")[0]))
+    return found - {"--help"}
+
+
+def call(words: str) -> int:
+    return main(words.split())
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([command, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", list(FLAGS))
+def test_the_flags_are_these_and_a_new_one_is_a_decision(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(command, capsys)
+    assert flags_in_help(text) == set(FLAGS[command].split())
+    assert max(len(row) for row in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "less"),
+    [
+        ("compare", {"--methods", "--seeds"}, {"--method"}),
+        ("doctor", set[str](), {"--out", "--resume", "--dry-run"}),
+    ],
+)
+def test_compare_and_doctor_take_the_flags_of_distill(
+    command: str, more: set[str], less: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(command, capsys)
+    assert flags_in_help(text) == (set(FLAGS["distill"].split()) | more) - less
+    assert max(len(row) for row in text.splitlines()) <= 80
+
+
+def test_help_is_grouped_and_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--recipe", "digits", "--help"]) == 0
+    text = capsys.readouterr().out
+    for group in ("run", "models", "data", "method", "optimization", "machine"):
+        assert f" {group} options " in text
+    assert "(default: small/cnn-2)" in " ".join(text.split())
+
+
+def _timed(words: list[str]) -> tuple[float, str]:
+    """The best of three calls in fresh processes, and what the last one printed."""
+    code = (
+        "import sys; from limbeck.cli import main; code = main(sys.argv[1:]); "
+        "print('LOADED', [m for m in ('torch', 'timm', 'torchvision') if m in sys.modules]); sys.exit(code)"
+    )
+    best, out = 1e9, ""
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": str(SOURCE)},
+        )
+        best, out = min(best, time.perf_counter() - start), done.stdout
+    return best, out
+
+
+@pytest.mark.processes
+def test_help_is_quick_and_does_not_import_torch() -> None:
+    seconds, out = _timed(["--help"])
+    assert "LOADED []" in out
+    assert all(command in out for command in COMMANDS)
+    assert seconds < 1.5  # measured: 0.1 s on an idle machine; the rest is room for a loaded one
+    seconds, out = _timed(["distill", "--help"])
+    assert "LOADED []" in out
+    assert seconds < 4  # measured: 0.5 s
+
+
+FAULTS: list[tuple[str, str]] = [
+    ("distil", 'unknown command "distil" (did you mean "distill"?)'),
+    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, evaluate, export, doctor'),
+    ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
+    ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
+    ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
+    ("distill -x", 'unknown flag "-x"; `limbeck distill --help` lists the flags'),
+    ("distill --qqq 3", 'unknown flag "--qqq"; `limbeck distill --help` lists the flags'),
+    ("distill", "--data: missing; name the images, for example --data FOLDER"),
+    ("distill --data x", "--student: missing; name the model to train, for example timm/resnet18"),
+    ("distill --data x --student y", "--teacher: missing; method projector needs one (method alone does not)"),
+    ("train --data x", "--model: missing; name the model to train"),
+    ("train --recipe digits --teacher x", 'unknown flag "--teacher"'),
+    ("distill --recipe nope", "no recipe 'nope'; `limbeck recipes` lists them"),
+    ("distill --recipe digts", "no recipe 'digts' (did you mean \"digits\"?)"),
+    ("distill --recipe nope.yaml", "nope.yaml: cannot be read (No such file or directory)"),
+    ("distill --recipe", "--recipe: its value is missing"),
+    ("distill --recipe folder", "--data: missing; name the images, for example --data FOLDER"),
+    ("distill --recipe imagenet-deit-ti", "--data: missing; name the images, for example --data imagenet:FOLDER"),
+    ("distill --recipe digits --epochs", "--epochs: its value is missing; expected a whole number of at least 1"),
+    ("distill --recipe digits --epochs abc", "--epochs: expected a whole number of at least 1, got 'abc'"),
+    ("distill --recipe digits --epochs 1.5", "--epochs: expected a whole number of at least 1, got '1.5'"),
+    ("distill --recipe digits --epochs 0", "--epochs: expected a whole number of at least 1, got 0"),
+    ("distill --recipe digits --lr=-1", "--lr: expected a number above 0, got -1.0"),
+    ("distill --recipe digits --lr nan", "--lr: expected a number above 0, got nan"),
+    ("distill --recipe digits --epochs 3 4", 'unexpected "4"; a flag begins with --, and takes one value'),
+    ("distill digits", 'unexpected "digits"; a flag begins with --'),
+    ("distill --labels False", 'unexpected "False"; a flag begins with --'),
+    ("distill --recipe digits --method kdd", "--method: expected one of alone, kd, projector, projector+kd, got 'kdd'"),
+    ("distill --recipe digits --teacher-pool tokn_mean", "--teacher-pool: expected one of automatic, vector, "),
+    ("distill --recipe digits --milestones 3 x", "--milestones: expected a number above 0, got 'x'"),
+    ("distill --recipe digits --milestones 3", "--milestones: only for schedule step, got schedule cosine"),
+    (
+        "distill --recipe cifar100-resnet56-resnet20 --epochs 20",
+        "--milestones: expected rising epochs below epochs (20)",
+    ),
+    (
+        "distill --recipe digits --student-norm l2",
+        "--student-norm: feature_loss log_correlation is defined on batch norm",
+    ),
+    ("distill --recipe digits --method alone", "--method: alone uses no teacher, got teacher 'small/cnn-32'"),
+    ("distill --recipe digits --name a/b", "--name: expected a text of letters, digits and . _ + -, got 'a/b'"),
+    ("distill --recipe digits --out a --resume b", "--resume b and --out a: give one"),
+    ("distill --resume nowhere", "--resume: no run in nowhere (no recipe.yaml there)"),
+    ("compare --recipe digits --methods", "--methods: its value is missing; expected one or more of alone, kd"),
+    ("compare --recipe digits --methods alone kkd", "--methods: expected one of alone, kd, projector, projector+kd"),
+    ("compare --recipe digits --methods alone alone", "methods: expected at least one, each once, got alone alone"),
+    ("compare --recipe digits --seeds 0", "--seeds: expected a whole number of at least 1, got 0"),
+    ("compare --recipe digits --seeds x", "--seeds: expected a whole number of at least 1 or None, got 'x'"),
+    ("compare --recipe digits --method kd", 'unknown flag "--method" (did you mean "--methods"?)'),
+    ("evaluate", "RUN: missing; `limbeck evaluate --help` says what it is"),
+    ("evaluate a b", 'unexpected "b"; a flag begins with --'),
+    ("export a --format onx", "--format: expected one of safetensors, onnx, torch-export, got 'onx' (did you mean"),
+    ("recipes digit", "no recipe 'digit' (did you mean \"digits\"?)"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), FAULTS, ids=[words for words, _ in FAULTS])
+def test_a_fault_is_one_line_and_exit_code_2(
+    words: str, line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(words) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(LINE + line)
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Finding:
+    """As `limbeck.recipes.preflight.Finding`, without its torch."""
+
+    level: str
+    name: str
+    message: str
+    advice: str = ""
+
+
+class Parts:
+    """Stand-ins for what the commands call, which keep what they were given."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Recipe, Path, bool]] = []
+        self.reports: list[Path] = []
+        self.findings = [Finding("ok", "shapes", "fit"), Finding("warning", "balance", "uneven", "use 0.5")]
+        self.raises: BaseException | None = None
+
+    def run(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+        self.runs.append((recipe, folder, resume))
+        if self.raises is not None:
+            raise self.raises
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+        gain = 0.0 if recipe.method == "alone" else 0.1 + 0.001 * recipe.seed
+        teacher = None if recipe.teacher is None else {"top1": 0.99}
+        best = {"epoch": 2, "top1": 0.6 + gain}
+        summary = {"metric": "top1", "last": {"top1": 0.5 + gain}, "best": best, "teacher": teacher, "seconds": 2.0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
+    stand_in = Parts()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    run = types.ModuleType("limbeck.recipes.run")
+    vars(run).update(
+        run=stand_in.run,
+        describe=lambda recipe: [("student", recipe.student), ("steps", "20 an epoch")],
+        check=lambda recipe, folder: stand_in.findings,
+        evaluate=lambda folder, *, data: {"top1": 0.5, "loss": 1.25, "data": float(data is not None)},
+    )
+    report = types.ModuleType("limbeck.report")
+    vars(report).update(write_report=stand_in.reports.append, write_comparison=stand_in.reports.append)
+    written = types.SimpleNamespace(path=Path("student.onnx"), parity=1e-6, note="opset 18")
+    export = types.ModuleType("limbeck.export")
+    vars(export).update(export=lambda folder, *, format, out: written)
+    for module in (run, report, export):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("limbeck.report", report, raising=False)
+    return stand_in
+
+
+def test_distill_trains_the_recipe_with_flags_on_top(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    more = "--teacher-epochs None --clip 2"
+    assert call(f"distill --recipe digits --epochs 3 --lr 1e-3 --no-labels --method kd {more}") == 0
+    ((recipe, folder, resume),) = parts.runs
+    changes = {"epochs": 3, "lr": 1e-3, "labels": False, "method": "kd", "teacher_epochs": None, "clip": 2.0}
+    assert recipe == named("digits").changed(changes)
+    assert (folder, resume) == (Path("runs/digits-small-cnn-2-kd-seed0"), False)
+    assert parts.reports == [folder]
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"run folder: {folder}"
+    assert "top1: last 60.00%, best 70.00% (epoch 2)" in out
+    assert "teacher top1: 99.00%" in out
+
+
+def test_distill_needs_no_recipe(parts: Parts) -> None:
+    assert call("distill --teacher a --student timm/b --data d --seed 4 --out x") == 0
+    assert parts.runs[0][0] == Recipe(teacher="a", student="timm/b", data="d", seed=4)
+    assert parts.runs[0][1] == Path("x")
+
+
+def test_a_file_is_a_recipe(parts: Parts) -> None:
+    wanted = named("cifar100-resnet56-resnet20").changed({"epochs": 300})
+    Path("mine.yaml").write_text(wanted.to_yaml())
+    assert call("distill --recipe mine.yaml --seed 2 --milestones 10 20") == 0
+    assert parts.runs[0][0] == wanted.changed({"seed": 2, "milestones": (10, 20)})
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [
+        ("distill --resume there", True),
+        ("distill --out there --resume", True),
+        ("distill --resume there --epochs 9", True),
+    ],
+)
+def test_resume_takes_the_recipe_of_the_run(words: str, resume: bool, parts: Parts) -> None:
+    kept = named("digits").changed({"lr": 0.3})
+    Path("there").mkdir()
+    Path("there/recipe.yaml").write_text(kept.to_yaml())
+    assert call(words) == 0
+    recipe, folder, resumed = parts.runs[0]
+    # A flag that changes it is passed on: the run compares, and says what changed.
+    assert recipe == kept.changed({"epochs": 9} if "--epochs" in words else {})
+    assert (folder, resumed) == (Path("there"), resume)
+
+
+def test_a_bare_resume_goes_on_in_the_default_folder(parts: Parts) -> None:
+    assert call("distill --recipe digits --resume --seed 1") == 0
+    assert parts.runs[0][1:] == (Path("runs/digits-small-cnn-2-projector-seed1"), True)
+
+
+def test_train_trains_a_model_alone(parts: Parts) -> None:
+    assert call("train --model timm/resnet34 --data d --weights w --epochs 2") == 0
+    recipe, folder, _ = parts.runs[0]
+    assert recipe == Recipe(
+        name="train", student="timm/resnet34", student_weights="w", data="d", method="alone", epochs=2
+    )
+    assert folder == Path("runs/train-timm-resnet34-alone-seed0")
+    assert call("train --recipe imagenet-resnet34-resnet18 --data d") == 0
+    recipe = parts.runs[1][0]
+    assert (recipe.student, recipe.teacher, recipe.method) == ("torchvision/resnet18", None, "alone")
+    assert (recipe.epochs, recipe.milestones, recipe.student_tap) == (100, (30, 60, 90), None)
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_read_and_trains_nothing(
+    parts: Parts, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call("distill --recipe digits --dry-run") == 0
+    out = capsys.readouterr().out
+    yaml = out[: out.index("student     small")]
+    assert Recipe.from_yaml(yaml) == named("digits")
+    assert "run folder  runs/digits-small-cnn-2-projector-seed0" in out
+    assert parts.runs == []
+    assert list(tmp_path.iterdir()) == []
+    assert call("compare --recipe digits --dry-run --methods alone kd") == 0
+    assert capsys.readouterr().out.startswith("# 2 methods (alone, kd), seeds 0, 1, 2, 3, 4\n")
+
+
+def test_compare_prints_a_table_and_says_what_it_means(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare --recipe digits --methods alone kd --seeds 3 --out c") == 0
+    assert len(parts.runs) == 6
+    assert [folder.name for _, folder, _ in parts.runs][:3] == ["alone-seed0", "kd-seed0", "alone-seed1"]
+    assert Path("c") in parts.reports
+    assert Path("c/kd-seed2") in parts.reports
+    out = capsys.readouterr().out
+    assert "top1 in % on the validation images, 3 seeds" in out
+    assert "60.10 ± 0.10" in out
+    assert "+10.10" in out
+    assert "kd minus alone: +10.10 points of top1 (95% interval +9.85 to +10.35, 3 seeds): zero is outside" in out
+    assert "report: c/report.html" in out
+    assert max(len(row) for row in out.splitlines() if "±" in row) <= 80
+    record = json.loads(Path("c/comparison.json").read_text())
+    assert record["command"] == "limbeck compare --recipe digits --methods alone kd --seeds 3 --out c"
+
+
+def test_compare_has_its_defaults_and_goes_on_from_its_record(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare --recipe digits") == 0
+    assert {recipe.seed for recipe, _, _ in parts.runs} == {0, 1, 2, 3, 4}
+    assert {recipe.method for recipe, _, _ in parts.runs} == {"alone", "kd", "projector", "projector+kd"}
+    assert call("compare --teacher a --student b --data c --methods projector --seed 7") == 0
+    assert [recipe.seed for recipe, _, _ in parts.runs[20:]] == [7, 8, 9]
+    parts.runs.clear()
+    capsys.readouterr()
+    assert call("compare --resume runs/distill-b-compare") == 0
+    assert [(recipe.seed, resume) for recipe, _, resume in parts.runs] == [(7, True), (8, True), (9, True)]
+    assert "finished before" in capsys.readouterr().out
+    assert call("compare --resume runs/distill-b-compare --epochs 3") == 2
+    assert "another recipe (epochs: 100 -> 3)" in capsys.readouterr().err
+
+
+def test_compare_without_a_teacher_needs_none(parts: Parts) -> None:
+    assert call("compare --student b --data c --methods alone --seeds 2") == 0
+    assert [recipe.teacher for recipe, _, _ in parts.runs] == [None, None]
+
+
+def test_compare_is_one_process(
+    parts: Parts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call("compare --recipe digits") == 2
+    assert "compare runs as one process" in capsys.readouterr().err
+
+
+def test_doctor_lists_findings_and_fails_on_an_error(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("doctor --recipe digits") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:3] == ["ok       shapes: fit", "warning  balance: uneven", "         advice: use 0.5"]
+    assert out[-1] == "2 checks, 0 errors, 1 warnings"
+    parts.findings.append(Finding("error", "teacher", "random"))
+    assert call("doctor --recipe digits") == 1
+
+
+def test_evaluate_and_export_print_what_they_got(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "r", "--data", "d"]) == 0
+    assert capsys.readouterr().out == "top1: 50.00%\nloss: 1.2500\ndata: 1.0000\n"
+    assert main(["evaluate", "--data", "d", "r"]) == 0
+    capsys.readouterr()
+    assert main(["export", "r", "--format", "onnx"]) == 0
+    out = capsys.readouterr().out
+    assert out == "onnx: student.onnx\nlargest difference to the PyTorch student's outputs: 1e-06\nopset 18\n"
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == list(NAMED)
+    assert main(["recipes", "imagenet-resnet34-resnet18"]) == 0
+    out = capsys.readouterr().out
+    assert "# Paper: table 6" in out
+    assert Recipe.from_yaml(out) == named("imagenet-resnet34-resnet18")
+
+
+def test_a_stop_says_how_to_go_on(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    parts.raises = KeyboardInterrupt()
+    assert call("distill --recipe digits --out there") == 130
+    assert capsys.readouterr().err == "\nlimbeck: stopped; go on with: limbeck distill --resume there\n"
+    assert call("train --recipe digits --out here") == 130
+    assert "limbeck train --resume here" in capsys.readouterr().err
+    assert call("compare --recipe digits --out both") == 130
+    assert "limbeck compare --resume both" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    parts.raises = OSError(errno.ENOSPC, "No space left on device", "runs/x")
+    assert call("distill --recipe digits") == 2
+    assert (
+        capsys.readouterr().err == f"{LINE}no space left on the disk at runs/x; free some, then go on with --resume\n"
+    )
+    parts.raises = UserError("two\nlines")
+    assert call("distill --recipe digits") == 2
+    assert capsys.readouterr().err == f"{LINE}two lines\n"
+    for bug in (RuntimeError("bug"), OSError(errno.EACCES, "no"), ValueError("bug")):
+        parts.raises = bug
+        with pytest.raises(type(bug)):
+            call("distill --recipe digits")
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["-h"], ["--help"], ["help"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("usage: limbeck COMMAND [flags]")
+        assert max(len(row) for row in out.splitlines()) <= 80
+
+
+def test_only_the_first_process_speaks(
+    parts: Parts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert call("distill --recipe digits") == 0
+    assert capsys.readouterr().out == ""
+    assert parts.reports == []
+    assert len(parts.runs) == 1

@@ -1,0 +1,21 @@
+"""One thread a test process, so that runs in parallel do not fight, and nothing that reaches for the network."""
+
+# ruff: noqa: E402 (the environment comes before torch)
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")  # processes that tests start inherit it
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("NO_COLOR", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every test, alone or in any order."""
+    torch.manual_seed(0)

@@ -1,0 +1,356 @@
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.images import folder, picture
+from limbeck.data import Data, DataSpec, arrays, open_data
+from limbeck.errors import UserError
+
+
+def opened(source: object, **options: object) -> Data:
+    return open_data(DataSpec(source=str(source), workers=1, **options))
+
+
+def val_pixels(data: Data) -> tuple[torch.Tensor, torch.Tensor | None]:
+    (batch,) = data.val_loader(batch_size=data.val_count)
+    return batch.images, batch.target
+
+
+def test_spec_needs_no_torch():
+    code = "import sys, limbeck.data.spec; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": "src"}).returncode
+        == 0
+    )
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+def test_folder_with_train_and_val(tmp_path: Path, val: str):
+    folder(tmp_path / "train", {"cat": 5, "ant": 4}, width=15)
+    folder(tmp_path / val, {"ant": 2, "cat": 3})
+    data = opened(tmp_path)
+    assert (data.name, data.classes) == (tmp_path.name, ("ant", "cat"))
+    assert (data.train_count, data.val_count, data.size) == (9, 5, 12)
+    _, target = val_pixels(data)
+    assert target is not None
+    assert target.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_folder_of_class_folders_holds_back_a_fixed_share(tmp_path: Path):
+    folder(tmp_path, {"a": 20, "b": 10, "c": 2})
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / ".git").mkdir()
+    data = opened(tmp_path, val_share=0.2)
+    assert (data.train_count, data.val_count) == (25, 7)  # 4 + 2 + 1
+    assert "7 images held back" in data.notes[0]
+    assert data.fingerprint == opened(tmp_path, val_share=0.2).fingerprint
+    assert data.fingerprint != opened(tmp_path, val_share=0.5).fingerprint
+
+
+def test_nested_folders_links_and_second_folder(tmp_path: Path):
+    folder(tmp_path / "a" / "x", {"cat": 2})
+    folder(tmp_path / "a" / "y", {"cat": 3})
+    folder(tmp_path / "a", {"dog": 4})
+    os.rename(tmp_path / "a" / "x", tmp_path / "a" / "cat")
+    os.rename(tmp_path / "a" / "y", tmp_path / "outside")
+    os.symlink(tmp_path / "outside", tmp_path / "a" / "cat" / "more")
+    os.symlink(tmp_path / "a" / "cat", tmp_path / "a" / "cat" / "loop")
+    folder(tmp_path / "b", {"cat": 1, "dog": 1})
+    data = opened(tmp_path / "a", val=str(tmp_path / "b"))
+    assert (data.train_count, data.val_count, data.classes) == (9, 2, ("cat", "dog"))
+
+
+def test_folder_without_labels(tmp_path: Path):
+    folder(tmp_path, {"a": 6, "b": 4})
+    picture(1).save(tmp_path / "loose.png")
+    data = opened(tmp_path, labels=False)
+    assert (data.classes, data.train_count, data.val_count) == ((), 10, 1)
+    assert next(iter(data.train_loader(batch_size=4, seed=0))).target is None
+    folder(tmp_path / "val", {"z": 3})
+    folder(tmp_path / "train", {"z": 5})
+    assert opened(tmp_path, labels=False).val_count == 3
+
+
+def test_subset_and_limit_are_balanced_and_nested(tmp_path: Path):
+    folder(tmp_path / "train", {"a": 20, "b": 10})
+    folder(tmp_path / "val", {"a": 1, "b": 1})
+
+    def train(**options: object) -> dict[str, int]:
+        data = opened(tmp_path, **options)
+        part = data._parts["train"]
+        return dict(zip(part.names, part.labels.tolist(), strict=True))
+
+    half, fifth = train(subset=0.5), train(subset=0.2)
+    assert (len(half), sum(half.values())) == (15, 5)
+    assert (len(fifth), sum(fifth.values())) == (6, 2)
+    assert fifth.items() <= half.items()
+    eight = train(train_limit=8)
+    assert (len(eight), sum(eight.values())) == (8, 4)
+    assert eight.items() <= train(train_limit=25).items()
+    assert sum(train(train_limit=25).values()) == 10  # b has no more
+    assert len(train(train_limit=1000)) == 30
+
+
+def test_fingerprint_sees_names_sizes_and_labels(tmp_path: Path):
+    folder(tmp_path, {"a": 6, "b": 6})
+    first = opened(tmp_path).fingerprint
+    assert first == opened(tmp_path).fingerprint
+    assert first != opened(tmp_path, labels=False).fingerprint
+    picture(99, 40, 40).save(tmp_path / "a" / "000.png")
+    assert first != opened(tmp_path).fingerprint
+
+
+def test_digits():
+    data = opened("digits")
+    assert (data.name, data.size, len(data.classes), data.flip) == ("digits", 8, 10, False)
+    assert (data.train_count, data.val_count) == (1297, 500)
+    images, target = val_pixels(data)
+    assert target is not None
+    assert torch.bincount(target).min() >= 48
+    assert images.max() == 1
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert opened("digits", size=16).size == 16
+    assert opened("digits", labels=False).classes == ()
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">{values.ndim + 1}I", 0x0800 + values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_fashion_mnist_from_idx_files(tmp_path: Path, compressed: bool):
+    for stem, n in (("train", 30), ("t10k", 10)):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        for name, values in (
+            (f"{stem}-images-idx3", pixels),
+            (f"{stem}-labels-idx1", np.arange(n, dtype=np.uint8) % 10),
+        ):
+            data = idx(values)
+            path = tmp_path / f"{name}-ubyte{'.gz' if compressed else ''}"
+            path.write_bytes(gzip.compress(data) if compressed else data)
+    data = opened(f"fashion-mnist:{tmp_path}")
+    assert (data.size, data.train_count, data.val_count, data.classes[9]) == (28, 30, 10, "Ankle boot")
+    images, _ = val_pixels(data)
+    np.testing.assert_array_equal((images[:, 1] * 255).round().numpy(), pixels)
+    next(tmp_path.glob("t10k-images*")).write_bytes(b"broken")
+    with pytest.raises(UserError, match="not a complete IDX file"):
+        opened(f"fashion-mnist:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
+def test_no_network_is_one_line(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(arrays, "SYSTEM_FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=f"{name} is not in .* cannot be downloaded") as caught:
+        opened(name)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / ".cache" / "limbeck") in str(caught.value)
+
+
+def test_cifar_reads_only_files_with_the_right_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import hashlib
+
+    from torchvision.datasets import CIFAR10
+
+    home = tmp_path / CIFAR10.base_folder
+    home.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name: str, content: object) -> str:
+        (home / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((home / name).read_bytes()).hexdigest()
+
+    def batch(n: int) -> dict[str, object]:
+        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
+
+    sums = [["data_batch_1", write("data_batch_1", batch(20))]]
+    meta = write("batches.meta", {"label_names": [f"c{i}" for i in range(10)]})
+    monkeypatch.setattr(CIFAR10, "train_list", sums)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", write("test_batch", batch(10))]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    data = opened(f"cifar10:{tmp_path}")
+    assert (data.size, data.train_count, data.val_count, data.classes[3]) == (32, 20, 10, "c3")
+    (home / "data_batch_1").write_bytes(pickle.dumps(batch(20)))
+    with pytest.raises(UserError, match="checksums are wrong"):
+        opened(f"cifar10:{tmp_path}")
+
+
+def test_imagenet_is_a_folder_with_its_usual_size(tmp_path: Path):
+    folder(tmp_path / "train", {"n01": 3, "n02": 3})
+    folder(tmp_path / "val", {"n01": 1, "n02": 1})
+    data = opened(f"imagenet:{tmp_path}")
+    assert (data.name, data.size, data.classes) == ("imagenet", 224, ("n01", "n02"))
+
+
+@pytest.mark.filterwarnings("ignore")  # third-party packages on import
+@pytest.mark.parametrize("named", [True, False])
+def test_hub_set(tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["no", "yes"]) if named else datasets.Value("string"),
+        }
+    )
+
+    def rows(n: int) -> object:
+        labels = [i % 2 for i in range(n)] if named else [("no", "yes")[i % 2] for i in range(n)]
+        return datasets.Dataset.from_dict({"image": [picture(i) for i in range(n)], "label": labels}, features=features)
+
+    splits = datasets.DatasetDict({"train": rows(8), "test": rows(4)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {("us/er", "small"): splits}[name, config])
+    data = opened("hf/us/er:small")
+    assert (data.classes, data.train_count, data.val_count, data.size) == (("no", "yes"), 8, 4, 12)
+    images, target = val_pixels(data)
+    assert target is not None
+    assert target.tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal((images[1] * 255).round().numpy(), np.asarray(picture(1)).transpose(2, 0, 1))
+    assert opened("hf/us/er:small", labels=False).classes == ()
+    del splits["train"]
+    with pytest.raises(UserError, match='no split "train"'):
+        opened("hf/us/er:small")
+    with pytest.raises(UserError, match='cannot load "hf/other"'):
+        opened("hf/other")
+
+
+def shard(path: Path, first: int, n: int, *, kind: str = "cls") -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in range(first, first + n):
+            image = io.BytesIO()
+            picture(i).save(image, "PNG")
+            label = str(i % 3) if kind == "cls" else json.dumps({"label": i % 3})
+            for name, content in ((f"{i:04d}.png", image.getvalue()), (f"{i:04d}.{kind}", label.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_shards(tmp_path: Path, kind: str):
+    pytest.importorskip("webdataset")
+    for k in range(3):
+        shard(tmp_path / f"train-{k}.tar", 10 * k, 10, kind=kind)
+    shard(tmp_path / "val.tar", 100, 4, kind=kind)
+    data = opened(f"shards:{tmp_path}/train-{{0..2}}.tar", val=f"{tmp_path}/val.tar")
+    assert (data.train_count, data.val_count, data.classes) == (30, 4, ("0", "1", "2"))
+    images, target = val_pixels(data)
+    assert target is not None
+    assert target.tolist() == [1, 2, 0, 1]
+    np.testing.assert_array_equal((images[0] * 255).round().numpy(), np.asarray(picture(100)).transpose(2, 0, 1))
+    assert opened(f"shards:{tmp_path}/train-*.tar").val_count == 3
+    loader = data.train_loader(batch_size=10, seed=0)
+    indices = torch.cat([batch.index for batch in loader])
+    assert sorted(indices.tolist()) == list(range(30))
+    with pytest.raises(UserError, match=r"train-3\.tar.* does not exist"):
+        opened(f"shards:{tmp_path}/train-{{0..3}}.tar")
+    (tmp_path / "train-1.tar").write_bytes(b"no tar")
+    with pytest.raises(UserError, match="cannot be read as an uncompressed tar"):
+        opened(f"shards:{tmp_path}/train-*.tar")
+
+
+def two_classes(root: Path) -> Path:
+    return folder(root / "train", {"a": 4, "b": 4}).parent
+
+
+def empty(root: Path) -> str:
+    (root / "nothing").mkdir()
+    return str(root / "nothing")
+
+
+def one_class(root: Path) -> str:
+    return str(folder(root, {"cat": 3}))
+
+
+def other_classes(root: Path) -> str:
+    folder(two_classes(root) / "val", {"a": 1, "c": 1})
+    return str(root)
+
+
+def flat(root: Path) -> str:
+    picture(0).save(root / "x.png")
+    return str(root)
+
+
+def only_val(root: Path) -> str:
+    folder(root / "val", {"a": 1, "b": 1})
+    return str(root)
+
+
+def no_images(root: Path) -> str:
+    (root / "a").mkdir()
+    (root / "a" / "x.txt").write_text("text")
+    (root / "b").mkdir()
+    return str(root)
+
+
+def empty_class(root: Path) -> str:
+    (two_classes(root) / "train" / "c").mkdir()
+    return str(root)
+
+
+def single_images(root: Path) -> str:
+    return str(folder(root, {"a": 1, "b": 4}))
+
+
+BAD: list[tuple[Callable[[Path], str], dict[str, object], str]] = [
+    (lambda _: "digit", {}, 'no data source "digit" .did you mean "digits"'),
+    (lambda root: str(root / "missing"), {}, "does not exist"),
+    (lambda root: f"{flat(root)}/x.png", {}, "is a file"),
+    (empty, {}, "is empty"),
+    (one_class, {}, r'only one class \("cat"\)'),
+    (other_classes, {}, r"1 of train are missing \(b\) and 1 are not in train \(c\)"),
+    (flat, {}, "no class folders"),
+    (flat, {"labels": False}, "too few images"),
+    (only_val, {}, r"has val/ but no train/"),
+    (no_images, {}, "no images in"),
+    (no_images, {"labels": False}, "no images in"),
+    (empty_class, {}, 'train/c" holds no images'),
+    (single_images, {}, 'class "a" .* no image left'),
+    (lambda root: str(two_classes(root)), {"val": "nowhere"}, '"nowhere" does not exist'),
+    (lambda root: str(two_classes(root)), {"train_limit": 1}, "train limit 1 is less than the 2 classes"),
+    (lambda _: "digits", {"val": "x"}, "takes no second folder"),
+    (lambda _: "digits:x", {}, "embedded"),
+    (lambda _: "imagenet", {}, "imagenet:FOLDER"),
+    (lambda root: f"fashion-mnist:{flat(root)}", {}, "no Fashion-MNIST in"),
+    (lambda root: f"cifar100:{flat(root)}", {}, "no CIFAR-100 in"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD)
+def test_bad_input_is_one_line(tmp_path: Path, make: Callable[[Path], str], options: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        opened(make(tmp_path), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sorce": "x"}, 'no field "sorce" .did you mean "source"'),
+        ({}, '"source": field required'),
+        ({"source": "x", "val_share": 1.5}, '"val_share": .* less than 1, got 1.5'),
+        ({"source": "x", "augmentation": "weak"}, "'none', 'standard' or 'strong', got 'weak'"),
+    ],
+)
+def test_bad_spec_is_one_line(fields: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        DataSpec(**fields)
+    assert "\n" not in str(caught.value)

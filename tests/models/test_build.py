@@ -1,0 +1,357 @@
+import json
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from limbeck.errors import UserError
+from limbeck.models import WeightsUnavailable, build, library
+
+# name, size, penultimate, width of the penultimate feature
+FAMILIES = [
+    ("timm/resnet18", 32, "fc:input", 512),
+    ("timm/vit_tiny_patch16_224", 32, "head:input", 192),
+    ("timm/deit_tiny_distilled_patch16_224", 32, "head:input", 192),
+    ("timm/convnext_atto", 32, "head.fc:input", 320),
+    ("timm/mobilenetv3_small_050", 32, "classifier:input", 1024),
+    ("timm/resnetv2_18", 32, "head.fc:input", 512),
+    ("timm/levit_128s", 64, "head.linear:input", 384),
+    ("timm/sequencer2d_s", 64, "head.fc:input", 384),
+    ("torchvision/resnet18", 32, "fc:input", 512),
+    ("torchvision/mobilenet_v3_small", 32, "classifier.3:input", 1024),
+    ("torchvision/squeezenet1_1", 32, "classifier.1:input", 512),
+    ("torchvision/swin_t", 32, "head:input", 768),
+    ("torchvision/googlenet", 32, "fc:input", 1024),
+    ("cifar/resnet8", None, "fc:input", 64),
+    ("cifar/mobilenetv2", None, "classifier.0:input", 1280),
+    ("small/cnn-3", None, "fc:input", 6),
+]
+
+
+def classifier_input(module: nn.Module, penultimate: str, images: torch.Tensor) -> torch.Tensor:
+    path, suffix = penultimate.split(":")
+    assert suffix == "input"
+    seen: list[torch.Tensor] = []
+    handle = module.get_submodule(path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(images)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize(("name", "size", "penultimate", "width"), FAMILIES)
+@torch.no_grad()
+def test_every_family_builds_and_headless_gives_its_penultimate_feature(name, size, penultimate, width):
+    model = build(name, num_classes=7, size=size)
+    headless = build(name, num_classes=0, size=size)
+    assert (model.name, model.num_classes, model.penultimate) == (name, 7, penultimate)
+    assert (headless.num_classes, headless.penultimate) == (0, "output")
+    assert (model.weights, model.new_head) == (headless.weights, headless.new_head) == ("random", False)
+    assert model.module.training
+    assert size in (None, model.input.size)
+
+    images = torch.rand(2, 3, model.input.size, model.input.size)
+    own = model.module.eval().state_dict()
+    headless.module.load_state_dict({key: own[key] for key in headless.module.state_dict()}, strict=True)
+    output = headless.module.eval()(images)
+    assert model.module(images).shape == (2, 7)
+    assert output.shape == (2, width)
+    feature = classifier_input(model.module, penultimate, images)
+    if "distilled" in name:  # the mean of the features of both tokens
+        assert feature.shape == output.shape
+    elif "squeezenet" in name:  # pooled after the place of its convolutional classifier
+        torch.testing.assert_close(output, feature.relu().mean((2, 3)))
+    else:
+        torch.testing.assert_close(output, feature.flatten(1))
+
+
+def test_building_leaves_running_statistics_and_the_random_state_alone():
+    torch.manual_seed(0)
+    model = build("cifar/resnet8", num_classes=2)
+    after = torch.rand(1)
+    assert model.module.state_dict()["bn1.num_batches_tracked"] == 0
+    assert torch.equal(model.module.state_dict()["bn1.running_mean"], torch.zeros(16))
+    torch.manual_seed(0)
+    twin = build("cifar/resnet8", num_classes=2)
+    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(twin.module.state_dict()["fc.weight"], model.module.state_dict()["fc.weight"])
+
+
+def test_input_statistics_are_the_models_own():
+    with torch.device("meta"):
+        vit, resnet = build("timm/vit_tiny_patch16_224", num_classes=2), build("torchvision/resnet18", num_classes=2)
+    assert (vit.input.mean, vit.input.std, vit.input.size) == ((0.5,) * 3, (0.5,) * 3, 224)
+    assert (resnet.input.mean, resnet.input.interpolation) == ((0.485, 0.456, 0.406), "bilinear")
+    assert build("cifar/resnet8", num_classes=2).input.mean == (0.5071, 0.4867, 0.4408)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("cifar/WRN-16-1", "cifar/wrn_16_1"),
+        ("cifar/wrn16-1", "cifar/wrn_16_1"),
+        ("cifar/resnet-8x4", "cifar/resnet8x4"),
+        ("CIFAR/ShuffleNet_V1", "cifar/shufflenetv1"),
+        ("small/cnn4", "small/cnn-4"),
+        ("small/CNN_4", "small/cnn-4"),
+        ("timm/ResNet-18", "timm/resnet18"),
+        ("torchvision/ResNet18", "torchvision/resnet18"),
+    ],
+)
+def test_case_and_separators_do_not_matter(written: str, meant: str):
+    with torch.device("meta"):
+        assert build(written, num_classes=2).name == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18", r'"resnet18" has no prefix: did you mean "timm/resnet18" or "torchvision/resnet18"\?'),
+        ("wrn-40-2", r'did you mean "cifar/wrn_40_2"\?'),
+        ("cnn-5", r'did you mean "small/cnn-5"\?'),
+        ("resnt18", r'has no prefix \(did you mean "timm/resnet18"\?\)'),
+        ("zzzzz", r"has no prefix: one of timm, torchvision, hub, cifar, small, or module:function"),
+        ("tim/resnet18", r'unknown family "tim" in "tim/resnet18" \(did you mean "timm"\?\)'),
+        ("timm/", r"unknown family|has no prefix|unknown model"),
+        ("timm/resnt18", r'unknown model "timm/resnt18" \(did you mean "timm/resnet18"\?\)'),
+        ("timm/resnet18.a1_in1", r'did you mean "timm/resnet18.a1_in1k"'),
+        ("torchvision/resnet19", r'unknown model "torchvision/resnet19" \(did you mean "torchvision/resnet'),
+        ("cifar/wrn_40_3", r'unknown model "cifar/wrn_40_3" \(did you mean "cifar/wrn_40_'),
+        ("small/cnn-0", r"width N of at least 1"),
+        ("small/net", r"small/cnn-N"),
+        ("hub/alone", r"hub/OWNER/NAME is wanted"),
+    ],
+)
+def test_misspelt_names_get_one_line_with_the_nearest(name: str, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        build(name, num_classes=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torchvision_vit_is_built_for_the_size_of_its_weights():
+    with torch.device("meta"):
+        assert build("torchvision/vit_h_14", num_classes=2).input.size == 518
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("timm/vit_tiny_patch16_224", 50, "patches of 16x16, which do not tile 50x50: 48 and 64 would fit"),
+        ("timm/vit_tiny_patch16_224", 8, "do not tile 8x8: 16 would fit"),
+        ("torchvision/vit_b_32", 50, "do not tile 50x50: 32 and 64 would fit"),
+        ("timm/inception_v3", 32, "does not run on images of 32x32"),
+        ("torchvision/maxvit_t", 64, "cannot be built for 64x64"),
+        ("cifar/vgg8", 4, "does not run on images of 4x4"),
+        ("cifar/resnet8", 0, "size is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_told(name: str, size: int, message: str):
+    with pytest.raises(UserError, match=message):
+        build(name, num_classes=2, size=size)
+
+
+def test_a_vit_is_built_for_the_size():
+    model = build("timm/vit_tiny_patch16_224", num_classes=2, size=48)
+    assert model.module.get_parameter("pos_embed").shape[1] == 1 + 3 * 3
+    assert model.input.size == 48
+
+
+def test_branches_of_several_widths_have_a_penultimate_feature_but_no_headless_form():
+    with torch.device("meta"):
+        assert build("timm/crossvit_tiny_240", num_classes=2).penultimate == "head.0:input"
+        with pytest.raises(UserError, match="crossvit_tiny_240 without its classifier does not run"):
+            build("timm/crossvit_tiny_240", num_classes=0)
+        with pytest.raises(UserError, match="deepseek_vit_412m_enc is no classifier"):
+            build("timm/deepseek_vit_412m_enc", num_classes=2)
+
+
+def test_wrong_arguments():
+    with pytest.raises(UserError, match="num_classes is -1"):
+        build("cifar/resnet8", num_classes=-1)
+    with pytest.raises(UserError, match="not both"):
+        build("cifar/resnet8", num_classes=2, weights="x.pt", pretrained=True)
+
+
+FUNCTIONS = """
+import torch
+from torch import nn
+from limbeck.models import InputSpec
+
+class Net(nn.Module):
+    def __init__(self, num_classes, tuple_in_training=False, after=None):
+        super().__init__()
+        self.body = nn.Linear(12, 5)
+        self.top = nn.Linear(5, num_classes)
+        self.tuple_in_training, self.after = tuple_in_training, after
+        self.input_spec = InputSpec((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 2)
+    def forward(self, x):
+        y = self.top(self.body(x.flatten(1)))
+        y = self.after(y) if self.after else y
+        return (y, y) if self.tuple_in_training and self.training else y
+
+def good(num_classes): return Net(num_classes)
+def pair(num_classes): return Net(num_classes, tuple_in_training=True)
+def soft(num_classes): return Net(num_classes, after=nn.Softmax(1))
+def fixed(num_classes): return Net(3)
+def none(num_classes): return "a net"
+def other(classes): return Net(classes)
+def conv(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def odd(num_classes):
+    net = good(num_classes)
+    net.input_spec = 32
+    return net
+number = 3
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"functions_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FUNCTIONS)
+    (tmp_path / f"{name}_broken.py").write_text("import not_there_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_function_of_the_current_folder(functions: str):
+    model = build(f"{functions}:good", num_classes=4)
+    assert (model.penultimate, model.input.size) == ("top:input", 2)
+    headless = build(f"{functions}:good", num_classes=0)
+    assert headless.module(torch.rand(2, 3, 2, 2)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (":pair", "returns a tuple in training mode"),
+        (":soft", 'no linear layer whose output is the model\'s output .*"top"'),
+        (":fixed", "returns 3 columns, 4 are wanted"),
+        (":none", "returned a str: a torch.nn.Module is wanted"),
+        (":other", "called with num_classes=4 alone: missing a required argument"),
+        (":odd", "input_spec is a int"),
+        (":number", 'no function "number"'),
+        (":god", r'no function "god" .*\(did you mean "good"\?\)'),
+        ("_broken:f", "failed: ModuleNotFoundError: No module named 'not_there_at_all'"),
+        ("s:f", r"no module .* in the current folder or on PYTHONPATH \(did you mean"),
+    ],
+)
+def test_functions_that_cannot_be_used_are_told(functions: str, function: str, message: str):
+    with pytest.raises(UserError, match=message):
+        build(f"{functions}{function}", num_classes=4)
+
+
+# ---- pretrained weights, without a network ----
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_answers", lambda url: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/resnet18", "torchvision/resnet18", "hub/timm/resnet18.a1_in1k", "cifar/resnet8", "timm/resnet8"]
+)
+@pytest.mark.usefixtures("no_network")
+def test_pretrained_weights_that_cannot_be_had_are_told_at_once(name: str):
+    if name == "timm/resnet8":  # a model of timm without published weights
+        name = "timm/" + next(
+            one
+            for one in timm.list_models("resnet*")
+            if timm.get_pretrained_cfg(one) is None or not timm.get_pretrained_cfg(one).has_weights
+        )
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailable) as caught:
+        build(name, num_classes=2, pretrained=True)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_a_server_that_does_not_exist_does_not_answer():
+    start = time.monotonic()
+    assert not library._answers("http://limbeck.invalid")
+    assert time.monotonic() - start < 10
+
+
+def cache(folder: Path, repository: str, files: dict[str, object]) -> None:
+    """Put files where the hub's client keeps what it has downloaded."""
+    root = folder / "cache" / f"models--{repository.replace('/', '--')}"
+    snapshot = root / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0" * 40)
+    for name, content in files.items():
+        if name.endswith(".json"):
+            (snapshot / name).write_text(json.dumps(content))
+        else:
+            save_file(content, snapshot / name)
+
+
+CONFIG = {
+    "architecture": "resnet10t",
+    "num_classes": 3,
+    "pretrained_cfg": {"input_size": [3, 40, 40], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0], "num_classes": 3,
+                       "interpolation": "bilinear", "classifier": "fc", "first_conv": "conv1.0", "pool_size": [2, 2]},
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_hub_repository_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source = timm.create_model("resnet10t", num_classes=3)
+    cache(tmp_path, "me/net", {"config.json": CONFIG, "model.safetensors": source.state_dict()})
+    model = build("hub/me/net", num_classes=3, pretrained=True)
+    assert (model.weights, model.new_head, model.input.size, model.input.mean) == ("hub", False, 40, (0.1, 0.2, 0.3))
+    assert all(torch.equal(value, model.module.state_dict()[key]) for key, value in source.state_dict().items())
+
+    with pytest.raises(UserError, match="no classifier for 5 classes"):
+        build("hub/me/net", num_classes=5, pretrained=True)
+    other = build("hub/me/net", num_classes=5, pretrained=True, allow_new_head=True)
+    assert other.new_head
+    assert torch.equal(other.module.state_dict()["conv1.0.weight"], source.state_dict()["conv1.0.weight"])
+    headless = build("hub/me/net", num_classes=0, pretrained=True)
+    assert (headless.weights, headless.new_head) == ("hub", False)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_hub_repository_without_safetensors_or_of_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache(tmp_path, "me/pickled", {"config.json": CONFIG})
+    cache(tmp_path, "me/bert", {"config.json": {"model_type": "bert"}})
+    assert build("hub/me/pickled", num_classes=3).weights == "random"
+    with pytest.raises(WeightsUnavailable, match=r"no model.safetensors for hub/me/pickled: HF_HUB_OFFLINE is set"):
+        build("hub/me/pickled", num_classes=3, pretrained=True)
+    with pytest.raises(UserError, match=r"not in timm's form|which timm does not have"):
+        build("hub/me/bert", num_classes=3)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_timm_weights_from_the_cache(tmp_path: Path):
+    source = timm.create_model("resnet10t", num_classes=1000)
+    cache(tmp_path, timm.get_pretrained_cfg("resnet10t").hf_hub_id, {"model.safetensors": source.state_dict()})
+    model = build("timm/resnet10t", num_classes=1000, pretrained=True)
+    assert (model.weights, model.new_head) == ("hub", False)
+    assert torch.equal(model.module.state_dict()["fc.weight"], source.state_dict()["fc.weight"])
+    assert build("timm/resnet10t", num_classes=4, pretrained=True, allow_new_head=True).new_head
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_torchvision_weights_from_the_cache(tmp_path: Path, name: str):
+    source = torchvision.models.get_model(name)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    torch.save(source.state_dict(), tmp_path / "torch" / "checkpoints" / Path(weights.url).name)
+    model = build(f"torchvision/{name}", num_classes=1000, pretrained=True)
+    assert (model.weights, model.new_head) == ("hub", False)
+    assert all(torch.equal(value, model.module.state_dict()[key]) for key, value in source.state_dict().items())
+    other = build(f"torchvision/{name}", num_classes=4, pretrained=True, allow_new_head=True)
+    assert other.new_head
+    assert other.module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 4)

@@ -1,0 +1,233 @@
+"""Comparisons: the statistics against numpy and scipy, and which runs are made, kept and refused."""
+
+import json
+import math
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from limbeck.errors import UserError
+from limbeck.recipes.compare import compare, conclusions, interval, paired, plan, read_record, summarize
+from limbeck.recipes.recipe import Recipe
+
+BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epochs=3, seed=0)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8))
+def test_the_interval_is_students(values: list[float]) -> None:
+    result = interval(values)
+    sd = float(np.std(values, ddof=1))
+    half = stats.t.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+    assert result.n == len(values)
+    assert result.mean == pytest.approx(np.mean(values), abs=1e-9)
+    assert result.sd == pytest.approx(sd, abs=1e-9)
+    assert result.low == pytest.approx(np.mean(values) - half, abs=1e-6)
+    assert result.high == pytest.approx(np.mean(values) + half, abs=1e-6)
+
+
+def test_the_interval_by_hand() -> None:
+    # t(0.975, 2) = 4.302653 from a printed table; sd 1, n 3.
+    result = interval([1.0, 2.0, 3.0])
+    assert (result.mean, result.sd) == (2.0, 1.0)
+    assert result.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+    assert not result.excludes_zero
+    assert interval([5.0, 5.1, 5.2]).excludes_zero
+    assert interval([-5.0, -5.1, -5.2]).excludes_zero
+
+
+def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+    result = interval([0.5])
+    assert (result.n, result.mean, result.sd, result.low, result.high) == (1, 0.5, None, None, None)
+    assert not result.excludes_zero
+    with pytest.raises(UserError, match="at least one value"):
+        interval([])
+
+
+def test_pairs_are_of_the_same_seed() -> None:
+    ours, theirs = {0: 0.9, 1: 0.7, 2: 0.8}, {2: 0.7, 0: 0.8, 7: 0.1}
+    result = paired(ours, theirs)
+    assert result is not None
+    assert (result.n, result.mean) == (2, pytest.approx(0.1))
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_pairing_removes_what_seeds_share() -> None:
+    shared = [0.1, 0.5, 0.9]
+    result = paired({i: v + 0.05 for i, v in enumerate(shared)}, dict(enumerate(shared)))
+    assert result is not None
+    assert result.excludes_zero
+    assert not interval([v + 0.05 for v in shared]).excludes_zero
+
+
+def _summary(last: float, best: float, seconds: float, name: str) -> dict[str, Any]:
+    return {
+        "metric": "top1",
+        "last": {"top1": last},
+        "best": {"top1": best, "epoch": 1},
+        "seconds": seconds,
+        "run": name,
+    }
+
+
+def test_a_row_holds_what_the_report_reads() -> None:
+    done = {
+        "alone": {0: _summary(0.7, 0.71, 4.0, "alone-seed0"), 1: _summary(0.8, 0.81, 6.0, "alone-seed1")},
+        "kd": {0: _summary(0.8, 0.85, 5.0, "kd-seed0"), 1: _summary(0.9, 0.95, 5.0, "kd-seed1")},
+        "projector": {},
+    }
+    alone, kd = summarize(done, "top1")
+    assert set(alone) == {"method", "n", "mean", "sd", "low", "high", "best_mean", "paired", "seconds", "runs"}
+    assert alone["paired"] is None
+    assert (kd["mean"], kd["best_mean"], kd["seconds"]) == (pytest.approx(0.85), pytest.approx(0.9), 5.0)
+    assert kd["paired"]["against"] == "alone"
+    assert kd["paired"]["mean"] == pytest.approx(0.1)
+    assert kd["runs"] == ["kd-seed0", "kd-seed1"]
+    json.dumps([alone, kd], allow_nan=False)
+
+
+def test_conclusions_say_what_the_seeds_allow() -> None:
+    def row(method: str, low: float | None, high: float | None, n: int) -> dict[str, Any]:
+        pair = {"against": "alone", "mean": 0.05, "low": low, "high": high, "n": n}
+        return {"method": method, "paired": pair}
+
+    rows = [{"method": "alone", "paired": None}, row("kd", 0.01, 0.09, 5), row("projector", -0.01, 0.11, 5)]
+    better, unclear = conclusions(rows, "top1")
+    assert better.startswith("kd minus alone: +5.00 points of top1 (95% interval +1.00 to +9.00, 5 seeds): ")
+    assert better.endswith("zero is outside of the interval, a difference.")
+    assert unclear.endswith("zero is inside of the interval, no difference shown.")
+    (single,) = conclusions([row("kd", None, None, 1)], "top1")
+    assert "from one seed: no interval" in single
+
+
+def test_the_plan_is_seed_by_seed_with_a_teacher_only_where_one_is_used() -> None:
+    runs = plan(BASE, ["alone", "projector+kd"], [0, 3])
+    assert list(runs) == ["alone-seed0", "projector+kd-seed0", "alone-seed3", "projector+kd-seed3"]
+    assert runs["alone-seed3"].teacher is None
+    assert runs["projector+kd-seed3"].teacher == "small/cnn-32"
+    assert (runs["alone-seed3"].seed, runs["alone-seed3"].method) == (3, "alone")
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "line"),
+    [
+        ([], [0], "methods: expected at least one, each once, got none"),
+        (["kd", "kd"], [0], "methods: expected at least one, each once, got kd kd"),
+        (["kd"], [], "seeds: expected at least one, each once, got none"),
+        (["kd"], [1, 1], "seeds: expected at least one, each once, got 1 1"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(methods: list[Any], seeds: list[int], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{line}$"):
+        plan(BASE, methods, seeds)
+
+
+Runs = list[tuple[str, bool]]
+
+
+@pytest.fixture
+def fake_run(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """A stand-in for training that keeps the promises of `run`: folder, recipe, summary, resume."""
+    made: Runs = []
+
+    def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+        made.append((folder.name, resume))
+        kept = folder / "recipe.yaml"
+        if kept.is_file() and (changes := Recipe.from_yaml(kept).difference(recipe)):
+            raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(recipe.to_yaml())
+        gain = {"alone": 0.0, "kd": 0.1}.get(recipe.method, 0.2)
+        summary = _summary(0.5 + gain + 0.01 * recipe.seed, 0.6 + gain, 2.0, "x")
+        if recipe.teacher is not None:
+            (folder.parent / "teachers" / "t").mkdir(parents=True, exist_ok=True)
+            summary |= {"teacher": {"top1": 0.99}, "teacher_weights": "run:t"}
+        else:
+            summary |= {"teacher": None, "teacher_weights": None}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    module = types.ModuleType("limbeck.recipes.run")
+    vars(module)["run"] = run
+    monkeypatch.setitem(sys.modules, "limbeck.recipes.run", module)
+    return made
+
+
+def test_a_comparison_runs_everything_and_writes_its_record(tmp_path: Path, fake_run: Runs) -> None:
+    said: list[str] = []
+    folder = tmp_path / "out"
+    result = compare(BASE, folder, methods=["alone", "kd", "projector"], seeds=[0, 1, 2], command="it", say=said.append)
+    assert len(fake_run) == 9
+    assert said[0] == "[1/9] alone, seed 0"
+    assert said[-1] == "[9/9] projector, seed 2"
+    assert result == read_record(folder) == json.loads((folder / "comparison.json").read_text())
+    assert [row["method"] for row in result["rows"]] == ["alone", "kd", "projector"]
+    assert result["rows"][1]["paired"]["mean"] == pytest.approx(0.1)
+    assert result["rows"][0]["mean"] == pytest.approx(0.51)
+    assert result["metric"] == "top1"
+    assert result["teacher"] == {"top1": 0.99, "run": "teachers/t"}
+    assert (result["command"], result["seeds"]) == ("it", [0, 1, 2])
+
+
+def test_a_stopped_comparison_goes_on_and_may_grow(
+    tmp_path: Path, fake_run: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    run: Callable[..., dict[str, Any]] = vars(sys.modules["limbeck.recipes.run"])["run"]
+
+    def stopped(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+        if folder.name == "kd-seed1":
+            (folder).mkdir()
+            (folder / "recipe.yaml").write_text(recipe.to_yaml())
+            raise KeyboardInterrupt
+        return run(recipe, folder, resume=resume)
+
+    monkeypatch.setattr(sys.modules["limbeck.recipes.run"], "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(BASE, folder, methods=["alone", "kd"], seeds=[0, 1], say=str)
+    assert [row["n"] for row in read_record(folder)["rows"]] == [2, 1]
+    monkeypatch.setattr(sys.modules["limbeck.recipes.run"], "run", run)
+    fake_run.clear()
+    with pytest.raises(UserError, match="already holds a comparison; go on with --resume"):
+        compare(BASE, folder, methods=["alone", "kd"], seeds=[0, 1], say=str)
+    said: list[str] = []
+    result = compare(BASE, folder, methods=["alone", "kd", "projector"], seeds=[0, 1], resume=True, say=said.append)
+    assert said[0] == "[1/6] alone, seed 0: finished before"
+    assert said[-2] == "[5/6] kd, seed 1"
+    assert ("kd-seed1", True) in fake_run
+    assert ("projector-seed0", False) in fake_run
+    assert [row["n"] for row in result["rows"]] == [2, 2, 2]
+
+
+def test_another_recipe_or_a_foreign_folder_is_refused(tmp_path: Path, fake_run: Runs) -> None:
+    folder = tmp_path / "out"
+    compare(BASE, folder, methods=["alone", "kd"], seeds=[0], say=str)
+    with pytest.raises(UserError, match=r"holds a comparison with another recipe \(epochs: 3 -> 4\)$"):
+        compare(BASE.changed({"epochs": 4}), folder, methods=["alone"], seeds=[0], resume=True, say=str)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    fake_run.clear()
+    for resume in (False, True):
+        with pytest.raises(UserError, match="is not empty and holds no comparison"):
+            compare(BASE, foreign, methods=["alone"], seeds=[0], resume=resume, say=str)
+    assert fake_run == []
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    (folder / "comparison.json").write_text("{")
+    with pytest.raises(UserError, match=r"comparison\.json: cannot be read"):
+        compare(BASE, folder, methods=["alone"], seeds=[0], resume=True, say=str)
+
+
+def test_nothing_is_trained_when_a_method_does_not_fit(tmp_path: Path, fake_run: Runs) -> None:
+    free = BASE.changed({"labels": False})
+    with pytest.raises(UserError, match="method alone learns from the labels only"):
+        compare(free, tmp_path / "out", methods=["kd", "alone"], seeds=[0], say=str)
+    assert fake_run == []
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,83 @@
+"""The preflight finds the faults that peers train through."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from limbeck import models
+from limbeck.recipes.build import Parts, build_data, build_optimizer, build_parts
+from limbeck.recipes.preflight import Finding, preflight
+from limbeck.recipes.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(small: Recipe, finished: Path) -> Parts:
+    weights = str(next((finished.parent / "teachers").iterdir()))
+    recipe = small.changed({"teacher_weights": weights})
+    data = build_data(recipe)
+    teacher = models.build("small/cnn-4", num_classes=10, size=8, weights=weights)
+    return build_parts(recipe, data, teacher)
+
+
+def found(parts: Parts) -> dict[str, Finding]:
+    return {finding.name: finding for finding in preflight(parts, build_optimizer(parts.recipe, parts.distiller), CPU).findings}
+
+
+def test_a_healthy_run_has_no_warning(parts: Parts) -> None:
+    findings = found(parts)
+    assert {finding.level for finding in findings.values()} == {"ok"}
+    assert {"teacher accuracy", "label map", "gradients", "losses at step 0", "balance"} <= set(findings)
+
+
+def test_it_changes_nothing(parts: Parts) -> None:
+    before = {name: value.clone() for name, value in parts.distiller.state_dict().items()}
+    state = torch.get_rng_state()
+    found(parts)
+    assert all(torch.equal(value, before[name]) for name, value in parts.distiller.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in parts.distiller.parameters())
+
+
+def test_a_random_teacher_is_an_error(parts: Parts) -> None:
+    assert parts.teacher is not None
+    torch.nn.init.zeros_(list(parts.teacher.module.parameters())[-1])
+    torch.nn.init.zeros_(list(parts.teacher.module.parameters())[-2])
+    finding = found(parts)["teacher accuracy"]
+    assert finding.level == "error"
+    assert "no better than guessing" in finding.message
+
+
+def test_a_nan_in_the_teacher_is_an_error(parts: Parts) -> None:
+    assert parts.teacher is not None
+    torch.nn.init.constant_(next(parts.teacher.module.parameters()), float("nan"))
+    finding = found(parts)["losses"]
+    assert finding.level == "error"
+    assert "feature" in finding.message
+
+
+def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:
+    parts.distiller.weights["feature"] = 1e4
+    finding = found(parts)["balance"]
+    assert finding.level == "warning"
+    assert finding.advice.startswith("feature outweighs")
+
+
+def test_a_frozen_projector_is_an_error_where_something_else_forgot_it(parts: Parts) -> None:
+    optimizer = torch.optim.SGD(parts.distiller.student.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"not in the optimizer: terms\.feature\.projector"):
+        preflight(parts, optimizer, CPU)
+
+
+def test_classes_in_another_order_are_an_error(parts: Parts, tmp_path: Path) -> None:
+    card = Path(parts.recipe.teacher_weights or "") / "student.json"
+    text = card.read_text()
+    try:
+        card.write_text(text.replace('"0"', '"zero"', 1))
+        finding = found(parts)["label map"]
+    finally:
+        card.write_text(text)
+    assert finding.level == "error"
+    assert 'class 0 is "0" here and "zero" there' in finding.message

@@ -1,0 +1,271 @@
+"""The recipe: what it refuses and in which words, and its way through YAML and back."""
+
+import inspect
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck.errors import UserError
+from limbeck.recipes import NAMED, Recipe, named
+from limbeck.recipes.recipe import GROUPS, FeatureLoss, Method, Norm, Pool
+
+GOOD: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "teacher": "small/cnn-32"}
+ALONE: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "method": "alone"}
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"epoch": 3}, "unknown setting 'epoch' (did you mean \"epochs\"?)"),
+    ({"epochs": "abc"}, "epochs: expected a whole number of at least 1, got 'abc'"),
+    ({"epochs": True}, "epochs: expected a whole number of at least 1, got True"),
+    ({"epochs": 1.5}, "epochs: expected a whole number of at least 1, got 1.5"),
+    ({"lr": float("nan")}, "lr: expected a number above 0, got nan"),
+    ({"lr": float("inf")}, "lr: expected a number above 0, got inf"),
+    ({"alpha": 0.5}, "alpha: expected a number of at least 1, got 0.5"),
+    ({"subset": 0}, "subset: expected a number above 0 and of at most 1, got 0"),
+    ({"subset": 1.1}, "subset: expected a number above 0 and of at most 1, got 1.1"),
+    ({"val_share": 1.0}, "val_share: expected a number above 0 and below 1, got 1.0"),
+    ({"momentum": 1}, "momentum: expected a number of at least 0 and below 1, got 1"),
+    ({"seed": -1}, "seed: expected a whole number of at least 0 and of at most 4294967295, got -1"),
+    ({"size": 3}, "size: expected a whole number of at least 4 and of at most 4096 or None, got 3"),
+    ({"labels": "maybe"}, "labels: expected true or false, got 'maybe'"),
+    ({"name": "a/b"}, "name: expected a text of letters, digits and . _ + -, got 'a/b'"),
+    ({"teacher": ""}, "teacher: expected a text of one line or None, got ''"),
+    ({"data": 3}, "data: expected a text of one line, got 3"),
+    (
+        {"method": "projektor"},
+        "method: expected one of alone, kd, projector, projector+kd, got 'projektor' (did you mean \"projector\"?)",
+    ),
+    ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
+    ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
+    ({"epochs": 0, "alpha": 0}, "alpha: expected a number of at least 1, got 0; epochs: expected a whole number"),
+    ({"student": None}, "student: missing; name the model to train, for example timm/resnet18"),
+    ({"teacher": None}, "teacher: missing; method projector needs one (method alone does not)"),
+    ({"teacher": None, "method": "kd"}, "teacher: missing; method kd needs one"),
+    ({"method": "alone"}, "method: alone uses no teacher, got teacher 'small/cnn-32'; `limbeck train`"),
+    ({**ALONE, "teacher": None, "teacher_weights": "x"}, "teacher_weights: given without a teacher"),
+    ({**ALONE, "teacher": None, "teacher_size": 32}, "teacher_size: given without a teacher"),
+    (
+        {"student_norm": "l2"},
+        "student_norm: feature_loss log_correlation is defined on batch norm on both sides, got 'l2'",
+    ),
+    ({"teacher_norm": "none"}, "teacher_norm: feature_loss log_correlation is defined on batch norm on both sides"),
+    ({"method": "kd", "logit_loss": "dkd", "labels": False}, "logit_loss: dkd needs labels"),
+    ({**ALONE, "teacher": None, "labels": False}, "labels: method alone learns from the labels only"),
+    ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: smooths labels, and there are none"),
+    ({"feature_weight": 0, "task_weight": 0}, "method: every weight of projector is zero, so nothing would be learned"),
+    ({"feature_weight": 0, "labels": False}, "method: every weight of projector is zero"),
+    ({"train_limit": 5, "subset": 0.5}, "train_limit: give either train_limit (5) or subset (0.5), not both"),
+    ({"precision": "fp16", "device": "cpu"}, "precision: fp16 is for a GPU, got device cpu"),
+    ({"schedule": "step"}, "milestones: schedule step needs the epochs of its steps, for example 30 60 90"),
+    ({"milestones": [3]}, "milestones: only for schedule step, got schedule cosine with milestones 3"),
+    ({"schedule": "step", "milestones": [3, 2]}, "milestones: expected rising epochs below epochs (100), got 3 2"),
+    ({"schedule": "step", "milestones": [3, 3]}, "milestones: expected rising epochs below epochs (100), got 3 3"),
+    ({"schedule": "step", "milestones": [100]}, "milestones: expected rising epochs below epochs (100), got 100"),
+    ({"warmup_epochs": 100}, "warmup_epochs: expected less than epochs (100), got 100"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), WRONG, ids=[", ".join(changes) for changes, _ in WRONG])
+def test_wrong_settings_are_refused_in_one_line(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe(**{**GOOD, **changes})
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_data_is_named() -> None:
+    with pytest.raises(UserError, match=r"^data: missing$"):
+        Recipe(student="small/cnn-2", method="alone")  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "kd", "labels": False},
+        {"labels": False},
+        {"method": "kd", "student_norm": "l2"},
+        {"feature_loss": "log_sum", "student_norm": "none", "teacher_norm": "group"},
+        {"epochs": 1},
+        {"alpha": 1},
+        {"subset": 1},
+        {"task_weight": 0},
+        {"schedule": "step", "milestones": [0.5, 99.5]},
+    ],
+    ids=str,
+)
+def test_unusual_and_right_settings_are_taken(changes: dict[str, Any]) -> None:
+    recipe = Recipe(**{**GOOD, **changes})
+    for name, value in changes.items():
+        assert getattr(recipe, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_it_is_frozen_and_a_change_is_checked() -> None:
+    recipe = Recipe(**GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert recipe.changed({"epochs": 3}).epochs == 3
+    assert recipe.epochs == 100
+    with pytest.raises(UserError, match="epochs"):
+        recipe.changed({"epochs": 0})
+    with pytest.raises(UserError, match="did you mean"):
+        recipe.changed({"epoch": 1})
+
+
+def test_the_difference_lists_what_changed() -> None:
+    recipe = Recipe(**GOOD)
+    other = recipe.changed({"epochs": 40, "schedule": "step", "milestones": (10, 20), "ema": 0.99})
+    assert recipe.difference(recipe) == []
+    assert recipe.difference(other) == [
+        "epochs: 100 -> 40",
+        "schedule: cosine -> step",
+        "milestones: () -> 10 20",
+        "ema: None -> 0.99",
+    ]
+
+
+def test_every_setting_is_described_and_in_one_group() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(Recipe.model_fields)
+    assert len(set(grouped)) == len(grouped)
+    assert [name for name, field in Recipe.model_fields.items() if not field.description] == []
+
+
+line = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=30)
+weight = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+count = st.integers(min_value=1, max_value=10**12)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Any valid recipe of a method with a teacher."""
+    epochs = draw(st.integers(1, 1000))
+    marks = draw(st.lists(st.floats(0, epochs, exclude_min=True, exclude_max=True), max_size=4, unique=True))
+    values: dict[str, Any] = {
+        "name": draw(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,20}\Z")),
+        "teacher": draw(line),
+        "teacher_weights": draw(st.none() | line),
+        "teacher_epochs": draw(st.none() | count),
+        "teacher_tap": draw(st.none() | line),
+        "teacher_pool": draw(st.sampled_from(get_args(Pool))),
+        "student": draw(line),
+        "data": draw(line),
+        "val": draw(st.none() | line),
+        "subset": draw(st.floats(0, 1, exclude_min=True)),
+        "labels": draw(st.booleans()),
+        "workers": draw(st.none() | st.integers(0, 100)),
+        "method": draw(st.sampled_from([method for method in get_args(Method) if method != "alone"])),
+        "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss != "log_correlation"])),
+        "student_norm": draw(st.sampled_from(get_args(Norm))),
+        "alpha": draw(st.floats(1, 1e30)),
+        "feature_weight": draw(positive),
+        "logit_weight": draw(positive),
+        "task_weight": draw(weight),
+        "epochs": epochs,
+        "lr": draw(positive),
+        "schedule": "step" if marks else draw(st.sampled_from(["cosine", "constant"])),
+        "milestones": tuple(sorted(marks)),
+        "clip": draw(st.none() | positive),
+        "ema": draw(st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)),
+        "seed": draw(st.integers(0, 2**32 - 1)),
+    }
+    return Recipe(**values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes())
+def test_yaml_gives_back_the_same_recipe(recipe: Recipe) -> None:
+    again = Recipe.from_yaml(recipe.to_yaml())
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+
+
+def test_a_file_is_read_and_its_name_is_in_the_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: digits\nstudent: a\nteacher: b\nlr: 1e-3\nmilestones: []\n")  # 1e-3 is a text to YAML 1.1
+    assert Recipe.from_yaml(path).lr == 0.001
+    path.write_text("data: digits\nstudent: a\nteacher: b\nepocs: 3\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown setting 'epocs' \(did you mean \"epochs\"\?\)$"):
+        Recipe.from_yaml(path)
+
+
+UNSAFE: dict[str, tuple[str, str]] = {
+    "empty": ("", "recipe: is empty"),
+    "list": ("- a", "recipe, line 1: expected lines of the form `name: value`, got a list"),
+    "word": ("just words", "recipe: expected lines of the form `name: value`, got 'just words'"),
+    "anchor": ("data: &a digits", "recipe, line 1: anchors and aliases"),
+    "alias": ("data: *a", "recipe, line 1: anchors and aliases"),
+    "bomb": (
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n",
+        "recipe, line 1: anchors and aliases (& and *) are not used in a recipe; write the value out",
+    ),
+    "merge": ("<<: {data: x}", "recipe, line 1: a recipe is flat"),
+    "merge of nothing": ("<<: []", "recipe, line 1: expected the name of a setting, got '<<'"),
+    "code": ("data: !!python/object/apply:os.system ['true']", "recipe, line 1: tags such as"),
+    "tag of everything": ("!!map {data: x}", "recipe, line 1: tags such as"),
+    "twice": ("epochs: 1\nlr: 1\nepochs: 2", "recipe, line 3: epochs is given a second time (first in line 1)"),
+    "nested": ("data: {a: 1}", "recipe, line 1: a recipe is flat, one `name: value` a line"),
+    "list in a list": ("milestones: [[1]]", "recipe, line 1: a recipe is flat"),
+    "deep": ("[" * 50_000, "recipe, line 1: expected lines"),
+    "deep value": ("data: " + "[" * 50_000, "recipe, line 1: a recipe is flat"),
+    "key that is no name": ("yes: 1", "recipe, line 1: expected the name of a setting, got 'yes'"),
+    "two documents": ("---\ndata: a\n---\ndata: b", "recipe, line 3: not YAML"),
+    "syntax": ("data: b: c", "recipe, line 1: not YAML (mapping values are not allowed here)"),
+    "control": ("data: \x00", "recipe: not YAML (character"),
+    "date": ("name: 2024-99-99", "recipe: a value that cannot be read (month must be in 1..12)"),
+    "endless number": ("seed: " + "9" * 5000, "recipe: a value that cannot be read"),
+    "long": ("data: " + "x" * 1_000_001, "recipe: larger than a recipe can be (1 MB)"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), UNSAFE.values(), ids=list(UNSAFE))
+def test_yaml_that_no_recipe_needs_is_refused(text: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe.from_yaml(text)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nope\.yaml: cannot be read \(No such file or directory\)"):
+        Recipe.from_yaml(tmp_path / "nope.yaml")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        Recipe.from_yaml(tmp_path)
+    (tmp_path / "big.yaml").write_text("data: " + "é" * 600_000, encoding="utf-8")
+    with pytest.raises(UserError, match=r"big\.yaml: larger than a recipe can be"):
+        Recipe.from_yaml(tmp_path / "big.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"bytes\.yaml: not a text file \(UTF-8\)"):
+        Recipe.from_yaml(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_a_named_recipe_is_valid_and_has_a_record(name: str) -> None:
+    recipe = named(name)
+    assert recipe.name == name
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    record = inspect.getdoc(NAMED[name]) or ""
+    for entry in ("Paper:", "Row:", "Expect:", "Command:", "Cost:", "Ours:", "Differences:"):
+        assert f"\n{entry}" in record
+    assert f"--recipe {name}" in record
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"^no recipe 'digit' \(did you mean \"digits\"\?\); `limbeck"):
+        named("digit")
+
+
+def test_the_published_recipes_have_their_sources_numbers() -> None:
+    imagenet = named("imagenet-resnet34-resnet18")
+    assert (imagenet.lr, imagenet.weight_decay, imagenet.epochs, imagenet.batch_size) == (0.1, 1e-4, 100, 256)
+    assert (imagenet.milestones, imagenet.gamma, imagenet.schedule) == ((30, 60, 90), 0.1, "step")
+    assert (imagenet.feature_loss, imagenet.alpha, imagenet.feature_weight) == ("log_sum", 4, 2)
+    assert (imagenet.method, imagenet.logit_weight, imagenet.temperature) == ("projector+kd", 1, 1)
+    crd = named("cifar100-resnet32x4-resnet8x4")
+    assert (crd.lr, crd.weight_decay, crd.epochs, crd.batch_size) == (0.05, 5e-4, 240, 64)
+    assert (crd.milestones, crd.projector, crd.projector_hidden) == ((150, 180, 210), "mlp", 1024)
+    deit = named("imagenet-deit-ti")
+    assert (deit.optimizer, deit.lr, deit.weight_decay, deit.epochs) == ("adamw", 5e-4, 0.05, 300)
+    assert (deit.warmup_epochs, deit.label_smoothing, deit.augmentation) == (20, 0.1, "strong")
