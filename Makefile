@@ -8,6 +8,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
+# The package's own page shows its public names; these are the modules that are not among them.
+DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog data.dataset data.loader \
+  recipes export report errors)
+
 .PHONY: demo test check format bench docs clean
 .DEFAULT_GOAL := demo
 
@@ -31,7 +35,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/pdoc --docformat google --math --output-directory site limbeck
+	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)
 	@echo "site/index.html"
 
 clean:

@@ -1,7 +1,9 @@
 """Models and loaders that are small enough for a test of the training loop."""
 
+import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,3 +115,8 @@ def distiller(*, seed: int = 0, norm: bool = False, dropout: float = 0.0, correl
 
 def same_bytes(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run folder."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -15,19 +15,27 @@ SMALL = 5e8  # floating point operations of one forward pass below which calls, 
 
 @dataclass(frozen=True)
 class Settings:
-    """Chosen settings, by the names that a recipe uses, and the reason in words."""
+    """Chosen settings, by the names that a recipe uses, and the reason in words.
+
+    Attributes:
+        precision: A name in ``PRECISIONS``.
+        memory_format: "contiguous" or "channels_last".
+        single_thread: Whether operations are too small to be worth splitting over cores.
+        reason: Why, for the log.
+    """
 
     precision: str
     memory_format: str
+    single_thread: bool
     reason: str
 
 
 def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device) -> Settings:
     """Settle what a recipe leaves on ``"auto"``.
 
-    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout on a CPU for
-    models so small that the conversions cost more than they save. A rule on the device and on the counted operations
-    rather than a timing: a timing differs from run to run, and then so would the results of equal recipes.
+    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout and one thread on
+    a CPU for models so small that conversions and hand-overs cost more than they save. A rule on the device and on the
+    counted operations rather than a timing: a timing differs from run to run, and then so would equal recipes' results.
 
     Args:
         distiller: Student, teacher and terms; not changed.
@@ -36,18 +44,23 @@ def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: s
         memory_format: "auto", "contiguous" or "channels_last".
         device: Where training will run.
     """
-    if precision != "auto" and memory_format != "auto":
-        return Settings(precision, memory_format, "as the recipe says")
     native = bf16_is_native(device)
-    why = "bf16 is native here" if native else "bf16 is not native here"
-    chosen, layout = ("bf16" if native else "float32"), "channels_last"
+    chosen, layout, why = ("bf16" if native else "float32"), "channels_last", f"bf16 is {'' if native else 'not '}native"
+    small = False
     if device.type == "cpu":
         flops = _forward_flops(distiller, batch)
-        if flops < SMALL:
+        small = flops < SMALL
+        if small:
             chosen, layout, why = "float32", "contiguous", "the models are small"
         why += f", {flops / 1e9:.2g} GFLOP forward a batch"
+    forced = [name for name in (precision, memory_format) if name != "auto"]
+    if forced:
+        why += f"; {' and '.join(forced)} as the recipe says"
     return Settings(
-        precision if precision != "auto" else chosen, memory_format if memory_format != "auto" else layout, why
+        precision if precision != "auto" else chosen,
+        memory_format if memory_format != "auto" else layout,
+        small,
+        why,
     )
 
 

@@ -22,7 +22,6 @@ FAMILIES = [
     ("timm/mobilenetv3_small_050", 32, "classifier:input", 1024),
     ("timm/resnetv2_18", 32, "head.fc:input", 512),
     ("timm/levit_128s", 64, "head.linear:input", 384),
-    ("timm/sequencer2d_s", 64, "head.fc:input", 384),
     ("torchvision/resnet18", 32, "fc:input", 512),
     ("torchvision/mobilenet_v3_small", 32, "classifier.3:input", 1024),
     ("torchvision/squeezenet1_1", 32, "classifier.1:input", 512),
@@ -161,11 +160,12 @@ def test_a_vit_is_built_for_the_size():
     assert model.input.size == 48
 
 
-def test_branches_of_several_widths_have_a_penultimate_feature_but_no_headless_form():
+def test_classifiers_that_are_containers():
     with torch.device("meta"):
-        assert build("timm/crossvit_tiny_240", num_classes=2).penultimate == "head.0:input"
-        with pytest.raises(UserError, match="crossvit_tiny_240 without its classifier does not run"):
-            build("timm/crossvit_tiny_240", num_classes=0)
+        assert build("timm/crossvit_tiny_240", num_classes=2).penultimate == "head.1:input"
+        assert build("timm/efficientvim_m1_dist", num_classes=2).penultimate == "heads.3:input"
+        with pytest.raises(UserError, match="efficientvim_m1_dist without its classifier does not run"):
+            build("timm/efficientvim_m1_dist", num_classes=0)
         with pytest.raises(UserError, match="deepseek_vit_412m_enc is no classifier"):
             build("timm/deepseek_vit_412m_enc", num_classes=2)
 

@@ -33,7 +33,7 @@ SEEDS = 3
 SEEDS_OF_RECIPE = {"digits": 5, "digits-few-labels": 5}
 """More seeds where a run takes seconds: intervals from three seeds are wide."""
 
-COLUMNS = ("method", "last epoch", "95%", "best", "- alone", "95%", "seconds")
+COLUMNS = ("method", "last epoch", "95%", "best", "- alone", "95%", "sec")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     title = (
         f"{metric}{unit} on the validation images, {' to '.join(map(str, counts))} seeds, mean ± sd and 95% intervals"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
+    )
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in result["rows"]:

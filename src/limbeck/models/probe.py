@@ -77,14 +77,16 @@ def last_classifier(name: str, output: Tensor, calls: list[tuple[str, Tensor]]) 
 def weighted(module: nn.Module, path: str, calls: list[tuple[str, Tensor]]) -> tuple[str, ...]:
     """The layers with weights that make up a classifier which a library names.
 
-    The layer itself, if it is one; each of a list (CrossViT has one per branch); else the one that was called last inside
-    it, since what comes before (pooling in Sequencer, a batch norm in LeViT) is no part of the decision.
+    The layer itself, if it is one; each of a list (CrossViT has one per branch, EfficientViM one per stage), the last
+    and deepest first; else the one that was called last inside it, since what comes before (pooling in Sequencer, a
+    batch norm in LeViT) is no part of the decision.
     """
     layer = module.get_submodule(path)
     if isinstance(layer, WEIGHTED):
         return (path,)
     if isinstance(layer, nn.ModuleList):
-        return tuple(found for name, _ in layer.named_children() for found in weighted(module, f"{path}.{name}", calls))
+        items = [f"{path}.{index}" for index in reversed(range(len(layer)))]
+        return tuple(found for item in items for found in weighted(module, item, calls))
     return tuple(called for called, _ in calls if called.startswith(f"{path}."))[-1:]
 
 

@@ -34,7 +34,7 @@ _HARMLESS: list[Any] = [
 _ROWS = 10
 
 
-class WeightsUnavailable(UserError):  # noqa: N818 (a state of the world, not a mistake)
+class WeightsUnavailable(UserError):
     """Pretrained weights were asked for and the hub cannot be reached, or does not have them."""
 
 

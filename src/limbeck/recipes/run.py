@@ -1,5 +1,6 @@
 """Make one run: teacher, preflight, training, the run folder."""
 
+import contextlib
 import json
 import platform
 import shutil
@@ -64,7 +65,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
     recipe = _claim(recipe, folder, resume)
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    with RunLog(folder) as log:
+    threads = torch.get_num_threads()
+    with RunLog(folder) as log, contextlib.ExitStack() as restored:
+        restored.callback(torch.set_num_threads, threads)
         device = _device(recipe)
         try:
             parts, checked, recipe = _prepare(recipe, folder, log, device)
@@ -144,7 +147,10 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
         memory_format=recipe.memory_format,
         device=device,
     )
-    log.note(f"{device.type}: {settings.precision}, {settings.memory_format} ({settings.reason})")
+    threads = ", one thread" if settings.single_thread else ""
+    log.note(f"{device.type}: {settings.precision}, {settings.memory_format}{threads} ({settings.reason})")
+    if settings.single_thread:
+        torch.set_num_threads(1)
     apply_memory_format(parts.distiller, settings.memory_format)
     return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
 
