@@ -13,15 +13,15 @@ def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Set
     return choose(tiny.distiller(), batch, precision=precision, memory_format=memory_format, device=CPU)
 
 
-def test_what_the_recipe_says_is_taken_and_never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_forward_flops", lambda *_: pytest.fail("measured"))
+def test_what_the_recipe_says_is_taken() -> None:
     settings = settle("bf16", "channels_last")
     assert (settings.precision, settings.memory_format) == ("bf16", "channels_last")
+    assert "as the recipe says" in settings.reason
 
 
-def test_small_models_stay_in_float32() -> None:
+def test_small_models_stay_in_float32_on_one_thread() -> None:
     settings = settle()
-    assert (settings.precision, settings.memory_format) == ("float32", "contiguous")
+    assert (settings.precision, settings.memory_format, settings.single_thread) == ("float32", "contiguous", True)
     assert "GFLOP" in settings.reason
 
 
@@ -32,6 +32,7 @@ def test_large_models_take_bf16_where_it_is_native(monkeypatch: pytest.MonkeyPat
     settings = settle()
     assert settings.precision == ("bf16" if native else "float32")
     assert settings.memory_format == "channels_last"
+    assert not settings.single_thread
 
 
 def test_one_forced_setting_leaves_the_other_to_the_rule() -> None:

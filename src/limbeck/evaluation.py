@@ -84,7 +84,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     """A batch with its tensors on the device; tuples, named tuples, lists and mappings keep their type."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # pyright: ignore[reportUnknownArgumentType]
         return type(value)(*(to_device(item, device) for item in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, (tuple, list)):
         return type(value)(to_device(item, device) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

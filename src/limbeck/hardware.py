@@ -33,9 +33,10 @@ class Settings:
 def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device) -> Settings:
     """Settle what a recipe leaves on ``"auto"``.
 
-    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout and one thread on
-    a CPU for models so small that conversions and hand-overs cost more than they save. A rule on the device and on the
-    counted operations rather than a timing: a timing differs from run to run, and then so would equal recipes' results.
+    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout and one thread
+    on a CPU for models so small that conversions and hand-overs cost more than they save. A rule on the device and on
+    the counted operations rather than a timing: a timing differs from run to run, and then so would the results of
+    equal recipes.
 
     Args:
         distiller: Student, teacher and terms; not changed.
@@ -45,7 +46,8 @@ def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: s
         device: Where training will run.
     """
     native = bf16_is_native(device)
-    chosen, layout, why = ("bf16" if native else "float32"), "channels_last", f"bf16 is {'' if native else 'not '}native"
+    chosen, layout = ("bf16" if native else "float32"), "channels_last"
+    why = f"bf16 is {'' if native else 'not '}native"
     small = False
     if device.type == "cpu":
         flops = _forward_flops(distiller, batch)
@@ -69,7 +71,8 @@ def bf16_is_native(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        # Public names for these questions are only in torch newer than the oldest one that is supported.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # pyright: ignore[reportPrivateUsage]
     return False
 
 

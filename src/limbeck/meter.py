@@ -82,7 +82,7 @@ class Meter:
 
     def _read(self) -> None:
         for step, values in self._pending:
-            numbers: list[float] = values.tolist()
+            numbers = [float(value) for value in values.cpu()]
             for name, number in reversed(list(zip(self._names, numbers, strict=True))):
                 if not math.isfinite(number):
                     part = f'part "{name}"' if name != "loss" else "the weighted sum"

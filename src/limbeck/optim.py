@@ -83,7 +83,7 @@ def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:
 def check_finite(distiller: Distiller) -> None:
     """Refuse parameters that are not finite: a finite loss can have a gradient that is not."""
     parameters = distiller.trainable_parameters()
-    finite = torch.stack([torch.isfinite(p.detach()).all() for p in parameters.values()]).tolist()  # one read
+    finite = torch.stack([torch.isfinite(p.detach()).all() for p in parameters.values()]).cpu()  # one read
     broken = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
     if broken:
         raise UserError(

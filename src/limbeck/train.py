@@ -112,7 +112,8 @@ def fit(
     """
     if epochs < 1 or accumulate < 1:
         raise UserError(f"epochs is {epochs} and accumulate is {accumulate}; both must be at least 1")
-    accelerator: Any = Accelerator(cpu=cpu)  # Any: it is only partly typed
+    # Without a GPU it has to be told "cpu", or it does not see that torchrun started several processes.
+    accelerator: Any = Accelerator(cpu=cpu or not torch.accelerator.is_available())  # Any: it is only partly typed
     device: torch.device = accelerator.device
     log = log if log is not None else RunLog()
     distiller.to(device)

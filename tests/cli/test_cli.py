@@ -23,10 +23,11 @@ LINE = "limbeck: error: "
 FLAGS = {
     "distill": """
         --recipe --out --resume --dry-run
-        --name --teacher --teacher-weights --teacher-epochs --teacher-size --teacher-tap --teacher-pool
-        --student --student-weights --student-tap --student-pool
-        --data --val --val-share --size --augmentation --subset --train-limit --labels --no-labels --skip-bad-images
-        --workers
+        --name --teacher --teacher-weights --teacher-epochs --fit-teacher --no-fit-teacher
+        --teacher-size --teacher-tap --teacher-pool
+        --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
+        --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
+        --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --projector-hidden --student-norm --teacher-norm
         --logit-loss --logit-weight --temperature --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
@@ -34,8 +35,8 @@ FLAGS = {
         --seed --precision --memory-format --device
     """,
     "train": """
-        --recipe --out --resume --dry-run --name --model --weights
-        --data --val --val-share --size --augmentation --subset --train-limit --skip-bad-images --workers
+        --recipe --out --resume --dry-run --name --model --weights --pretrained --no-pretrained
+        --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema

@@ -13,7 +13,8 @@ from limbeck.models.probe import last_classifier, run_once, weighted
 from limbeck.models.spec import Model
 from limbeck.models.weights import Weights, WeightsUnavailable, fit_weights, read_weights
 
-FAMILIES = ("timm", "torchvision", "hub", "cifar", "small")
+LIBRARIES = ("timm", "torchvision", "hub")
+FAMILIES = (*LIBRARIES, "cifar", "small")
 
 
 def build(
@@ -116,7 +117,7 @@ def _finish(
 
 def _make(name: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:
     family, slash, rest = name.partition("/")
-    if slash and rest and family.lower() in ("timm", "torchvision", "hub"):
+    if slash and rest and family.lower() in LIBRARIES:
         # Imported when used: timm and torchvision take seconds, and the other families do not need them.
         from limbeck.models import library
 
@@ -133,6 +134,21 @@ def _make(name: str, *, num_classes: int, size: int | None, pretrained: bool) ->
     if pretrained:
         raise WeightsUnavailable(f"nobody publishes pretrained weights for {built.name}")
     return built
+
+
+def own_classes(name: str) -> int:
+    """How many classes the weights have that a model's library publishes: the head of a teacher as it comes.
+
+    Raises:
+        UserError: if nothing is published for that model.
+    """
+    family, _, rest = name.partition("/")
+    if rest and family.lower() in LIBRARIES:
+        from limbeck.models import library
+
+        if found := library.own_classes(family.lower(), rest):
+            return found
+    raise UserError(f"nobody publishes weights for {name}, so its classes are not known: give --teacher-weights RUN")
 
 
 def _unknown(name: str, family: str | None) -> str:

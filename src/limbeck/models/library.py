@@ -36,6 +36,18 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def own_classes(family: str, name: str) -> int | None:
+    """How many classes the published weights of `timm/NAME`, `torchvision/NAME` or `hub/OWNER/NAME` have."""
+    if family == "timm":
+        config = timm.get_pretrained_cfg(find_name(name, timm_names(), family="timm"))
+        return config.num_classes if config is not None else None
+    if family == "torchvision":
+        return IMAGENET_CLASSES
+    _fetch(name, "config.json", f"hub/{name}")
+    settings, _, _ = load_model_config_from_hf(name)
+    return settings.get("num_classes")
+
+
 def from_timm(name: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:
     """`timm/NAME` or `timm/NAME.TAG`."""
     found = find_name(name, timm_names(), family="timm")

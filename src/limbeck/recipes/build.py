@@ -22,6 +22,7 @@ from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, Term
 
+CARD = "student.json"  # in a run folder: how to build the student and feed it
 GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments out GroupNorm(16, d) with 16 groups
 
 
@@ -56,6 +57,7 @@ def build_data(recipe: Recipe) -> Data:
             val_share=recipe.val_share,
             size=size,
             augmentation=recipe.augmentation,
+            flip=recipe.flip,
             subset=recipe.subset,
             train_limit=recipe.train_limit,
             labels=recipe.labels,
@@ -78,7 +80,7 @@ def student_classes(recipe: Recipe, data: Data, teacher: Model | None) -> int:
 
 
 def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
-    """The student, seeded, with random weights or those of ``student_weights``."""
+    """The student, seeded, with random weights, the hub's, or those of ``student_weights``."""
     assert recipe.student is not None
     torch.manual_seed(recipe.seed)
     return models.build(
@@ -86,6 +88,7 @@ def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
         num_classes=student_classes(recipe, data, teacher),
         size=student_size(recipe, data),
         weights=recipe.student_weights,
+        pretrained=recipe.pretrained,
         allow_new_head=True,
     )
 
@@ -255,7 +258,7 @@ def require_run(folder: Path) -> None:
 def load_student(folder: Path) -> Model:
     """A finished run's student, built from its card and its weights alone; UserError when there is no such run."""
     require_run(folder)
-    card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     student = models.build(card["model"], num_classes=int(card["num_classes"]), size=int(card["input"]["size"]))
     student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
     return student

@@ -138,13 +138,17 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
     for kind, given in (("methods", methods), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
             raise UserError(f"{kind}: expected at least one, each once, got {' '.join(map(str, given)) or 'none'}")
-    return {f"{method}-seed{seed}": _for_method(recipe, method, seed) for seed in seeds for method in methods}
+    # Where one method needs a teacher whose head fits, all get that teacher, not only its hub weights.
+    fitted = recipe.fit_teacher or any(method in ("kd", "projector+kd") for method in methods)
+    return {
+        f"{method}-seed{seed}": _for_method(recipe, method, seed, fitted=fitted) for seed in seeds for method in methods
+    }
 
 
-def _for_method(recipe: Recipe, method: Method, seed: int) -> Recipe:
-    changes: dict[str, object] = {"method": method, "seed": seed}
+def _for_method(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -> Recipe:
+    changes: dict[str, object] = {"method": method, "seed": seed, "fit_teacher": fitted and recipe.labels}
     if method == BASELINE:
-        changes |= dict.fromkeys(TEACHER_SETTINGS)
+        changes |= {**dict.fromkeys(TEACHER_SETTINGS), "fit_teacher": False}
     return recipe.changed(changes)
 
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.distiller import Distiller, StepResult
+from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate, to_device
 from limbeck.models import Model
 from limbeck.optim import check_gradients, check_optimizer
-from limbeck.recipes.build import Parts, tap_shape
+from limbeck.recipes.build import CARD, Parts, tap_shape
 
 Level = Literal["ok", "note", "warning", "error"]
 
@@ -126,8 +126,8 @@ def _check_inputs(student: Model, teacher: Model) -> list[Finding]:
 
 def _check_labels(parts: Parts) -> list[Finding]:
     """Compare the classes of a teacher that Limbeck trained, by their names and order, with those of these data."""
-    card = Path(parts.recipe.teacher_weights or "") / "student.json"
-    if not parts.recipe.uses_logits or not card.is_file():
+    card = Path(parts.recipe.teacher_weights or "") / CARD
+    if not parts.recipe.labels or not parts.recipe.uses_logits or not card.is_file():
         return []
     ours, theirs = list(parts.data.classes), list(json.loads(card.read_text(encoding="utf-8"))["classes"])
     if theirs == ours:
@@ -204,18 +204,19 @@ def _gradient_norms(distiller: Distiller, batch: Any) -> dict[str, float]:
 
 
 def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float]) -> list[Finding]:
+    """Compare each term's weighted gradient with the task's, or with the largest where there is no task."""
     weighted = {name: norm * weights[name] for name, norm in norms.items() if weights[name] > 0}
     if len(weighted) < 2:
         return []
-    text = ", ".join(f"{name} {value:.3g}" for name, value in weighted.items())
-    largest, smallest = max(weighted, key=lambda n: weighted[n]), min(weighted, key=lambda n: weighted[n])
-    ratio = weighted[largest] / max(weighted[smallest], 1e-30)
-    message = f"weighted gradient norms on the student: {text}"
-    if ratio <= UNBALANCED:
-        return [Finding("ok", "balance", message)]
-    equal = weights[largest] / ratio
-    advice = f"{largest} outweighs {smallest} {ratio:.0f} times; a weight of {equal:.2g} would make them equal"
-    return [Finding("warning", "balance", message, advice)]
+    message = "weighted gradient norms on the student: " + ", ".join(f"{n} {v:.3g}" for n, v in weighted.items())
+    against = TASK if TASK in weighted else max(weighted, key=lambda name: weighted[name])
+    advice: list[str] = []
+    for name in weighted.keys() - {against}:
+        ratio = weighted[name] / max(weighted[against], 1e-30)
+        if not 1 / UNBALANCED <= ratio <= UNBALANCED:
+            equal = weights[name] / max(ratio, 1e-30)
+            advice.append(f"{name} is {ratio:.2g} times {against}; a weight of {equal:.2g} would make them equal")
+    return [Finding("warning" if advice else "ok", "balance", message, "; ".join(sorted(advice)))]
 
 
 def first_batch(parts: Parts, device: torch.device) -> Any:

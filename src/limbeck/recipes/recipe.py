@@ -74,6 +74,9 @@ class Recipe(BaseModel):
         default=None,
         description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
     )
+    fit_teacher: bool = Field(
+        default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
+    )
     teacher_size: Side | None = Field(
         default=None, description="Side of the teacher's input in pixels; None: as --size."
     )
@@ -87,6 +90,7 @@ class Recipe(BaseModel):
     student_weights: Line | None = Field(
         default=None, description="Weights that the student starts from: a file or a run folder; None: random."
     )
+    pretrained: bool = Field(default=False, description="Start the student from the hub's weights (fine-tuning).")
     student_tap: Line | None = Field(
         default=None, description="Student's module whose output is projected; None: the pooled penultimate feature."
     )
@@ -109,6 +113,9 @@ class Recipe(BaseModel):
     augmentation: Literal["none", "standard", "strong"] = Field(
         default="standard",
         description="standard: crop and flip; strong: the paper's for DeiT (RandAugment, mixup, cutmix, erasing).",
+    )
+    flip: bool | None = Field(
+        default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
     )
     subset: Share = Field(
         default=1.0, description="Fixed share of each class's training images, the same for every seed."
@@ -299,6 +306,10 @@ def _check_models(recipe: Recipe) -> str | None:
         return f"method: alone uses no teacher, got teacher {recipe.teacher!r}; `limbeck train` trains a model alone"
     if recipe.method != "alone" and recipe.teacher is None:
         return f"teacher: missing; method {recipe.method} needs one (method alone does not)"
+    if recipe.pretrained and recipe.student_weights is not None:
+        return (
+            f"pretrained: the student starts from student_weights {recipe.student_weights!r} or from the hub, not both"
+        )
     for name in TEACHER_SETTINGS:
         if recipe.teacher is None and getattr(recipe, name) is not None:
             return f"{name}: given without a teacher"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +24,7 @@ from limbeck.evaluation import evaluate as score
 from limbeck.hardware import PRECISIONS, apply_memory_format, choose
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import (
+    CARD,
     Parts,
     build_data,
     build_optimizer,
@@ -62,7 +64,12 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
     Raises:
         UserError: If anything of the input is wrong; also if the folder holds another run.
     """
-    recipe = _claim(recipe, folder, resume)
+    # Before anything else: it sets up the process group, when a launcher started several processes.
+    alone = PartialState(cpu=recipe.device == "cpu").num_processes == 1
+    began_here = not (folder / "recipe.yaml").is_file()
+    if not alone:
+        collectives.barrier()
+    recipe = _claim(recipe, folder, resume, first=began_here)
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     threads = torch.get_num_threads()
@@ -72,9 +79,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
         try:
             parts, checked, recipe = _prepare(recipe, folder, log, device)
         except UserError:
-            _give_up(folder)
+            if began_here:
+                _give_up(folder)
             raise
-        save_text(recipe.to_yaml(), folder / "recipe.yaml")
+        if collectives.rank() == 0:
+            save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
         log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=_device_name(device))
         torch.manual_seed(recipe.seed + collectives.rank())
@@ -124,6 +133,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
             save_json(summary, folder / "summary.json")
             log.write("end", summary=summary)
+    collectives.barrier()
     return summary
 
 
@@ -133,7 +143,7 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
     for note in data.notes:
         log.note(f"data {data.name}: {note}")
-    teacher = build_teacher(recipe, data, folder, lambda own, where: _train_teacher(own, where), log.note)
+    teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
@@ -172,37 +182,39 @@ def _report(findings: list[Finding], log: RunLog) -> None:
         raise UserError(f"{first.name}: {first.message}" + (f"; {first.advice}" if first.advice else ""))
 
 
-def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
+def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe:
     """Take a folder for a run, without touching one that holds something else."""
-    kept = folder / "recipe.yaml"
-    if kept.is_file():
-        before = Recipe.from_yaml(kept)
+    if not first:
+        kept = Recipe.from_yaml(folder / "recipe.yaml")
         # What the first start settled for this machine stays settled.
-        settled = {k: getattr(before, k) for k in ("precision", "memory_format") if getattr(recipe, k) == "auto"}
+        settled = {k: getattr(kept, k) for k in ("precision", "memory_format") if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = before.difference(recipe)
+        changes = kept.difference(recipe)
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:
             raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
         return recipe
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --out must be a folder")
-    if resume and not folder.is_dir():
+    if resume:
         raise UserError(f"no run to resume in {folder}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    if collectives.rank() == 0:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run; choose another --out")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        save_text(recipe.to_yaml(), folder / "recipe.yaml")
     return recipe
 
 
 def _give_up(folder: Path) -> None:
     """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
-    if not (folder / "recipe.yaml").is_file():
-        (folder / "log.jsonl").unlink(missing_ok=True)
+    if collectives.rank() == 0:
+        for name in ("recipe.yaml", "log.jsonl"):
+            (folder / name).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
 
@@ -212,7 +224,7 @@ def check(recipe: Recipe, folder: Path) -> list[Finding]:
     device = _device(recipe)
     data = build_data(recipe)
     with RunLog() as log:
-        teacher = build_teacher(recipe, data, folder, lambda own, where: _train_teacher(own, where), log.note)
+        teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
     parts.distiller.to(device)
     return preflight(parts, build_optimizer(recipe, parts.distiller), device).findings
@@ -267,7 +279,7 @@ def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) 
         "input": {"size": student.input.size, "mean": mean, "std": std, "interpolation": student.input.interpolation},
         "weights": "student.safetensors",
     }
-    save_json(card, folder / "student.json")
+    save_json(card, folder / CARD)
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -276,8 +288,7 @@ def _device(recipe: Recipe) -> torch.device:
         if not available[recipe.device]:
             raise UserError(f"device {recipe.device} is not available here; use --device auto or cpu")
         return torch.device(recipe.device)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None else torch.device("cpu")
+    return torch.device(PartialState().device or "cpu")
 
 
 def _count(module: nn.Module) -> int:

@@ -9,13 +9,13 @@ from limbeck import models
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
-from limbeck.recipes.build import is_run
+from limbeck.recipes.build import CARD, is_run
 from limbeck.recipes.recipe import Recipe
 
 Train = Callable[[Recipe, Path], None]
 
 
-def teacher_recipe(recipe: Recipe, *, weights: str | None = None) -> Recipe:
+def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bool = False) -> Recipe:
     """The recipe by which the teacher is trained on these data: the student's, for the other model, alone."""
     epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
     scale = epochs / recipe.epochs
@@ -25,12 +25,14 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None) -> Recipe:
             "method": "alone",
             "student": recipe.teacher,
             "student_weights": weights,
+            "pretrained": pretrained,
             "student_tap": None,
             "student_pool": "automatic",
             "size": recipe.teacher_size if recipe.teacher_size is not None else recipe.size,
             "teacher": None,
             "teacher_weights": None,
             "teacher_epochs": None,
+            "fit_teacher": False,
             "teacher_size": None,
             "teacher_tap": None,
             "teacher_pool": "automatic",
@@ -63,8 +65,8 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
     """
     if recipe.teacher is None:
         return None
-    size = recipe.teacher_size if recipe.teacher_size is not None else recipe.size or data.size
-    classes = len(data.classes)
+    size = recipe.teacher_size or recipe.size or data.size
+    classes = teacher_classes(recipe, data)
     teacher = None
     try:
         teacher = models.build(
@@ -78,14 +80,16 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
         reason = "its head does not fit these labels"
     except WeightsUnavailable as unavailable:
         reason = f"no weights can be had ({unavailable})"
-    if teacher is not None and (not teacher.new_head or not recipe.uses_logits):
+    needs_head = recipe.uses_logits or recipe.fit_teacher
+    if teacher is not None and not (teacher.new_head and needs_head):
         say(f"teacher {recipe.teacher}: weights {teacher.weights}")
         return teacher
     if not recipe.labels:
         raise UserError(
             f"teacher {recipe.teacher}: {reason}, and without labels it cannot be trained here; give --teacher-weights"
         )
-    own = teacher_recipe(recipe, weights=recipe.teacher_weights)
+    from_hub = teacher is not None and recipe.teacher_weights is None
+    own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
     run = folder.parent / "teachers" / f"{_slug(recipe.teacher)}-{_key(own, data)}"
     if is_run(run):
         say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
@@ -94,6 +98,19 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
         say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
         train(own, run)
     return models.build(recipe.teacher, num_classes=classes, size=size, weights=str(run))
+
+
+def teacher_classes(recipe: Recipe, data: Data) -> int:
+    """How many logits the teacher has: the data's classes; without labels its own, or none where none are used."""
+    assert recipe.teacher is not None
+    if recipe.labels:
+        return len(data.classes)
+    if not recipe.uses_logits:
+        return 0
+    card = Path(recipe.teacher_weights or "") / CARD
+    if card.is_file():
+        return int(json.loads(card.read_text(encoding="utf-8"))["num_classes"])
+    return models.own_classes(recipe.teacher)
 
 
 def _slug(name: str) -> str:

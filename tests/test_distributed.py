@@ -1,0 +1,119 @@
+"""Two processes compute what one process computes. They are started once, for all checks of this file."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import distributed_worker
+import tiny
+from test_resume import flat, timeless
+
+pytestmark = pytest.mark.processes
+
+LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    context = mp.spawn(distributed_worker.work, args=(2, folder), nprocs=2, join=False)
+    assert context is not None
+    deadline = time.monotonic() + LIMIT
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the processes wait for each other"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Iterator[dict[str, Any]]:
+    """What this process finds alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield distributed_worker.everything(folder / "one")
+    torch.set_num_threads(threads)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert value.dtype == found[name].dtype
+        assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("what", ["gather", "gather nothing", "terms", "wrapped log_sum", "wrapped log_correlation"])
+def test_values_and_gradients_are_those_of_the_whole_batch(
+    one: dict[str, Any], two: list[dict[str, Any]], what: str
+) -> None:
+    for found in two:
+        assert_close(found[what], one[what])
+
+
+@pytest.mark.parametrize("what", ["fit", "fit accumulating"])
+def test_training_ends_with_the_weights_of_one_process(
+    one: dict[str, Any], two: list[dict[str, Any]], what: str
+) -> None:
+    assert one[what]["counters"] == (20 if what == "fit" else 12, 160)
+    for found in two:
+        assert_close(found[what]["state"], one[what]["state"])
+        assert found[what]["counters"] == one[what]["counters"]
+        assert found[what]["last"] == pytest.approx(one[what]["last"], rel=1e-9)
+        assert found[what]["best"] == pytest.approx(one[what]["best"], rel=1e-9)
+
+
+def test_the_log_is_written_once_and_tells_of_all_processes(
+    one: dict[str, Any], two: list[dict[str, Any]], folder: Path
+) -> None:
+    alone, together = timeless(folder / "one" / "fit"), timeless(folder / "two" / "fit")
+    assert len(alone) == len(together) == 8
+    for a, b in zip(alone, together, strict=True):
+        left, right = flat(a), flat(b)
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
+    notes = [record for record in tiny.records(folder / "two" / "accumulating") if record["kind"] == "note"]
+    assert len(notes) == 1
+
+
+def test_evaluation_is_that_of_one_process(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    """Also with fewer batches than processes, with none, and of terms without labels."""
+    assert one["evaluations"]["0 images"] == {}
+    for found in two:
+        assert found["evaluations"].keys() == one["evaluations"].keys()
+        for name, figures in one["evaluations"].items():
+            assert found["evaluations"][name] == pytest.approx(figures, rel=1e-9), name
+
+
+def test_resuming_on_two_processes(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    for found in two:
+        assert_close(found["resumed"], one["resumed"])
+
+
+def test_the_small_collectives(two: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(two):
+        here = found["here"]
+        assert here["sum"] == [3.0, 4.0]
+        assert here["unchanged"] == [1.0 + rank, 2.0]
+        assert here["mean"] == [1.5, 2.0]
+        assert here["alone"] == (1, 0, [1.0 + rank, 2.0])
+        assert here["loader"] == (3, 24)  # of 6 batches, each process has 3
+
+
+def test_processes_that_accelerate_does_not_know_of_are_refused(two: list[dict[str, Any]]) -> None:
+    for found in two:
+        assert "use torchrun" in found["refused"]
