@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
-from limbeck import fit, optim
+from limbeck import fit, meter, optim
 from limbeck.checkpoint import Checkpoints
 from limbeck.runlog import RunLog
 from tiny import Loader
 
 EPOCHS = 4
 BATCHES = 3  # an epoch
+LOG_EVERY = 2
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Breaking(TensorDataset):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    meter.LOG_EVERY = LOG_EVERY
     synced = os.fsync
     calls = itertools.count(1)
 

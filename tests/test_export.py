@@ -16,9 +16,7 @@ from limbeck.recipes.run import run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
-    recipe = Recipe(
-        data="digits", student="small/cnn-2", method="alone", epochs=1, train_limit=100, batch_size=50
-    )
+    recipe = Recipe(data="digits", student="small/cnn-2", method="alone", epochs=1, train_limit=100, batch_size=50)
     run(recipe, folder)
     return folder
 

@@ -50,10 +50,13 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
         out: The file to write; by default ``student`` with the format's ending in the run folder's ``export/``.
 
     Raises:
-        UserError: If the folder is no finished run, the file is there already, or the format's package is missing.
+        UserError: If the folder is no finished run, the file is there already or has another ending, or the format's
+            package is missing.
     """
     student = load_student(run)
     path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
+    if path.suffix != ENDINGS[format]:
+        raise UserError(f"{path} should end in {ENDINGS[format]}, the ending of {format} files")
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out")
     size = student.input.size

@@ -38,13 +38,21 @@ class RunLog:
         folder: The run folder; None to keep nothing on disk.
         sinks: Further receivers of scalars.
         progress: Show bars; by default when stderr is a terminal. Notes are printed in either case.
+        said: Notes that need not be printed again, shared by the logs of several runs; each new one is added.
 
     Example:
         >>> with RunLog() as log:
         ...     log.write("note", text="hello")
     """
 
-    def __init__(self, folder: Path | None = None, *, sinks: Sequence[Sink] = (), progress: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        sinks: Sequence[Sink] = (),
+        progress: bool | None = None,
+        said: set[str] | None = None,
+    ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
         self._is_mended = False
         self._sinks = tuple(sinks)
@@ -52,6 +60,7 @@ class RunLog:
         self._shows = sys.stderr.isatty() if progress is None else progress
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._said = said
         self._images = 0
         self._started = 0.0
 
@@ -83,6 +92,10 @@ class RunLog:
         if collectives.rank() > 0:
             return
         self.write("note", text=text)
+        if self._said is not None:
+            if text in self._said:
+                return
+            self._said.add(text)
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:

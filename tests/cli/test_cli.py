@@ -221,7 +221,9 @@ class Parts:
         self.findings = [Finding("ok", "shapes", "fit"), Finding("warning", "balance", "uneven", "use 0.5")]
         self.raises: BaseException | None = None
 
-    def run(self, recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    def run(
+        self, recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None
+    ) -> dict[str, Any]:
         self.runs.append((recipe, folder, resume))
         if self.raises is not None:
             raise self.raises
@@ -426,9 +428,9 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
     assert (
         capsys.readouterr().err == f"{LINE}no space left on the disk at runs/x; free some, then go on with --resume\n"
     )
-    parts.raises = UserError("two\nlines")
+    parts.raises = UserError("weights do not fit: 1 missing\n  missing fc.bias")
     assert call("distill --recipe digits") == 2
-    assert capsys.readouterr().err == f"{LINE}two lines\n"
+    assert capsys.readouterr().err == f"{LINE}weights do not fit: 1 missing\n  missing fc.bias\n"
     for bug in (RuntimeError("bug"), OSError(errno.EACCES, "no"), ValueError("bug")):
         parts.raises = bug
         with pytest.raises(type(bug)):

@@ -137,7 +137,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A stand-in for training that keeps the promises of `run`: folder, recipe, summary, resume."""
     made: Runs = []
 
-    def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> dict[str, Any]:
         made.append((folder.name, resume))
         kept = folder / "recipe.yaml"
         if kept.is_file() and (changes := Recipe.from_yaml(kept).difference(recipe)):
@@ -182,7 +182,7 @@ def test_a_stopped_comparison_goes_on_and_may_grow(
     folder = tmp_path / "out"
     run: Callable[..., dict[str, Any]] = vars(sys.modules["limbeck.recipes.run"])["run"]
 
-    def stopped(recipe: Recipe, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    def stopped(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> dict[str, Any]:
         if folder.name == "kd-seed1":
             (folder).mkdir()
             (folder / "recipe.yaml").write_text(recipe.to_yaml())

@@ -81,5 +81,6 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"limbeck: error: {' '.join(message.split())}", file=sys.stderr)
+    # One line; only weights that do not fit are followed by a table of what does not.
+    print(f"limbeck: error: {message.strip()}", file=sys.stderr)
     return 2

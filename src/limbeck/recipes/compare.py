@@ -117,12 +117,13 @@ def compare(
     _claim(recipe, folder, resume=resume)
     _save(folder, record, {}, None)
     teacher: dict[str, Any] | None = None
+    said: set[str] = set()
     done: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
     for number, (name, planned) in enumerate(plans.items(), start=1):
         place = folder / name
         head = f"[{number}/{len(plans)}] {planned.method}, seed {planned.seed}"
         say(head + (": finished before" if (place / "summary.json").is_file() else ""))
-        summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file()))
+        summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file(), said=said))
         teacher = teacher or _teacher(folder, summary)
         done[planned.method][planned.seed] = {**summary, "run": name}
         record = _save(folder, record, done, teacher)

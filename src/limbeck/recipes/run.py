@@ -37,7 +37,7 @@ from limbeck.recipes.build import (
 )
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.teacher import build_teacher
+from limbeck.recipes.teacher import build_teacher, teacher_classes
 from limbeck.runlog import RunLog
 from limbeck.tasks import Classification
 from limbeck.train import fit
@@ -45,7 +45,7 @@ from limbeck.train import fit
 Summary = dict[str, Any]
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
+def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
@@ -57,6 +57,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
         folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
         resume: Go on from the last checkpoint.
+        said: Notes that were printed for other runs and need not be printed again.
 
     Returns:
         The summary.
@@ -73,7 +74,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False) -> Summary:
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     threads = torch.get_num_threads()
-    with RunLog(folder) as log, contextlib.ExitStack() as restored:
+    with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored:
         restored.callback(torch.set_num_threads, threads)
         device = _device(recipe)
         try:
@@ -143,6 +144,7 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
     for note in data.notes:
         log.note(f"data {data.name}: {note}")
+    rehearse(recipe, data)
     teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
     parts.distiller.to(device)
@@ -163,6 +165,16 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
         torch.set_num_threads(1)
     apply_memory_format(parts.distiller, settings.memory_format)
     return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
+
+
+def rehearse(recipe: Recipe, data: Data) -> Parts:
+    """Build everything with a teacher of random weights: a wrong name, tap or width is told before a teacher trains."""
+    teacher = None
+    if recipe.teacher is not None:
+        size = recipe.teacher_size or student_size(recipe, data)
+        teacher = models.build(recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+    data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+    return build_parts(recipe, data, teacher)
 
 
 def _train_teacher(recipe: Recipe, folder: Path) -> None:
@@ -223,6 +235,7 @@ def check(recipe: Recipe, folder: Path) -> list[Finding]:
     """The preflight alone: nothing is trained but a teacher that has to be, and no run is begun in ``folder``."""
     device = _device(recipe)
     data = build_data(recipe)
+    rehearse(recipe, data)
     with RunLog() as log:
         teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
@@ -234,12 +247,8 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     """Shapes, parameter counts and FLOPs of what a recipe would train, with random weights and no training."""
     data = build_data(recipe)
     lines = [("data", f"{data.name}: {data.train_count} train, {data.val_count} val, {len(data.classes)} classes")]
-    teacher = None
-    if recipe.method != "alone":
-        assert recipe.teacher is not None
-        size = recipe.teacher_size or student_size(recipe, data)
-        teacher = models.build(recipe.teacher, num_classes=len(data.classes), size=size)
-    parts = build_parts(recipe, data, teacher)
+    parts = rehearse(recipe, data)
+    teacher = parts.teacher
     lines.append(("student", _model_line(parts.student)))
     if teacher is not None:
         lines.append(("teacher", _model_line(teacher)))
