@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import tiny
-from limbeck import hardware
-from limbeck.hardware import apply_memory_format, bf16_is_native, choose
+from limbeck import hardware, models
+from limbeck.hardware import Settings, apply_settings, bf16_is_native, choose
 
 CPU = torch.device("cpu")
 
@@ -59,8 +59,19 @@ def test_choosing_changes_neither_models_nor_randomness() -> None:
 def test_memory_format_moves_convolutions_and_no_value() -> None:
     net = tiny.Net(4)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    apply_memory_format(net, "contiguous")
+    apply_settings(net, Settings("float32", "contiguous", False, ""), CPU)
     assert net.conv2.weight.is_contiguous()
-    apply_memory_format(net, "channels_last")
+    apply_settings(net, Settings("bf16", "channels_last", False, ""), CPU)
     assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert tiny.same_bytes(before, net.state_dict())
+
+
+def test_attention_is_written_out_for_bf16_on_a_cpu_only() -> None:
+    net = models.build("small/vit-32", num_classes=3, size=16).module
+    images = torch.rand(2, 3, 16, 16)
+    before = net.eval()(images)
+    apply_settings(net, Settings("float32", "contiguous", False, ""), CPU)
+    assert all(block.attn.fused_attn for block in net.blocks)
+    apply_settings(net, Settings("bf16", "contiguous", False, ""), CPU)
+    assert not any(block.attn.fused_attn for block in net.blocks)
+    torch.testing.assert_close(net(images), before)

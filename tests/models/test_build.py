@@ -121,7 +121,7 @@ def test_case_and_separators_do_not_matter(written: str, meant: str):
         ("timm/resnet18.a1_in1", r'did you mean "timm/resnet18.a1_in1k"'),
         ("torchvision/resnet19", r'unknown model "torchvision/resnet19" \(did you mean "torchvision/resnet'),
         ("cifar/wrn_40_3", r'unknown model "cifar/wrn_40_3" \(did you mean "cifar/wrn_40_'),
-        ("small/cnn-0", r"width N of at least 1"),
+        ("small/cnn-0", r"with a width N"),
         ("small/net", r"small/cnn-N"),
         ("hub/alone", r"hub/OWNER/NAME is wanted"),
     ],
@@ -355,3 +355,25 @@ def test_torchvision_weights_from_the_cache(tmp_path: Path, name: str):
     other = build(f"torchvision/{name}", num_classes=4, pretrained=True, allow_new_head=True)
     assert other.new_head
     assert other.module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_small_vit_has_patches_of_four_and_loads_into_timms_class() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = build("small/vit-64", num_classes=5, size=16)
+    plain = VisionTransformer(
+        img_size=16,
+        patch_size=4,
+        embed_dim=64,
+        depth=6,
+        num_heads=2,
+        class_token=False,
+        global_pool="avg",
+        num_classes=5,
+    )
+    plain.load_state_dict(model.module.state_dict(), strict=True)
+    assert model.penultimate == "head:input"
+    with pytest.raises(UserError, match="multiple of 32"):
+        build("small/vit-50", num_classes=5)
+    with pytest.raises(UserError, match="28 and 32 would fit"):
+        build("small/vit-64", num_classes=5, size=30)

@@ -35,6 +35,7 @@ def build(
     | `hub/OWNER/NAME` | a repository of the Hugging Face hub that timm can read |
     | `cifar/NAME` | the nets of the CIFAR distillation literature, `limbeck.models.cifar.NETS` |
     | `small/cnn-N` | three convolutions of widths N, 2N and 2N |
+    | `small/vit-N` | a ViT of width N with patches of 4x4 and six blocks |
     | `module:function` | `function(num_classes=...)` of a module in the current folder or on PYTHONPATH |
 
     Case and separators do not matter: `cifar/WRN-40-2` is `cifar/wrn_40_2`. The model is run once on two blank images,
@@ -126,7 +127,7 @@ def _make(name: str, *, num_classes: int, size: int | None, pretrained: bool) ->
     if slash and rest and family.lower() == "cifar":
         built = own.cifar_net(rest, num_classes=num_classes)
     elif slash and rest and family.lower() == "small":
-        built = own.small_net(rest, num_classes=num_classes)
+        built = own.small_net(rest, num_classes=num_classes, size=size)
     elif ":" in name and not slash:
         built = own.from_function(name, num_classes=num_classes)
     else:
@@ -160,7 +161,7 @@ def _unknown(name: str, family: str | None) -> str:
 
     known = {"timm": library.timm_names(), "torchvision": library.torchvision_names(), "cifar": list(NETS)}
     found = [f'"{prefix}/{same}"' for prefix, names in known.items() if (same := same_name(name, names))]
-    if name.lower().startswith("cnn"):
+    if name.lower().startswith(("cnn", "vit-")):
         found.append(f'"small/{name}"')
     if found:
         return f'model "{name}" has no prefix: did you mean {" or ".join(found)}?'

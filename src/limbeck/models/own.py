@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, find_name
+from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name
 from limbeck.models.cifar import NETS
 from limbeck.models.small import SmallCNN
 from limbeck.models.spec import InputSpec
@@ -21,6 +21,8 @@ CIFAR = InputSpec(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), s
 # To [-1, 1], whatever the data: these nets are for grey digits and for tests, where no data set's statistics are apt,
 # and a transform that does not depend on the data lets one net be used on another set.
 SMALL = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size=8)
+# A ViT for images of 32 to 64 pixels, where the patches of 16x16 of the usual ones leave 4 to 16 tokens.
+VIT_SIZE, VIT_PATCH, VIT_DEPTH, VIT_HEAD = 32, 4, 6, 32
 # A user's function says nothing of its input, so it gets what most models have.
 UNKNOWN = InputSpec(mean=IMAGENET_MEAN, std=IMAGENET_STD, size=224)
 
@@ -31,13 +33,38 @@ def cifar_net(name: str, *, num_classes: int) -> Built:
     return Built(NETS[found](num_classes=num_classes), f"cifar/{found}", CIFAR)
 
 
-def small_net(name: str, *, num_classes: int) -> Built:
-    """`small/cnn-N`: three convolutions of widths N, 2N and 2N."""
-    digits = name.lower().removeprefix("cnn").lstrip("-_")
-    if not name.lower().startswith("cnn") or not (digits.isascii() and digits.isdigit()) or int(digits) == 0:
-        raise UserError(f'unknown model "small/{name}": "small/cnn-N" with a width N of at least 1, as in small/cnn-32')
-    width = int(digits)
-    return Built(SmallCNN(width, num_classes=num_classes), f"small/cnn-{width}", SMALL)
+def small_net(name: str, *, num_classes: int, size: int | None = None) -> Built:
+    """`small/cnn-N`: three convolutions of widths N, 2N and 2N; `small/vit-N`: a ViT of width N for small images."""
+    kind, number = name.lower()[:3], name[3:].lstrip("-_")
+    if kind not in ("cnn", "vit") or not (number.isascii() and number.isdigit()) or int(number) == 0:
+        raise UserError(
+            f'unknown model "small/{name}": "small/cnn-N" or "small/vit-N" with a width N, as in small/cnn-32'
+        )
+    width = int(number)
+    if kind == "cnn":
+        return Built(SmallCNN(width, num_classes=num_classes), f"small/cnn-{width}", SMALL)
+    return _small_vit(width, num_classes=num_classes, size=size or VIT_SIZE)
+
+
+def _small_vit(width: int, *, num_classes: int, size: int) -> Built:
+    """Timm's VisionTransformer with patches of 4x4, six blocks, heads of 32 channels and the mean of the patches."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    name = f"small/vit-{width}"
+    if width % VIT_HEAD:
+        raise UserError(f"{name}: the width has to be a multiple of {VIT_HEAD}, the channels of a head")
+    check_size(name, size, VIT_PATCH)
+    module = VisionTransformer(
+        img_size=size,
+        patch_size=VIT_PATCH,
+        embed_dim=width,
+        depth=VIT_DEPTH,
+        num_heads=width // VIT_HEAD,
+        class_token=False,
+        global_pool="avg",
+        num_classes=num_classes,
+    )
+    return Built(module, name, InputSpec(mean=SMALL.mean, std=SMALL.std, size=size), ("head",))
 
 
 def from_function(name: str, *, num_classes: int) -> Built:

@@ -21,7 +21,7 @@ from limbeck.data import Data
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
-from limbeck.hardware import PRECISIONS, apply_memory_format, choose
+from limbeck.hardware import PRECISIONS, apply_settings, choose
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import (
     CARD,
@@ -66,10 +66,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         UserError: If anything of the input is wrong; also if the folder holds another run.
     """
     # Before anything else: it sets up the process group, when a launcher started several processes.
-    alone = PartialState(cpu=recipe.device == "cpu").num_processes == 1
+    # Without a GPU it has to be told "cpu", or it does not see them.
+    PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
     began_here = not (folder / "recipe.yaml").is_file()
-    if not alone:
-        collectives.barrier()
+    collectives.barrier()
     recipe = _claim(recipe, folder, resume, first=began_here)
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     log.note(f"{device.type}: {settings.precision}, {settings.memory_format}{threads} ({settings.reason})")
     if settings.single_thread:
         torch.set_num_threads(1)
-    apply_memory_format(parts.distiller, settings.memory_format)
+    apply_settings(parts.distiller, settings, device)
     return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
 
 
