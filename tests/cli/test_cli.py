@@ -244,8 +244,9 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     run = types.ModuleType("limbeck.recipes.run")
-    vars(run).update(
-        run=stand_in.run,
+    vars(run).update(run=stand_in.run)
+    inspection = types.ModuleType("limbeck.recipes.inspection")
+    vars(inspection).update(
         describe=lambda recipe: [("student", recipe.student), ("steps", "20 an epoch")],
         check=lambda recipe, folder: stand_in.findings,
         evaluate=lambda folder, *, data: {"top1": 0.5, "loss": 1.25, "data": float(data is not None)},
@@ -255,7 +256,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     written = types.SimpleNamespace(path=Path("student.onnx"), parity=1e-6, note="opset 18")
     export = types.ModuleType("limbeck.export")
     vars(export).update(export=lambda folder, *, format, out: written)
-    for module in (run, report, export):
+    for module in (run, inspection, report, export):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("limbeck.report", report, raising=False)
     return stand_in

@@ -13,6 +13,7 @@ from limbeck.data import open_data
 from limbeck.data.spec import DataSpec
 from limbeck.errors import UserError
 from limbeck.models import InputTransform
+from limbeck.recipes import inspection
 from limbeck.recipes import run as runs
 from limbeck.recipes.build import build_data, build_parts, load_student
 from limbeck.recipes.recipe import Recipe
@@ -50,7 +51,7 @@ def test_the_student_file_loads_strictly_and_scores_as_the_summary_says(finished
             count += len(target)
     summary = json.loads((finished / "summary.json").read_text())
     assert correct / count == pytest.approx(summary["last"]["top1"], abs=1e-9)
-    assert runs.evaluate(finished)["top1"] == pytest.approx(summary["last"]["top1"], abs=1e-9)
+    assert inspection.evaluate(finished)["top1"] == pytest.approx(summary["last"]["top1"], abs=1e-9)
 
 
 def test_the_teacher_was_trained_first_kept_and_is_used_again(
@@ -98,7 +99,7 @@ def test_a_run_without_labels_has_no_head_and_no_task_loss(small: Recipe, finish
     steps = [record for record in records(tmp_path / "free") if record["kind"] == "epoch"]
     assert set(steps[-1]["train"]) == {"loss", "feature", "images_per_second"}
     with pytest.raises(UserError, match="no labels"):
-        runs.evaluate(tmp_path / "free")
+        inspection.evaluate(tmp_path / "free")
 
 
 def test_logits_without_labels_keep_the_head(small: Recipe, finished: Path, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_logits_without_labels_keep_the_head(small: Recipe, finished: Path, tmp_
 
 
 def test_describe_needs_no_weights(small: Recipe) -> None:
-    lines = dict(runs.describe(small))
+    lines = dict(inspection.describe(small))
     assert "GMACs" in lines["student"]
     assert "32 parameters" in lines["feature"]
     assert lines["steps"] == "6 an epoch, 12 in all"

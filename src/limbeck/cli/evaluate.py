@@ -26,7 +26,7 @@ class Flags:
 def main(words: Sequence[str]) -> int:
     """Print each figure on a line of its own."""
     flags = parse(Flags, words, command="evaluate", description=DESCRIPTION)
-    from limbeck.recipes.run import evaluate
+    from limbeck.recipes.inspection import evaluate
 
     for name, value in evaluate(Path(flags.run), data=flags.data).items():
         say(f"{name}: {figure(name, value)}")

@@ -16,7 +16,7 @@ def say(line: str = "") -> None:
 
 def dry_run(recipe: Recipe, folder: Path) -> int:
     """Print the resolved recipe and what it would train; nothing is trained or written."""
-    from limbeck.recipes.run import describe
+    from limbeck.recipes.inspection import describe
 
     say(recipe.to_yaml())
     lines = [*describe(recipe), ("run folder", str(folder))]

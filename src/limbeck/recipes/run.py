@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import limbeck
-from limbeck import collectives, models
+from limbeck import collectives
 from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
 from limbeck.data import Data
-from limbeck.distiller import evaluating
 from limbeck.errors import UserError
-from limbeck.evaluation import evaluate as score
 from limbeck.hardware import PRECISIONS, apply_settings, choose
-from limbeck.models import InputTransform, Model
+from limbeck.models import Model
 from limbeck.recipes.build import (
     CARD,
     Parts,
@@ -31,15 +28,11 @@ from limbeck.recipes.build import (
     build_parts,
     build_rate,
     is_run,
-    load_student,
-    require_run,
-    student_size,
 )
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.teacher import build_teacher, teacher_classes
+from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
-from limbeck.tasks import Classification
 from limbeck.train import fit
 
 Summary = dict[str, Any]
@@ -76,7 +69,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     threads = torch.get_num_threads()
     with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored:
         restored.callback(torch.set_num_threads, threads)
-        device = _device(recipe)
+        device = device_of(recipe)
         try:
             parts, checked, recipe = _prepare(recipe, folder, log, device)
         except UserError:
@@ -145,7 +138,7 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     for note in data.notes:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
-    teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
+    teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
@@ -167,17 +160,8 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
 
 
-def rehearse(recipe: Recipe, data: Data) -> Parts:
-    """Build everything with a teacher of random weights: a wrong name, tap or width is told before a teacher trains."""
-    teacher = None
-    if recipe.teacher is not None:
-        size = recipe.teacher_size or student_size(recipe, data)
-        teacher = models.build(recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
-    data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
-    return build_parts(recipe, data, teacher)
-
-
-def _train_teacher(recipe: Recipe, folder: Path) -> None:
+def train_teacher(recipe: Recipe, folder: Path) -> None:
+    """Train a teacher in a folder, or go on where its training was stopped."""
     run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
 
 
@@ -231,53 +215,6 @@ def _give_up(folder: Path) -> None:
             folder.rmdir()
 
 
-def check(recipe: Recipe, folder: Path) -> list[Finding]:
-    """The preflight alone: nothing is trained but a teacher that has to be, and no run is begun in ``folder``."""
-    device = _device(recipe)
-    data = build_data(recipe)
-    rehearse(recipe, data)
-    with RunLog() as log:
-        teacher = build_teacher(recipe, data, folder, _train_teacher, log.note)
-    parts = build_parts(recipe, data, teacher)
-    parts.distiller.to(device)
-    return preflight(parts, build_optimizer(recipe, parts.distiller), device).findings
-
-
-def describe(recipe: Recipe) -> list[tuple[str, str]]:
-    """Shapes, parameter counts and FLOPs of what a recipe would train, with random weights and no training."""
-    data = build_data(recipe)
-    lines = [("data", f"{data.name}: {data.train_count} train, {data.val_count} val, {len(data.classes)} classes")]
-    parts = rehearse(recipe, data)
-    teacher = parts.teacher
-    lines.append(("student", _model_line(parts.student)))
-    if teacher is not None:
-        lines.append(("teacher", _model_line(teacher)))
-    for name, term in parts.distiller.terms.items():
-        if isinstance(term, nn.Module):
-            lines.append((name, f"{_count(term):,} parameters, {' '.join(str(term).split())}"))
-        else:
-            lines.append((name, f"no parameters, {type(term).__name__}"))
-    steps = len(data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed))
-    lines.append(("steps", f"{steps} an epoch, {steps * recipe.epochs} in all"))
-    return lines
-
-
-def evaluate(folder: Path, *, data: str | None = None) -> dict[str, float]:
-    """Score a run's student on its validation images, or on those of another source with the same classes."""
-    require_run(folder)
-    recipe = Recipe.from_yaml(folder / "recipe.yaml")
-    opened = build_data(recipe if data is None else recipe.changed({"data": data, "val": None}))
-    student = load_student(folder)
-    if not opened.classes:
-        raise UserError("these images have no labels, so there is no accuracy to measure")
-    if student.num_classes != len(opened.classes):
-        raise UserError(f"the student has {student.num_classes} classes and {opened.name} has {len(opened.classes)}")
-    device = _device(recipe)
-    student.module.to(device)
-    task = Classification(student_input=InputTransform(student.input)).to(device)
-    return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
-
-
 def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) -> None:
     """Write ``student.json``: what is needed to build the student and feed it, without Limbeck."""
     mean, std = list(student.input.mean), list(student.input.std)
@@ -291,7 +228,8 @@ def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) 
     save_json(card, folder / CARD)
 
 
-def _device(recipe: Recipe) -> torch.device:
+def device_of(recipe: Recipe) -> torch.device:
+    """Where a recipe is run; UserError when the device that it asks for is not there."""
     if recipe.device != "auto":
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not available[recipe.device]:
@@ -300,23 +238,17 @@ def _device(recipe: Recipe) -> torch.device:
     return torch.device(PartialState().device or "cpu")
 
 
-def _count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that a module learns."""
     return sum(p.numel() for p in module.parameters())
 
 
 def _counts(parts: Parts) -> dict[str, int]:
-    counts = {"student": _count(parts.student.module), "terms": _count(parts.distiller.term_modules)}
-    return counts | ({"teacher": _count(parts.teacher.module)} if parts.teacher is not None else {})
-
-
-def _model_line(model: Model) -> str:
-    size = model.input.size
-    with evaluating(model.module), FlopCounterMode(display=False) as counter:
-        model.module(torch.zeros(1, 3, size, size))
-    return (
-        f"{model.name}, {_count(model.module):,} parameters, {counter.get_total_flops() / 2e9:.3f} GMACs at "
-        f"{size}x{size}, {model.num_classes} classes"
-    )
+    counts = {
+        "student": count_parameters(parts.student.module),
+        "terms": count_parameters(parts.distiller.term_modules),
+    }
+    return counts | ({"teacher": count_parameters(parts.teacher.module)} if parts.teacher is not None else {})
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from limbeck import models
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
-from limbeck.recipes.build import CARD, is_run
+from limbeck.recipes.build import CARD, Parts, build_parts, is_run, student_size
 from limbeck.recipes.recipe import Recipe
 
 Train = Callable[[Recipe, Path], None]
@@ -121,3 +121,13 @@ def _key(recipe: Recipe, data: Data) -> str:
     """Short hash of what decides the teacher: its recipe and the images."""
     words = json.dumps([recipe.to_yaml(), data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
+
+
+def rehearse(recipe: Recipe, data: Data) -> Parts:
+    """Build everything with a teacher of random weights: a wrong name, tap or width is told before a teacher trains."""
+    teacher = None
+    if recipe.teacher is not None:
+        size = recipe.teacher_size or student_size(recipe, data)
+        teacher = models.build(recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+    data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+    return build_parts(recipe, data, teacher)
