@@ -33,7 +33,7 @@ from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
-from limbeck.train import fit
+from limbeck.train import FitResult, fit
 
 Summary = dict[str, Any]
 
@@ -81,7 +81,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         distiller, data = parts.distiller, parts.data
         log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=_device_name(device))
         torch.manual_seed(recipe.seed + collectives.rank())
-        save_student_card(folder, recipe, parts.student, data)
+        if collectives.rank() == 0:
+            save_student_card(folder, recipe, parts.student, data)
         result = fit(
             distiller,
             data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed),
@@ -98,29 +99,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
             cpu=device.type == "cpu",
         )
-        counters = result.counters
-        summary: Summary = {
-            "recipe": recipe.name,
-            "method": recipe.method,
-            "seed": recipe.seed,
-            "metric": "top1" if "top1" in result.last else "loss",
-            "last": result.last,
-            "best": result.best,
-            "teacher": checked.teacher_scores or None,
-            "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
-            "seconds": round(counters.seconds, 3),
-            "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
-            "parameters": _counts(parts),
-            "data": {
-                "name": data.name,
-                "train": data.train_count,
-                "val": data.val_count,
-                "fingerprint": data.fingerprint,
-            },
-            "versions": _versions(),
-            "commit": _commit(),
-            "device": _device_name(device),
-        }
+        summary = _summary(parts, checked, result, device)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
@@ -129,6 +108,33 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             log.write("end", summary=summary)
     collectives.barrier()
     return summary
+
+
+def _summary(parts: Parts, checked: Preflight, result: FitResult, device: torch.device) -> Summary:
+    """The figures of a finished run, and what is needed to trust them."""
+    recipe, data, counters = parts.recipe, parts.data, result.counters
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "seed": recipe.seed,
+        "metric": "top1" if "top1" in result.last else "loss",
+        "last": result.last,
+        "best": result.best,
+        "teacher": checked.teacher_scores or None,
+        "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
+        "seconds": round(counters.seconds, 3),
+        "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
+        "parameters": _counts(parts),
+        "data": {
+            "name": data.name,
+            "train": data.train_count,
+            "val": data.val_count,
+            "fingerprint": data.fingerprint,
+        },
+        "versions": _versions(),
+        "commit": _commit(),
+        "device": _device_name(device),
+    }
 
 
 def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
