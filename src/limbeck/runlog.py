@@ -160,11 +160,12 @@ class RunLog:
         """Write the epoch's record and, on a terminal, one line."""
         self.write("epoch", epoch=epoch, **values)
         if self._shows and collectives.rank() == 0:
+            words = [f"epoch {epoch}/{epochs}", f"train loss {values['train']['loss']:.4g}"]
             figures = dict(values.get("val") or {})
-            text = "  ".join(f"{name} {_short(name, value)}" for name, value in figures.items())
-            self._console.print(
-                f"epoch {epoch}/{epochs}  train loss {values['train']['loss']:.4g}  {text}", highlight=False
-            )
+            words += [f"{'val loss' if name == 'loss' else name} {_short(name, figures[name])}" for name in figures]
+            if epoch < epochs:
+                words.append(f"{_duration((time.perf_counter() - self._started) * (epochs - epoch))} left")
+            self._console.print("  ".join(words), highlight=False)
 
     def pause(self) -> None:
         """Take the bar off the screen."""
@@ -177,6 +178,13 @@ class RunLog:
         self.pause()
         for sink in self._sinks:
             sink.close()
+
+
+def _duration(seconds: float) -> str:
+    """A time to wait, for people: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _short(name: str, value: float) -> str:

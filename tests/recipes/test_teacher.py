@@ -1,0 +1,110 @@
+"""Where a teacher comes from, and the recipe by which one is trained here."""
+
+from pathlib import Path
+
+import pytest
+
+from limbeck import models
+from limbeck.data import Data
+from limbeck.errors import UserError
+from limbeck.models import WeightsUnavailable
+from limbeck.recipes import teacher as teachers
+from limbeck.recipes.build import build_data
+from limbeck.recipes.recipe import Recipe
+
+
+@pytest.fixture
+def data(small: Recipe) -> Data:
+    return build_data(small)
+
+
+class Trainer:
+    """Keeps what it was asked to train, and puts a finished run there."""
+
+    def __init__(self, finished: Path) -> None:
+        self.asked: list[Recipe] = []
+        self._weights = next((finished.parent / "teachers").iterdir())
+
+    def __call__(self, recipe: Recipe, folder: Path) -> None:
+        self.asked.append(recipe)
+        folder.mkdir(parents=True)
+        for file in self._weights.iterdir():
+            if file.is_file():
+                (folder / file.name).write_bytes(file.read_bytes())
+
+
+def test_the_teachers_recipe_is_the_students_for_another_model(small: Recipe) -> None:
+    recipe = small.changed(
+        {
+            "schedule": "step",
+            "milestones": [1],
+            "teacher_epochs": 6,
+            "teacher_size": 16,
+            "size": 8,
+            "ema": 0.9,
+            "seed": 3,
+        }
+    )
+    own = teachers.teacher_recipe(recipe)
+    assert (own.student, own.method, own.teacher, own.size) == ("small/cnn-4", "alone", None, 16)
+    assert (own.epochs, own.milestones) == (6, (3.0,))  # milestones keep their place in the longer training
+    assert (own.train_limit, own.ema, own.seed) == (None, None, 0)
+
+
+def test_a_hub_teacher_whose_head_does_not_fit_is_fine_tuned_from_the_hub_where_the_head_is_used(
+    small: Recipe, data: Data, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = models.build
+    made: list[dict[str, object]] = []
+
+    def published(name: str, **options: object) -> models.Model:
+        """As if the hub had weights of other classes."""
+        made.append(options)
+        if options.get("pretrained"):
+            model = build(name, num_classes=data_classes, size=8)
+            return models.Model(**{**vars(model), "weights": "hub", "new_head": True})
+        return build(name, **options)  # pyright: ignore[reportArgumentType]
+
+    data_classes = len(data.classes)
+    monkeypatch.setattr(models, "build", published)
+    trainer, said = Trainer(finished), list[str]()
+    features_only = small.changed({"method": "projector"})
+    got = teachers.build_teacher(features_only, data, tmp_path / "a", trainer, said.append)
+    assert got is not None
+    assert got.weights == "hub"
+    assert trainer.asked == []
+    got = teachers.build_teacher(small, data, tmp_path / "b", trainer, said.append)
+    assert got is not None
+    assert got.weights.startswith("run:")
+    assert trainer.asked[0].pretrained
+    assert "its head does not fit these labels; fine-tuning it first" in said[-1]
+    teachers.build_teacher(features_only.changed({"fit_teacher": True}), data, tmp_path / "c", trainer, said.append)
+    assert "fine-tuning it first" in said[-1] or "using the one trained before" in said[-1]
+
+
+def test_no_weights_and_no_labels_is_an_error_not_a_random_teacher(small: Recipe, data: Data, tmp_path: Path) -> None:
+    recipe = small.changed({"labels": False, "method": "projector", "train_limit": None})
+    with pytest.raises(UserError, match="without labels it cannot be trained here; give --teacher-weights"):
+        teachers.build_teacher(recipe, data, tmp_path / "a", lambda own, where: None, lambda text: None)
+
+
+def test_classes_of_a_teacher_without_labels(small: Recipe, data: Data, finished: Path) -> None:
+    recipe = small.changed({"labels": False, "method": "kd"})
+    run = next((finished.parent / "teachers").iterdir())
+    assert teachers.teacher_classes(recipe.changed({"teacher_weights": str(run)}), data) == 10
+    assert teachers.teacher_classes(recipe.changed({"teacher": "torchvision/resnet18"}), data) == 1000
+    assert teachers.teacher_classes(recipe.changed({"method": "projector"}), data) == 0
+    with pytest.raises(UserError, match="nobody publishes weights for small/cnn-4"):
+        teachers.teacher_classes(recipe, data)
+
+
+def test_a_wrong_tap_is_told_before_a_teacher_is_trained(small: Recipe, data: Data) -> None:
+    with pytest.raises(UserError, match=r'no submodule "conv33" in SmallCNN \(did you mean "conv3"\?\)'):
+        teachers.rehearse(small.changed({"teacher_tap": "conv33"}), data)
+    with pytest.raises(UserError, match="needs equal widths"):
+        teachers.rehearse(small.changed({"projector": "identity"}), data)
+
+
+def test_own_classes_are_those_of_the_published_weights() -> None:
+    assert models.own_classes("timm/resnet18") == 1000
+    assert issubclass(WeightsUnavailable, UserError)
