@@ -404,9 +404,12 @@ def test_evaluate_and_export_print_what_they_got(parts: Parts, capsys: pytest.Ca
     assert out == "onnx: student.onnx\nlargest difference to the PyTorch student's outputs: 1e-06\nopset 18\n"
 
 
-def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["recipes"]) == 0
-    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == list(NAMED)
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(NAMED)
+    assert max(map(len, rows)) <= 80
     assert main(["recipes", "imagenet-resnet34-resnet18"]) == 0
     out = capsys.readouterr().out
     assert "# Paper: table 6" in out

@@ -1,6 +1,8 @@
 """``limbeck recipes``: list the named recipes, or print one."""
 
 import inspect
+import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -29,9 +31,11 @@ def main(words: Sequence[str]) -> int:
     """Print the table of all recipes, or the record and the YAML of one."""
     flags = parse(Flags, words, command="recipes", description=DESCRIPTION)
     if flags.name is None:
-        width = max(map(len, NAMED))
+        margin = " " * (max(map(len, NAMED)) + 2)
+        columns = max(shutil.get_terminal_size().columns, len(margin) + 30)
         for name, function in NAMED.items():
-            say(f"{name:<{width}}  {(inspect.getdoc(function) or '').splitlines()[0]}")
+            line = f"{name:<{len(margin)}}{(inspect.getdoc(function) or '').splitlines()[0]}"
+            say(textwrap.fill(line, columns, subsequent_indent=margin, break_on_hyphens=False))
         return 0
     recipe = named(flags.name)
     # As comments: what is printed is a file that --recipe reads.
