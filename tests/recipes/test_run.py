@@ -127,3 +127,11 @@ def test_input_transform_is_not_in_the_student(finished: Path) -> None:
     student = load_student(finished)
     assert isinstance(InputTransform(student.input), torch.nn.Module)
     assert not [name for name in load_file(finished / "student.safetensors") if name == "mean" or "transform" in name]
+
+
+def test_a_student_that_starts_from_weights_says_so(
+    small: Recipe, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = small.changed({"method": "alone", "teacher": None, "student_weights": str(finished), "epochs": 1})
+    runs.run(alone, tmp_path / "more")
+    assert "student small/cnn-2: weights run:finished\n" in capfd.readouterr().err

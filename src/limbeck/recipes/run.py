@@ -146,6 +146,9 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     rehearse(recipe, data)
     teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
     parts = build_parts(recipe, data, teacher)
+    if parts.student.weights != "random":
+        head = ", with a new head for these labels" if parts.student.new_head else ""
+        log.note(f"student {recipe.student}: weights {parts.student.weights}{head}")
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
