@@ -7,6 +7,7 @@ import torch
 
 from limbeck import models
 from limbeck.recipes.build import Parts, build_data, build_optimizer, build_parts
+from limbeck.recipes.inspection import check
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
 
@@ -82,3 +83,14 @@ def test_classes_in_another_order_are_an_error(parts: Parts, tmp_path: Path) -> 
         card.write_text(text)
     assert finding.level == "error"
     assert 'class 0 is "0" here and "zero" there' in finding.message
+
+
+def test_doctor_trains_nothing(small: Recipe, finished: Path, tmp_path: Path) -> None:
+    fresh = {finding.name: finding for finding in check(small, tmp_path / "run")}
+    assert fresh["teacher weights"].level == "note"
+    assert "first trains it, for 2 epochs" in fresh["teacher weights"].message
+    assert "teacher accuracy" not in fresh
+    assert fresh["gradients"].level == "ok"
+    assert list(tmp_path.iterdir()) == []
+    beside = {finding.name: finding for finding in check(small, finished.parent / "another")}
+    assert beside["teacher accuracy"].level == "ok"

@@ -9,7 +9,7 @@ DESCRIPTION = """Check models, labels, inputs, shapes, gradients and losses befo
 
 Takes the flags of `limbeck distill`, which checks the same before it starts.
 
-A teacher that has to be trained is trained first. Exit code 1 at an error."""
+Nothing is trained and nothing written. Exit code 1 at an error."""
 
 
 def main(words: Sequence[str]) -> int:

@@ -13,22 +13,41 @@ from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, load_student, require_run
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import count_parameters, device_of, train_teacher
+from limbeck.recipes.run import count_parameters, device_of
 from limbeck.recipes.teacher import build_teacher, rehearse
-from limbeck.runlog import RunLog
 from limbeck.tasks import Classification
 
 
+class _NeedsTraining(Exception):
+    """The teacher would have to be trained first, which a check does not do."""
+
+
 def check(recipe: Recipe, folder: Path) -> list[Finding]:
-    """The preflight alone: nothing is trained but a teacher that has to be, and no run is begun in ``folder``."""
+    """The preflight alone; nothing is trained and nothing written.
+
+    Where the teacher would first have to be trained, one with random weights stands in for it, and what can only be
+    known of a trained one is left out and said to be.
+
+    Args:
+        recipe: What would be run.
+        folder: Where it would be run; a teacher that was trained beside it before is found.
+    """
     device = device_of(recipe)
     data = build_data(recipe)
-    rehearse(recipe, data)
-    with RunLog() as log:
-        teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
-    parts = build_parts(recipe, data, teacher)
+    rehearsed = rehearse(recipe, data)
+
+    def refuse(own: Recipe, where: Path) -> None:
+        raise _NeedsTraining(f"none that fit; `limbeck distill` first trains it, for {own.epochs} epochs, in {where}")
+
+    try:
+        teacher = build_teacher(recipe, data, folder, refuse, lambda line: None)  # the findings say it
+        parts, left_out = build_parts(recipe, data, teacher), list[Finding]()
+    except _NeedsTraining as reason:
+        advice = "its accuracy and label map are checked when it is there"
+        parts, left_out = rehearsed, [Finding("note", "teacher weights", str(reason), advice)]
     parts.distiller.to(device)
-    return preflight(parts, build_optimizer(recipe, parts.distiller), device).findings
+    checked = preflight(parts, build_optimizer(recipe, parts.distiller), device, teacher_is_ready=not left_out)
+    return left_out + checked.findings
 
 
 def describe(recipe: Recipe) -> list[tuple[str, str]]:

@@ -48,22 +48,26 @@ class Preflight:
     teacher_scores: dict[str, float]
 
 
-def preflight(parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device) -> Preflight:
+def preflight(
+    parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device, *, teacher_is_ready: bool = True
+) -> Preflight:
     """Check teacher, labels, inputs, shapes, gradients and balance on one batch; nothing is changed by it.
 
     Args:
         parts: What the run is made of, on the device.
         optimizer: The optimizer that will be used.
         device: Where the run will be.
+        teacher_is_ready: False leaves out what can only be known of a teacher that has its weights.
     """
     distiller = parts.distiller
     findings: list[Finding] = []
     scores: dict[str, float] = {}
     if parts.teacher is not None and distiller.teacher is not None:
-        scores = _teacher_scores(parts, device)
-        findings += _check_teacher(parts, parts.teacher, scores)
+        if teacher_is_ready:
+            scores = _teacher_scores(parts, device)
+            findings += _check_teacher(parts, parts.teacher, scores)
+            findings += _check_labels(parts)
         findings += _check_inputs(parts.student, parts.teacher)
-        findings += _check_labels(parts)
     findings += _check_shapes(parts)
     findings += _check_first_step(parts, optimizer, device)
     return Preflight(findings, scores)
