@@ -108,3 +108,14 @@ def test_a_wrong_tap_is_told_before_a_teacher_is_trained(small: Recipe, data: Da
 def test_own_classes_are_those_of_the_published_weights() -> None:
     assert models.own_classes("timm/resnet18") == 1000
     assert issubclass(WeightsUnavailable, UserError)
+
+
+def test_a_teacher_is_found_again_whatever_the_machine(
+    small: Recipe, data: Data, finished: Path, tmp_path: Path
+) -> None:
+    trainer, said = Trainer(finished), list[str]()
+    teachers.build_teacher(small.changed({"device": "auto"}), data, tmp_path / "a", trainer, said.append)
+    teachers.build_teacher(small.changed({"workers": 1, "seed": 7}), data, tmp_path / "b", trainer, said.append)
+    assert len(trainer.asked) == 1
+    teachers.build_teacher(small.changed({"teacher_epochs": 3}), data, tmp_path / "c", trainer, said.append)
+    assert len(trainer.asked) == 2

@@ -118,8 +118,9 @@ def _slug(name: str) -> str:
 
 
 def _key(recipe: Recipe, data: Data) -> str:
-    """Short hash of what decides the teacher: its recipe and the images."""
-    words = json.dumps([recipe.to_yaml(), data.fingerprint])
+    """Short hash of what decides the teacher: its recipe, without what only says where it runs, and the images."""
+    settings = recipe.model_dump(mode="json", exclude={"name", "workers", "device"})
+    words = json.dumps([settings, data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 
 
