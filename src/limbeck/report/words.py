@@ -11,7 +11,7 @@ METHODS = {
 }
 READINGS = {
     "correlation": "mean correlation, channel by channel, of the projected feature with the teacher's; 1 is a match",
-    "log_mean": "LogSum less log(N·D), so that it does not depend on batch size and width; lower is nearer",
+    "log_mean": "LogSum less the log of its number of terms: free of batch size and width; lower is nearer",
     "agreement": "share of the training images for which student and teacher put the same class first",
 }
 STYLES = {"alone": "alone", "kd": "kd", "projector": "projector", "projector+kd": "both"}
