@@ -37,6 +37,10 @@ class Task(Protocol):
         """Labels of a batch, or None where there are none."""
         ...
 
+    def index(self, batch: Any) -> Tensor | None:
+        """Which images of the training set these are, ``(n,)``, or None where the batch does not say."""
+        ...
+
     def loss(self, output: Tensor, batch: Any) -> Tensor | None:
         """Task loss of the student's output, a scalar; None for label-free distillation."""
         ...
@@ -172,13 +176,13 @@ class Distiller(nn.Module):
 
     def capture(self, batch: Any) -> tuple[Captured, Captured | None]:
         """What student and teacher compute on a batch, the teacher without gradient."""
-        target = self.task.target(batch)
-        student = self._student_taps(self.task.student_input(batch))._replace(target=target)
+        target, index = self.task.target(batch), self.task.index(batch)
+        student = self._student_taps(self.task.student_input(batch))._replace(target=target, index=index)
         if self._teacher_taps is None:
             return student, None
         self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
         with torch.no_grad():
-            teacher = self._teacher_taps(self.task.teacher_input(batch))._replace(target=target)
+            teacher = self._teacher_taps(self.task.teacher_input(batch))._replace(target=target, index=index)
         return student, teacher
 
     def with_student(self, student: nn.Module) -> "Distiller":

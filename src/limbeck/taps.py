@@ -21,11 +21,14 @@ class Captured(NamedTuple):
         features: Tap name to raw feature, as the submodule gave it (maps, tokens or vectors).
         target: Class labels ``(n,)`` or class probabilities ``(n, k)``, for the terms that need them; the same object
             on the student's and the teacher's side. None where the batch has no labels.
+        index: Which images of the training set these are, ``(n,)``, for the terms that remember images (CRD). None
+            where the batch does not say.
     """
 
     output: Tensor
     features: dict[str, Tensor]
     target: Tensor | None = None
+    index: Tensor | None = None  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index)
 
 
 class Taps:

@@ -89,6 +89,7 @@ class _AsTeacher:
         self.student_input = task.teacher_input
         self.teacher_input = task.teacher_input
         self.target = task.target
+        self.index = task.index
         self.loss = task.loss
         self.score = task.score
 

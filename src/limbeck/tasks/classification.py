@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 
 
+def image_index(batch: Sequence[Any]) -> Tensor | None:
+    """The images' numbers in the training set, if the batch carries them as its third item."""
+    third = batch[2] if len(batch) > 2 else None
+    return third if isinstance(third, Tensor) and third.dtype == torch.int64 and third.ndim == 1 else None
+
+
 class Classification(nn.Module):
     """Cross entropy, with top-1 and top-5 accuracy.
 
@@ -56,6 +62,10 @@ class Classification(nn.Module):
                 "classification needs labels, and the batch has none; use tasks.LabelFree for unlabelled images"
             )
         return batch[1]
+
+    def index(self, batch: Sequence[Any]) -> Tensor | None:
+        """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
+        return image_index(batch)
 
     def loss(self, output: Tensor, batch: Sequence[Any]) -> Tensor:
         """Mean cross entropy of logits ``(n, k)``, in at least float32.

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from limbeck.tasks.classification import image_index
+
 
 class LabelFree(nn.Module):
     """No task loss: the teacher's features, or its logits, are all that the student learns from.
@@ -33,6 +35,10 @@ class LabelFree(nn.Module):
     def target(self, batch: Tensor | Sequence[Any]) -> None:
         """None: labels are not read even where there are some."""
         del batch
+
+    def index(self, batch: Tensor | Sequence[Any]) -> Tensor | None:
+        """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
+        return None if isinstance(batch, Tensor) else image_index(batch)
 
     def loss(self, output: Tensor, batch: Tensor | Sequence[Any]) -> None:
         """None: there is no task loss."""

@@ -1,8 +1,6 @@
 import functools
-import importlib.util
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import pytest
 import torch
@@ -497,35 +495,3 @@ def test_targets_are_checked() -> None:
         assert f"target is {tuple(target.shape)}, {target.dtype}; expected integer labels (6,)" in text
     one = torch.randn(6, 1)
     assert "logits of 1 class" in message(lambda: losses.decoupled_kl(one, one, torch.zeros(6, dtype=torch.int64)))
-
-
-# torch.compile
-
-
-def unchecked_copy() -> ModuleType:
-    """The module under another name, without the shape checker that the tests wrap around every function."""
-    assert losses.__file__ is not None
-    spec = importlib.util.spec_from_file_location("losses_as_released", losses.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("name", [name for name in ALL if " " not in name])
-def test_compiles_into_one_graph(name: str) -> None:
-    released = unchecked_copy()
-    z_s, z_t = pair(6, 4, dtype=torch.float32)
-    labels = torch.arange(6) % 4
-
-    def call(z_s: Tensor, z_t: Tensor) -> Tensor:
-        if name == "log_correlation":
-            return released.log_correlation(released.correlation(z_s, z_t))
-        if name == "decoupled_kl":
-            return released.decoupled_kl(z_s, z_t, labels)
-        return getattr(released, name)(z_s, z_t)
-
-    torch.compiler.reset()
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(z_s, z_t), ALL[name](z_s, z_t))

@@ -1,0 +1,26 @@
+"""Losses: functions of what the student and what the teacher computed, in this order, that give one number.
+
+Of features: ``squared_error``, ``mean_squared_error``, ``smooth_l1``, ``cosine``, ``log_sum``. Of the per-channel
+``correlation`` of batch-normalized features: ``log_correlation``. Of logits: ``kl_divergence``, ``decoupled_kl``.
+
+All of them compute in at least float32, whatever comes in. None has a matrix product, so autocast, which lowers
+nothing else, leaves them alone. All are finite in value and gradient where both sides are equal. The gradient goes to
+both arguments, and to the teacher's only if it asks for one.
+"""
+
+from limbeck.losses.correlations import correlation, log_correlation
+from limbeck.losses.features import cosine, log_sum, mean_squared_error, smooth_l1, squared_error, unit_rows
+from limbeck.losses.logits import decoupled_kl, kl_divergence
+
+__all__ = [
+    "correlation",
+    "cosine",
+    "decoupled_kl",
+    "kl_divergence",
+    "log_correlation",
+    "log_sum",
+    "mean_squared_error",
+    "smooth_l1",
+    "squared_error",
+    "unit_rows",
+]

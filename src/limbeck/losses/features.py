@@ -1,0 +1,205 @@
+"""Distances of two features of the same shape, element by element or row by row."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.losses.inputs import pair, positive
+from limbeck.losses.powers import log_sum_of_powers
+
+
+def squared_error(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"]) -> Float[Tensor, ""]:
+    """Half the squared distance: ``1/2 sum_{n,j} (z_s[n,j] - z_t[n,j])^2``.
+
+    Rewards every feature for being near the teacher's, in the teacher's units: channels of large variance count most,
+    and without a norm in front so does the mean. Ignores nothing. A sum: it grows with N and with D, and so does its
+    gradient. This is the loss that the theory of the projector is written for; to train with, ``mean_squared_error``
+    is easier to weight.
+
+    Args:
+        z_s: Student features, projected.
+        z_t: Teacher features.
+
+    Returns:
+        A scalar, in at least float32.
+
+    Raises:
+        UserError: If the shapes differ, there are no rows, or a side is not floating point.
+
+    Deviates from: nothing.
+
+    References:
+        R. Miles, K. Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024,
+        equation 1.
+
+    Example:
+        >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]))
+        tensor(4.5000)
+    """
+    z_s, z_t = pair("squared_error", z_s, z_t)
+    return (z_s - z_t).square().sum() / 2
+
+
+def mean_squared_error(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"]) -> Float[Tensor, ""]:
+    """Mean squared difference: ``1/(N D) sum_{n,j} (z_s[n,j] - z_t[n,j])^2``.
+
+    Rewards and ignores what ``squared_error`` does. A mean: the value depends on neither N nor D, while the gradient
+    of one element falls as 1/(N D). Behind batch norm on both sides it is ``2 (1 - mean_j c_j)`` of the
+    ``correlation`` c, up to the norm's eps.
+
+    Args:
+        z_s: Student features, projected.
+        z_t: Teacher features.
+
+    Returns:
+        A scalar, in at least float32.
+
+    Raises:
+        UserError: If the shapes differ, there are no rows, or a side is not floating point.
+
+    Deviates from: FitNets, which has half of the sum over the channels.
+
+    References:
+        A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
+        ICLR 2015, equation 3.
+
+    Example:
+        >>> mean_squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]))
+        tensor(4.5000)
+    """
+    z_s, z_t = pair("mean_squared_error", z_s, z_t)
+    return (z_s - z_t).square().mean()
+
+
+def smooth_l1(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"], *, beta: float = 1.0) -> Float[Tensor, ""]:
+    """Mean of a distance that is squared near zero and absolute far from it.
+
+    With ``d = z_s[n,j] - z_t[n,j]``, the mean over n and j of ``d^2 / (2 beta)`` where ``|d| < beta`` and of
+    ``|d| - beta/2`` elsewhere.
+
+    Rewards closeness as ``mean_squared_error`` does, but no element pulls harder than any other once it is further
+    off than beta, so outliers (the huge channels of large vision transformers) do not own the gradient. Ignores how
+    far an outlier is when the direction is chosen. A mean: the value does not grow with N or D.
+
+    Args:
+        z_s: Student features, projected.
+        z_t: Teacher features.
+        beta: Where the square ends, in the units of the features.
+
+    Returns:
+        A scalar, in at least float32.
+
+    Raises:
+        UserError: If the shapes differ, there are no rows, a side is not floating point, or beta is not positive.
+
+    Deviates from: Fast R-CNN, which has beta = 1 and a sum.
+
+    References:
+        R. Girshick, "Fast R-CNN", ICCV 2015, equation 3.
+
+    Example:
+        >>> smooth_l1(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]))
+        tensor(1.2500)
+    """
+    positive("smooth_l1", "beta", beta)
+    z_s, z_t = pair("smooth_l1", z_s, z_t)
+    return F.smooth_l1_loss(z_s, z_t, beta=beta)
+
+
+def cosine(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"], *, eps: float = 1e-6) -> Float[Tensor, ""]:
+    """One minus the cosine of the angle between the two features of a sample, averaged over the samples.
+
+    ``mean_n (1 - <u(z_s[n]), u(z_t[n])>)`` with ``u`` the ``unit_rows``, ``u(z) = z / |z|``.
+
+    Rewards the direction of each sample's feature. Ignores its length, on both sides. Between 0 and 2, whatever N and
+    D are. Channels that are large in every sample (a large mean) leave little angle between any two samples.
+
+    Args:
+        z_s: Student features, projected.
+        z_t: Teacher features.
+        eps: A row that is no longer has no direction: it counts as orthogonal, 1, and gets no gradient.
+
+    Returns:
+        A scalar, in at least float32.
+
+    Raises:
+        UserError: If the shapes differ, there are no rows, a side is not floating point, or eps is not positive.
+
+    Deviates from: BYOL's form, which is twice this one.
+
+    References:
+        J.-B. Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020,
+        equation 2.
+
+    Example:
+        >>> cosine(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+        tensor(0.5000)
+    """
+    positive("cosine", "eps", eps)
+    z_s, z_t = pair("cosine", z_s, z_t)
+    return 1 - (unit_rows(z_s, eps=eps) * unit_rows(z_t, eps=eps)).sum(-1).mean()
+
+
+def unit_rows(z: Float[Tensor, "*n d"], *, eps: float = 1e-6) -> Float[Tensor, "*n d"]:
+    """Direction of each row, ``z / |z|``: what ``cosine`` compares, and what :class:`limbeck.norms.L2` gives.
+
+    A row no longer than eps gives zero and gets no gradient. Dividing it by eps, as ``F.normalize`` does, keeps the
+    value finite too, but its gradient is ``1/eps``, a million, and so infinite in float16 and ruinous elsewhere: one
+    dead row would decide the step.
+
+    Args:
+        z: Features, in at least float32.
+        eps: Greatest length that counts as none.
+
+    Returns:
+        Rows of length 1 (or 0).
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    length = cast(Tensor, torch.linalg.vector_norm(z, dim=-1, keepdim=True))  # pyright: ignore[reportUnknownMemberType]
+    return torch.where(length > eps, z / length.clamp(min=eps), 0)
+
+
+def log_sum(
+    z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"], *, alpha: float = 4.0, eps: float = 1e-8
+) -> Float[Tensor, ""]:
+    """LogSum, elementwise form: ``log( sum_{n,j} |z_s[n,j] - z_t[n,j]|^alpha + eps N D )``.
+
+    Rewards closeness, above all of the worst elements: the share of an element in the gradient is its ``|d|^(alpha -
+    1)`` over the sum, a soft maximum, so matches that are good already are left alone. Ignores the common scale of
+    the differences: halving them all subtracts ``alpha log 2`` and doubles the gradient, which therefore does not
+    fade as training goes on. The value grows by ``log(N D)`` (twice the batch adds ``log 2``), the gradient does not
+    depend on N and D as a sum's does; subtract ``log(N D)`` to compare runs. Meant for batch-normalized sides.
+
+    Args:
+        z_s: Student features, projected and normalized.
+        z_t: Teacher features, normalized.
+        alpha: Power, at least 1. The paper finds 4 to 5 best.
+        eps: Floor of the mean of the powers. At equality the value is ``log(eps N D)`` and the gradient zero.
+
+    Returns:
+        A scalar, in at least float32. Powers are taken in units of the largest difference, so they do not overflow.
+
+    Raises:
+        UserError: If the shapes differ, there are no rows, a side is not floating point, alpha is below 1 or eps is
+            not positive.
+
+    Deviates from: the paper and its ImageNet code, which have no eps (minus infinity at equality). Ours is per element,
+        so that it means the same for every batch and width.
+
+    References:
+        R. Miles, K. Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024,
+        equation 9 (6.12 in the reprint in R. Miles's thesis); alpha is from its table 3 (6.2).
+
+    Example:
+        >>> log_sum(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]), alpha=2.0)  # log 9
+        tensor(2.1972)
+    """
+    z_s, z_t = pair("log_sum", z_s, z_t)
+    return log_sum_of_powers("log_sum", z_s - z_t, alpha=alpha, eps=eps, count=z_s.numel())

@@ -1,0 +1,40 @@
+"""Compile each loss on its own, compare with the plain value, print the differences as JSON."""
+
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limbeck import losses
+
+LABELS = torch.arange(6) % 4
+
+CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared_error": losses.squared_error,
+    "mean_squared_error": losses.mean_squared_error,
+    "smooth_l1": losses.smooth_l1,
+    "cosine": losses.cosine,
+    "log_sum": losses.log_sum,
+    "log_correlation": lambda a, t: losses.log_correlation(losses.correlation(a, t)),
+    "kl_divergence": losses.kl_divergence,
+    "decoupled_kl": lambda a, t: losses.decoupled_kl(a, t, LABELS),
+}
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z_s, z_t = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    found: dict[str, float | str] = {}
+    for name, loss in CASES.items():
+        torch.compiler.reset()
+        try:
+            value = torch.compile(loss, backend="aot_eager", fullgraph=True)(z_s, z_t)
+            found[name] = float((value - loss(z_s, z_t)).abs())
+        except Exception as error:  # whatever the compiler raises is what the test shall show
+            found[name] = str(error).splitlines()[0]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
