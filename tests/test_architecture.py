@@ -21,6 +21,7 @@ ORDER = (
     "losses",
     "moments",
     "norms",
+    "chunked",
     "projectors",
     "pooling",
     "taps",

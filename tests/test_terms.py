@@ -9,14 +9,19 @@ import reference as slow
 import reference_terms as twins
 from limbeck import FeatureTerm, LabelledLogitTerm, LogitTerm, losses, norms, pooling, projectors
 from limbeck.errors import UserError
-from limbeck.terms import Term
+from limbeck.terms import Form, Term
 from reference_terms import captured
 
 N, D_S, D_T = 7, 3, 5
 
 
 def term(
-    d_s: int = D_S, d_t: int = D_T, *, correlation: bool = False, dtype: torch.dtype = torch.float64
+    d_s: int = D_S,
+    d_t: int = D_T,
+    *,
+    correlation: bool = False,
+    dtype: torch.dtype = torch.float64,
+    form: Form | None = None,
 ) -> FeatureTerm:
     return FeatureTerm(
         "z",
@@ -26,6 +31,7 @@ def term(
         teacher_norm=norms.BatchNorm(d_t),
         loss=None if correlation else losses.log_sum,
         correlation_loss=losses.log_correlation if correlation else None,
+        form=form,
     )
 
 
@@ -128,7 +134,7 @@ def test_log_sum_behind_a_partial_is_still_recognised() -> None:
 
 @pytest.mark.parametrize("correlation", [False, True])
 def test_bf16_autocast_gives_float32_norms_and_loss(correlation: bool) -> None:
-    subject = term(correlation=correlation, dtype=torch.float32)
+    subject = term(correlation=correlation, dtype=torch.float32, form=Form.DIRECT)
     seen: list[torch.dtype] = []
     for norm in (subject.student_norm, subject.teacher_norm):
         norm.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].dtype, output.dtype]))

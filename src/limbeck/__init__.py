@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck import data, losses, models, norms, pooling, projectors, tasks
+    from limbeck import data, losses, models, moments, norms, pooling, projectors, tasks
     from limbeck.distiller import Distiller, StepResult
     from limbeck.taps import Captured, Taps
     from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm
@@ -27,6 +27,7 @@ __all__ = [
     "fit",
     "losses",
     "models",
+    "moments",
     "norms",
     "pooling",
     "projectors",

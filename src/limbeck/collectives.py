@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
@@ -40,8 +40,8 @@ def _is_used() -> bool:
     return dist.is_available() and dist.is_initialized() and not _is_alone.get()
 
 
-def gather_rows(x: Float[Tensor, "n *rest"]) -> Float[Tensor, "m *rest"]:
-    """The rows of all processes, in the order of their ranks; differentiable.
+def gather_rows(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:
+    """The rows of all processes, in the order of their ranks; differentiable where they are floating point.
 
     Local batches may differ in length. Every process gets the same tensor and so computes the same global loss L. The
     backward pass sums the gradients of all processes for the rows that came from here, which is ``world_size * dL/dx``;
@@ -87,6 +87,44 @@ class _GatherRows(torch.autograd.Function):
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.length]
+
+
+def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Sum of a tensor over all processes; differentiable, with the convention of :func:`gather_rows`.
+
+    Args:
+        x: A tensor of one shape on every process.
+
+    Returns:
+        The sum, the same on every process.
+    """
+    if world_size() == 1:
+        return x
+    total: Tensor = _AllSum.apply(x)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+    return total
+
+
+class _AllSum(torch.autograd.Function):
+    """All-reduce, which is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        return sum_across(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        del ctx
+        return sum_across(grads[0].contiguous())
+
+
+def max_across(x: Tensor) -> Tensor:
+    """Elementwise maximum over all processes, without gradient; ``x`` is not changed."""
+    if world_size() == 1:
+        return x.detach()
+    largest = x.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 def sum_across(x: Tensor) -> Tensor:

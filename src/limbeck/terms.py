@@ -1,18 +1,21 @@
 """Distillation terms: each owns what it reads, its projector, its norms and its loss."""
 
+import enum
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, norms, pooling
+from limbeck import collectives, losses, moments, norms, pooling
+from limbeck.chunked import Combine, chunked
 from limbeck.errors import UserError
 from limbeck.taps import Captured
 
+Ridge = ()
 Loss = Callable[[Tensor, Tensor], Tensor]
 LabelledLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CorrelationLoss = Callable[[Tensor], Tensor]
@@ -39,41 +42,79 @@ class Term(Protocol):
         ...
 
 
+class Form(enum.Enum):
+    """How a term computes its loss; the value and the gradient are the same."""
+
+    DIRECT = "direct"  # project all rows, normalize, compare
+    MOMENTS = "moments"  # from covariances, without the projected features
+    CHUNKED = "chunked"  # block of rows by block of rows
+
+
+# Which losses are a mean, a sum or a LogSum over rows, so that they can be computed in blocks.
+COMBINE: dict[object, Combine] = {
+    losses.squared_error: Combine.SUM,
+    losses.mean_squared_error: Combine.MEAN,
+    losses.smooth_l1: Combine.MEAN,
+    losses.cosine: Combine.MEAN,
+    losses.log_sum: Combine.LOG_SUM,
+}
+ROW_BY_ROW = (nn.Identity, norms.L2, norms.LayerNorm, norms.GroupNorm)
+
+# From benchmarks/loss_cost.py: rows for each student channel from which moments are quicker than the direct form, and
+# elements of the projected feature from which blocks of it are.
+MOMENTS_ROWS = 2
+CHUNKED_ELEMENTS = 2**22
+
+
 class FeatureTerm(nn.Module):
-    """Match a projected student feature to a teacher feature: tap, pool, project, gather, normalize, compare.
+    """Match a projected student feature to a teacher feature: tap, pool, project, normalize, compare.
 
     With ``z_s = pool(student)``, ``z_t = pool(teacher)`` and projector ``p`` the loss is::
 
-        loss(student_norm(p(z_s)), teacher_norm(z_t))
+        loss(student_norm(p(input_norm(z_s))), teacher_norm(z_t))
 
     or, with ``correlation_loss``, that function of the per-channel correlation ``c_j`` of the two normalized sides.
-    Exactly one of the two is given. Projected features of all processes are gathered before the norms, so batch
-    statistics and loss are those of the global batch. Norms and losses run in at least float32, also under autocast;
-    the projector follows autocast.
+    Exactly one of the two is given. Batch statistics and loss are those of the global batch over all processes. Norms
+    and losses run in at least float32, also under autocast; the projector follows autocast in the direct form.
+
+    The same loss can be computed in three forms (:class:`Form`), and the term takes the one that suits the shape:
+    *moments* where both sides are batch-normalized, the projector ends in a linear layer, and there are more rows than
+    about twice the student's channels; *chunked* for elementwise losses of many rows; *direct* otherwise. On several
+    processes the first two are taken wherever they apply, since then no features cross them. ``used`` says which it
+    was.
 
     Args:
         student_tap: Tap of the student, see :class:`limbeck.taps.Taps`.
         teacher_tap: Tap of the teacher.
-        projector: Maps the student's width (last dimension) to the teacher's.
-        student_norm: Norm behind the projector; none where omitted.
-        teacher_norm: Norm on the teacher's side; none where omitted. It uses batch statistics although the teacher is
+        projector: Maps the student's width (last dimension) to the teacher's; the other way round if ``inverted``.
+        student_norm: Norm of the student's side, behind its projector; none where omitted.
+        teacher_norm: Norm of the teacher's side; none where omitted. It uses batch statistics although the teacher is
             in eval mode, as the paper does.
+        input_norm: Norm in front of the projector, for instance a whitening one.
         loss: Elementwise loss of two same-shaped tensors, for instance :func:`limbeck.losses.log_sum`.
         correlation_loss: Loss of the correlation vector, for instance :func:`limbeck.losses.log_correlation`.
             Both norms must then be :class:`limbeck.norms.BatchNorm`.
         student_pool: From maps or tokens to vectors, see :mod:`limbeck.pooling`.
         teacher_pool: The same for the teacher.
+        inverted: Project the teacher's feature to the student's width, and compare there (with ``input_norm`` in front
+            of it). The teacher's feature then is what the projector can throw away parts of.
+        form: Insist on a form; by default the term chooses.
+
+    Attributes:
+        used: The form of the last call.
 
     Raises:
         UserError: If not exactly one loss is given; if a correlation loss lacks a batch norm; if the projector has a
-            bias that a batch norm behind it cancels; on the first call, if the widths do not match.
+            bias that a batch norm behind it cancels; on the first call, if the widths do not match or the form that is
+            insisted on does not apply.
 
     Deviates from: the published code keeps a projector with a dead bias inside the loss, outside of the optimizer's
     and the checkpoint's reach; here it is a submodule of the term, and the bias is refused.
 
     References:
         R. Miles, K. Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024,
-        figure 1 and equation 6.12 of the thesis version.
+        figure 1 and equation 6.12 of the thesis version. Inverted: R. Miles, I. Elezi, J. Deng, "Learning to Project
+        for Cross-Task Knowledge Distillation", BMVC 2024.
 
     Example:
         >>> from limbeck import projectors
@@ -87,8 +128,8 @@ class FeatureTerm(nn.Module):
         ... )
         >>> student = Captured(torch.zeros(8), {"a": torch.randn(8, 4)})
         >>> teacher = Captured(torch.zeros(8), {"b": torch.randn(8, 6, 2, 2)})
-        >>> term(student, teacher).ndim
-        0
+        >>> term(student, teacher).ndim, term.used.value
+        (0, 'direct')
     """
 
     readings: dict[str, Tensor]
@@ -101,10 +142,13 @@ class FeatureTerm(nn.Module):
         projector: nn.Module,
         student_norm: nn.Module | None = None,
         teacher_norm: nn.Module | None = None,
+        input_norm: nn.Module | None = None,
         loss: Loss | None = None,
         correlation_loss: CorrelationLoss | None = None,
         student_pool: pooling.Pool = pooling.automatic,
         teacher_pool: pooling.Pool = pooling.automatic,
+        inverted: bool = False,
+        form: Form | None = None,
     ) -> None:
         super().__init__()
         if (loss is None) == (correlation_loss is None):
@@ -112,57 +156,196 @@ class FeatureTerm(nn.Module):
         both_batch = isinstance(student_norm, norms.BatchNorm) and isinstance(teacher_norm, norms.BatchNorm)
         if correlation_loss is not None and not both_batch:
             raise UserError("a correlation_loss needs BatchNorm as student_norm and as teacher_norm")
-        if isinstance(student_norm, norms.BatchNorm):
+        if isinstance(teacher_norm if inverted else student_norm, norms.BatchNorm):
             _refuse_dead_bias(projector)
         self.student_taps = (student_tap,)
         self.teacher_taps = (teacher_tap,)
         self.projector = projector
         self.student_norm = student_norm if student_norm is not None else nn.Identity()
         self.teacher_norm = teacher_norm if teacher_norm is not None else nn.Identity()
+        self.input_norm = input_norm if input_norm is not None else nn.Identity()
         self.loss = loss
         self.correlation_loss = correlation_loss
         self.student_pool = student_pool
         self.teacher_pool = teacher_pool
+        self.inverted = inverted
+        self.form = form
+        self.used = Form.DIRECT
         self.readings = {}
 
     def forward(self, student: Captured, teacher: Captured) -> Float[Tensor, ""]:
         """The loss of one batch; see the class.
 
         Raises:
-            UserError: If the projected width and the teacher's differ.
+            UserError: If the projected width and the other side's differ.
         """
         z_s = self.student_pool(student.features[self.student_taps[0]])  # (n, [positions,] d_s)
         z_t = self.teacher_pool(teacher.features[self.teacher_taps[0]])  # (n, [positions,] d_t)
-        a = self.projector(z_s)  # (n, [positions,] d_t)
-        if a.shape != z_t.shape:
-            raise UserError(
-                f'after the projector, "{self.student_taps[0]}" of the student is {tuple(a.shape)} and '
-                f'"{self.teacher_taps[0]}" of the teacher is {tuple(z_t.shape)}; expected equal shapes'
-            )
-        with torch.autocast(a.device.type, enabled=False):
+        x, y = (z_t, z_s) if self.inverted else (z_s, z_t)  # x goes through the projector
+        if isinstance(self.input_norm, nn.Identity) and not isinstance(self.projector, Ridge):
+            return self._compare(x, y)
+        # Statistics in front of the projector are those of all rows: from here on every process has all of them.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.input_norm(collectives.gather_rows(_at_least_float32(x)))
+            y = collectives.gather_rows(_at_least_float32(y))
+        with collectives.alone():
+            if isinstance(self.projector, Ridge) and self.training:
+                y_norm = self.student_norm if self.inverted else self.teacher_norm
+                self.projector.observe(x, y_norm(y))
+            return self._compare(x, y)
+
+    def _compare(self, x: Tensor, y: Tensor) -> Tensor:
+        last = _last_linear(self.projector)
+        width = last.linear.out_features if last is not None else None
+        self.used = self._choose(x, y, last)
+        if width is not None and (*x.shape[:-1], width) != y.shape:
+            raise self._misfit((*x.shape[:-1], width), y)
+        if last is None or self.used is Form.DIRECT:
+            return self._directly(x, y)
+        x = last.body(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.used is Form.CHUNKED:
+                return self._chunked(x, y, last.linear)
+            return self._from_moments(x, y, last.linear)
+
+    def _directly(self, x: Tensor, y: Tensor) -> Tensor:
+        x = self.projector(x)
+        if x.shape != y.shape:
+            raise self._misfit(x.shape, y)
+        with torch.autocast(x.device.type, enabled=False):
             # Gathered in at least float32, since the sums of the norms are taken over all of it.
-            a = self.student_norm(collectives.gather_rows(_at_least_float32(a)))
-            t = self.teacher_norm(collectives.gather_rows(_at_least_float32(z_t)))
+            x, y = (collectives.gather_rows(_at_least_float32(side)) for side in (x, y))
+            a, t = (y, x) if self.inverted else (x, y)
+            a, t = self.student_norm(a), self.teacher_norm(t)
             if self.correlation_loss is not None:
-                c = losses.correlation(a, t)
-                value = self.correlation_loss(c)
-                self.readings = {"correlation": c.detach().mean()}
-                if _unwrapped(self.correlation_loss) is losses.log_correlation:
-                    self.readings["log_mean"] = value.detach() - math.log(c.numel())
-                return value
+                return self._read_correlation(losses.correlation(a, t))
             assert self.loss is not None
             value = self.loss(a, t)
-            self.readings = {}
-            if _unwrapped(self.loss) is losses.log_sum:
-                self.readings["log_mean"] = value.detach() - math.log(a.numel())
-            if isinstance(self.student_norm, norms.BatchNorm) and isinstance(self.teacher_norm, norms.BatchNorm):
-                self.readings["correlation"] = (a.detach() * t.detach()).mean()
+            mean = (a.detach() * t.detach()).mean() if self._both_batch() else None
+            self._read_loss(value, a.numel(), mean)
             return value
+
+    def _from_moments(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
+        m = moments.moments(x, y)
+        before, behind = self.student_norm, self.teacher_norm
+        if self.inverted:
+            before, behind = behind, before
+        assert isinstance(before, norms.BatchNorm)
+        assert isinstance(behind, norms.BatchNorm)
+        if self.correlation_loss is not None:
+            return self._read_correlation(moments.correlation(m, linear.weight, eps_s=before.eps, eps_t=behind.eps))
+        value, c = moments.mean_squared_error(m, linear.weight, eps_s=before.eps, eps_t=behind.eps)
+        self._read_loss(value, m.count * y.shape[-1], c.detach().mean())
+        return value
+
+    def _chunked(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
+        assert self.loss is not None
+        value, product = chunked(
+            self.loss,
+            COMBINE[_unwrapped(self.loss)],
+            x,
+            y,
+            linear.weight,
+            bias=linear.bias,
+            student_norm=self.student_norm,
+            teacher_norm=self.teacher_norm,
+        )
+        self._read_loss(value, moments.row_count(x) * y.shape[-1], product if self._both_batch() else None)
+        return value
+
+    def _choose(self, x: Tensor, y: Tensor, last: "_LastLinear | None") -> Form:
+        """The quickest form that applies; on several processes without a look at the rows, which may differ there."""
+        named = _unwrapped(self.loss)
+        by_moments = last is not None and self._both_batch() and named in (None, losses.mean_squared_error)
+        in_blocks = (
+            last is not None
+            and not self.inverted
+            and not y.requires_grad
+            and named in COMBINE
+            and all(isinstance(n, (norms.BatchNorm, *ROW_BY_ROW)) for n in (self.student_norm, self.teacher_norm))
+        )
+        if self.form is not None:
+            if not {Form.DIRECT: True, Form.MOMENTS: by_moments, Form.CHUNKED: in_blocks}[self.form]:
+                raise UserError(f"the {self.form.value} form does not apply to {self.extra_repr()}")
+            return self.form
+        rows, alone = x.shape[:-1].numel(), collectives.world_size() == 1
+        if by_moments and (not alone or (last is not None and rows > MOMENTS_ROWS * last.linear.in_features)):
+            return Form.MOMENTS
+        if in_blocks and (not alone or rows * y.shape[-1] > CHUNKED_ELEMENTS):
+            return Form.CHUNKED
+        return Form.DIRECT
+
+    def _both_batch(self) -> bool:
+        return all(isinstance(norm, norms.BatchNorm) for norm in (self.student_norm, self.teacher_norm))
+
+    def _read_correlation(self, c: Tensor) -> Tensor:
+        assert self.correlation_loss is not None
+        value = self.correlation_loss(c)
+        self.readings = {"correlation": c.detach().mean()}
+        if _unwrapped(self.correlation_loss) is losses.log_correlation:
+            self.readings["log_mean"] = value.detach() - math.log(c.numel())
+        return value
+
+    def _read_loss(self, value: Tensor, elements: int, correlation: Tensor | None) -> None:
+        self.readings = {}
+        if _unwrapped(self.loss) is losses.log_sum:
+            self.readings["log_mean"] = value.detach() - math.log(elements)
+        if correlation is not None:
+            self.readings["correlation"] = correlation
+
+    def _misfit(self, projected: tuple[int, ...], other: Tensor) -> UserError:
+        student, teacher = f'"{self.student_taps[0]}" of the student', f'"{self.teacher_taps[0]}" of the teacher'
+        source, target = (teacher, student) if self.inverted else (student, teacher)
+        return UserError(
+            f"after the projector, {source} is {tuple(projected)} and {target} is {tuple(other.shape)}; "
+            "expected equal shapes"
+        )
 
     def extra_repr(self) -> str:
         """The taps and the loss, for ``print``."""
         compared = self.loss if self.loss is not None else self.correlation_loss
         return f"{self.student_taps[0]} -> {self.teacher_taps[0]}, loss={_name(compared)}"
+
+
+class RelationTerm:
+    """Compare what is between the samples of a batch, or maps of any width: a loss that needs no projector.
+
+    With ``z_s = pool(student)`` and ``z_t = pool(teacher)`` it is ``loss(z_s, z_t)`` over the rows of all processes;
+    the widths may differ, as the loss takes them. For losses of relations
+    (:func:`limbeck.losses.similarity_preserving`) and of maps (:func:`limbeck.losses.attention_transfer`, with
+    :func:`limbeck.pooling.unpooled`).
+
+    Args:
+        student_tap: Tap of the student, see :class:`limbeck.taps.Taps`.
+        teacher_tap: Tap of the teacher.
+        loss: Function of both features, student first.
+        student_pool: From maps or tokens to what the loss takes, see :mod:`limbeck.pooling`.
+        teacher_pool: The same for the teacher.
+    """
+
+    def __init__(
+        self,
+        student_tap: str,
+        teacher_tap: str,
+        *,
+        loss: Loss,
+        student_pool: pooling.Pool = pooling.automatic,
+        teacher_pool: pooling.Pool = pooling.automatic,
+    ) -> None:
+        self.student_taps = (student_tap,)
+        self.teacher_taps = (teacher_tap,)
+        self.loss = loss
+        self.student_pool = student_pool
+        self.teacher_pool = teacher_pool
+        self.readings: dict[str, Tensor] = {}
+
+    def __call__(self, student: Captured, teacher: Captured) -> Tensor:
+        """The loss of one batch."""
+        z_s = self.student_pool(student.features[self.student_taps[0]])
+        z_t = self.teacher_pool(teacher.features[self.teacher_taps[0]])
+        with torch.autocast(z_s.device.type, enabled=False):
+            z_s, z_t = (collectives.gather_rows(_at_least_float32(z)) for z in (z_s, z_t))
+            return self.loss(z_s, z_t)
 
 
 class LogitTerm:
@@ -188,7 +371,8 @@ class LogitTerm:
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
         """The loss of one batch; UserError when the two models do not have the same classes."""
         self.readings = _agreement(student, teacher)
-        return self.loss(student.output, teacher.output)
+        y_s, y_t = _gathered(student.output, teacher.output)
+        return self.loss(y_s, y_t)
 
 
 class LabelledLogitTerm:
@@ -212,7 +396,8 @@ class LabelledLogitTerm:
                 "this logit loss needs labels, and the batch has none; use kl_divergence for unlabelled images"
             )
         self.readings = _agreement(student, teacher)
-        return self.loss(student.output, teacher.output, student.target)
+        y_s, y_t = _gathered(student.output, teacher.output)
+        return self.loss(y_s, y_t, collectives.gather_rows(student.target))
 
 
 def _agreement(student: Captured, teacher: Captured) -> dict[str, Tensor]:
@@ -223,6 +408,11 @@ def _agreement(student: Captured, teacher: Captured) -> dict[str, Tensor]:
             f"the student has {y_s.shape[-1]} classes and the teacher {y_t.shape[-1]}; logit losses need the same ones"
         )
     return {"agreement": (y_s.argmax(-1) == y_t.argmax(-1)).float().mean()}
+
+
+def _gathered(y_s: Tensor, y_t: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
+    return collectives.gather_rows(_at_least_float32(y_s)), collectives.gather_rows(_at_least_float32(y_t))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -242,3 +432,19 @@ def _refuse_dead_bias(projector: nn.Module) -> None:
     last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1:]
     if last and last[0].bias is not None and list(projector.modules())[-1] is last[0]:  # pyright: ignore[reportUnnecessaryComparison]
         raise UserError("the projector's last bias is cancelled by the batch norm behind it; build it with bias=False")
+
+
+class _LastLinear(NamedTuple):
+    """A projector as its last linear layer and what comes in front of it."""
+
+    body: nn.Module
+    linear: nn.Linear
+
+
+def _last_linear(projector: nn.Module) -> _LastLinear | None:
+    """The last layer, where the projector is or ends in a linear one: what moments and blocks need to know of it."""
+    if isinstance(projector, nn.Linear):
+        return _LastLinear(nn.Identity(), projector)
+    if isinstance(projector, nn.Sequential) and len(projector) and isinstance(projector[-1], nn.Linear):
+        return _LastLinear(projector[:-1], projector[-1])
+    return None

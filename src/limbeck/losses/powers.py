@@ -1,7 +1,10 @@
 """The logarithm of a sum of powers: what both forms of LogSum have in common."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from limbeck.errors import UserError
 from limbeck.losses.inputs import positive
@@ -12,8 +15,37 @@ def log_sum_of_powers(name: str, x: Tensor, *, alpha: float, eps: float, count: 
     if not alpha >= 1:  # below 1 the gradient of the power is infinite at equality
         raise UserError(f"{name}: alpha is {alpha}; expected at least 1")
     positive(name, "eps", eps)
-    x = x.abs()
-    # |x| = 1e10, possible without a norm, has no 4th power in float32; the unit cancels, so it needs no gradient.
-    # Never below 1, since eps / unit^alpha would overflow in its place.
-    unit = x.detach().amax().clamp(min=1)
-    return torch.log((x / unit).pow(alpha).sum() + eps * count * unit.pow(-alpha)) + alpha * torch.log(unit)
+    value: Tensor = _LogSumOfPowers.apply(x, alpha, eps * count)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+    return value
+
+
+class _LogSumOfPowers(torch.autograd.Function):
+    """With its gradient written out, ``alpha sign(x) |x|^(alpha - 1) / sum``.
+
+    In half the passes over x that autograd takes, and without a copy of x between forward and backward. |x| = 1e10,
+    possible without a norm, has no 4th power in float32: powers are taken in a unit, the largest |x|. Never below 1,
+    since the floor would overflow in its place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float, floor: float) -> Tensor:
+        low, high = x.aminmax()
+        unit = torch.maximum(-low, high).clamp(min=1)
+        scaled = x * (1 / unit)
+        powers = scaled.square_().square_() if alpha == 4 else scaled.abs_().pow_(alpha)
+        total = powers.sum() + floor * unit.pow(-alpha)
+        ctx.save_for_backward(x, unit, total)
+        ctx.alpha = alpha
+        return torch.log(total) + alpha * torch.log(unit)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, unit, total = ctx.saved_tensors
+        factor = grads[0] * ctx.alpha / (unit * total)
+        scaled = x * (1 / unit)
+        if ctx.alpha == 4:  # the general power of the framework takes ten times as long as two products
+            return scaled.square().mul_(scaled).mul_(factor), None, None
+        if ctx.alpha == 1:
+            return scaled.sign_().mul_(factor), None, None
+        return scaled.abs().pow_(ctx.alpha - 1).copysign_(scaled).mul_(factor), None, None

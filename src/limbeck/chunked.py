@@ -1,0 +1,167 @@
+"""Elementwise losses of projected features, block of rows by block of rows, so that memory does not grow with N.
+
+The direct form makes several matrices of N x D_t; here only a block of each exists at a time. Every loss that is a
+mean, a sum or a LogSum over rows splits so, exactly. The gradient of each block is taken in the forward pass, while the
+block is there: what a block's share in the whole is (for LogSum it is known only at the end) is a number, with which
+its gradient is multiplied later. So nothing is computed twice. Batch norm on the student's side is folded into the
+projector: its statistics are known before any row is projected, as ``w^T mean`` and ``w^T S w``
+(:mod:`limbeck.moments`).
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from limbeck import collectives, norms
+from limbeck.moments import blocks, moments, row_count, rows
+
+BLOCK_ELEMENTS_CPU = 2**20  # 4 MiB in float32: what a core's cache holds
+BLOCK_ELEMENTS_GPU = 2**26
+
+
+class Combine(enum.Enum):
+    """How a loss of all rows comes from the losses of blocks."""
+
+    MEAN = "mean"
+    SUM = "sum"
+    LOG_SUM = "log_sum"
+
+
+class ChunkedValue(NamedTuple):
+    """A loss, and the mean product of both sides, which behind batch norms is their mean correlation."""
+
+    loss: Float[Tensor, ""]
+    product: Float[Tensor, ""]
+
+
+def chunked(
+    compare: Callable[[Tensor, Tensor], Tensor],
+    combine: Combine,
+    z_s: Float[Tensor, "*n d_s"],
+    z_t: Float[Tensor, "*n d_t"],
+    weight: Float[Tensor, "d_t d_s"],
+    *,
+    bias: Float[Tensor, " d_t"] | None = None,
+    student_norm: nn.Module,
+    teacher_norm: nn.Module,
+) -> ChunkedValue:
+    """``compare(student_norm(z_s W + b), teacher_norm(z_t))`` of the global batch, in blocks.
+
+    Differentiable in everything but the teacher's feature.
+
+    Args:
+        compare: Loss of two matrices of rows.
+        combine: How its values over blocks, and over processes, become that of all rows.
+        z_s: Student features in front of the last linear layer of the projector.
+        z_t: Teacher features.
+        weight: That layer's weight, in the layout of ``nn.Linear``.
+        bias: Its bias.
+        student_norm: :class:`limbeck.norms.BatchNorm`, or a norm that treats each row by itself.
+        teacher_norm: The same for the other side.
+
+    Returns:
+        The loss, in at least float32, and the mean product of both sides (without gradient).
+
+    Deviates from: the direct form in rounding only.
+
+    References:
+        M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, 2018 (a LogSum over
+        blocks whose share is known at the end).
+    """
+    count = row_count(z_s)
+    dtype = torch.promote_types(torch.promote_types(z_s.dtype, z_t.dtype), torch.float32)
+    weight = weight.to(dtype)
+    center_s, center_t = z_s.new_zeros(z_s.shape[-1], dtype=dtype), z_t.new_zeros(z_t.shape[-1], dtype=dtype)
+    scale_t = torch.ones_like(center_t)
+    folded = [norm for norm in (student_norm, teacher_norm) if isinstance(norm, norms.BatchNorm)]
+    if folded:
+        m = moments(z_s, z_t, cross=False)
+        if isinstance(student_norm, norms.BatchNorm):
+            variance = ((weight @ m.cov_s) * weight).sum(1).clamp(min=0)
+            weight = weight * torch.rsqrt(variance + student_norm.eps)[:, None]
+            center_s, bias = m.mean_s, None
+        if isinstance(teacher_norm, norms.BatchNorm):
+            center_t, scale_t = m.mean_t.detach(), torch.rsqrt(m.var_t.detach() + teacher_norm.eps)
+    rest_s = nn.Identity() if isinstance(student_norm, norms.BatchNorm) else student_norm
+    rest_t = nn.Identity() if isinstance(teacher_norm, norms.BatchNorm) else teacher_norm
+
+    def block_loss(a: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        a, t = rest_s(a), rest_t(t)
+        return compare(a, t), torch.vdot(a.detach().flatten(), t.detach().flatten())
+
+    value, product = _InBlocks.apply(z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count)  # pyright: ignore
+    product = collectives.sum_across(product) / (count * z_t.shape[-1])
+    if combine is not Combine.LOG_SUM:
+        return ChunkedValue(collectives.all_sum(value), product)
+    if collectives.world_size() == 1:
+        return ChunkedValue(value, product)
+    largest = collectives.max_across(value)
+    return ChunkedValue(largest + torch.log(collectives.all_sum(torch.exp(value - largest))), product)
+
+
+class _InBlocks(torch.autograd.Function):
+    """This process's share of the loss; its gradients are made on the way and kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_s: Tensor,
+        z_t: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        center_s: Tensor,
+        center_t: Tensor,
+        scale_t: Tensor,
+        block_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        combine: Combine,
+        count: int,
+    ) -> tuple[Tensor, Tensor]:
+        each = z_s.shape[1:-1].numel()
+        elements = BLOCK_ELEMENTS_CPU if z_s.device.type == "cpu" else BLOCK_ELEMENTS_GPU
+        grad_s = torch.empty_like(z_s)
+        leaves = [weight.detach().requires_grad_()] + ([] if bias is None else [bias.detach().requires_grad_()])
+        sums = [torch.zeros_like(leaf) for leaf in leaves]  # gradients of the leaves, in units of exp(total) for LogSum
+        total = weight.new_full((), -torch.inf if combine is Combine.LOG_SUM else 0.0)
+        product = weight.new_zeros(())
+        parts: list[tuple[slice, Tensor]] = []
+        with torch.autocast(z_s.device.type, enabled=False), torch.enable_grad():
+            for block in blocks(z_s.shape[0], each, least=max(1, elements // z_t.shape[-1])):
+                s = rows(z_s[block].detach(), center_s.detach()).requires_grad_()
+                t = rows(z_t[block].detach(), center_t) * scale_t
+                value, dot = block_loss(F.linear(s, *leaves), t)
+                if combine is Combine.MEAN:
+                    value = value * (s.shape[0] / count)
+                grad, *found = torch.autograd.grad(value, [s, *leaves])
+                grad_s[block] = grad.view(z_s[block].shape)
+                value = value.detach()
+                product += dot
+                if combine is Combine.LOG_SUM:
+                    parts.append((block, value))
+                    joint = torch.logaddexp(total, value)
+                    for sum_, part in zip(sums, found, strict=True):
+                        sum_.mul_(torch.exp(total - joint)).add_(part * torch.exp(value - joint))
+                    total = joint
+                else:
+                    total = total + value
+                    for sum_, part in zip(sums, found, strict=True):
+                        sum_.add_(part)
+            for block, value in parts:
+                grad_s[block] *= torch.exp(value - total)
+        ctx.save_for_backward(grad_s, *sums)
+        ctx.mark_non_differentiable(product)
+        return total, product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_s, *sums = ctx.saved_tensors
+        grad = grads[0]
+        bias = grad * sums[1] if len(sums) > 1 else None
+        center = -grad * grad_s.flatten(0, -2).sum(0, dtype=sums[0].dtype)
+        return grad * grad_s, None, grad * sums[0], bias, center, None, None, None, None, None
