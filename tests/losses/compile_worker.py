@@ -18,7 +18,11 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log_sum": losses.log_sum,
     "log_correlation": lambda a, t: losses.log_correlation(losses.correlation(a, t)),
     "kl_divergence": losses.kl_divergence,
+    "standardized_kl": losses.standardized_kl,
     "decoupled_kl": lambda a, t: losses.decoupled_kl(a, t, LABELS),
+    "normalized_kl": lambda a, t: losses.normalized_kl(a, t, LABELS),
+    "pearson_distance": losses.pearson_distance,
+    "multi_level_kl": losses.multi_level_kl,
 }
 
 
