@@ -13,12 +13,20 @@ LABELS = torch.arange(6) % 4
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared_error": losses.squared_error,
     "mean_squared_error": losses.mean_squared_error,
+    "l1": losses.l1,
     "smooth_l1": losses.smooth_l1,
     "cosine": losses.cosine,
     "log_sum": losses.log_sum,
+    "feature_kl": lambda a, t: losses.feature_kl(a, t, temperature=2.0),
+    "gaussian_wasserstein": lambda a, t: losses.gaussian_wasserstein(a.unflatten(0, (2, 3)), t.unflatten(0, (2, 3))),
+    "correlation_power": lambda a, t: losses.correlation_power(losses.correlation(a, t), power=2.0),
     "log_correlation": lambda a, t: losses.log_correlation(losses.correlation(a, t)),
     "kl_divergence": losses.kl_divergence,
+    "standardized_kl": losses.standardized_kl,
     "decoupled_kl": lambda a, t: losses.decoupled_kl(a, t, LABELS),
+    "normalized_kl": lambda a, t: losses.normalized_kl(a, t, LABELS),
+    "pearson_distance": losses.pearson_distance,
+    "multi_level_kl": losses.multi_level_kl,
 }
 
 

@@ -1,26 +1,48 @@
 """Losses: functions of what the student and what the teacher computed, in this order, that give one number.
 
-Of features: ``squared_error``, ``mean_squared_error``, ``smooth_l1``, ``cosine``, ``log_sum``. Of the per-channel
-``correlation`` of batch-normalized features: ``log_correlation``. Of logits: ``kl_divergence``, ``decoupled_kl``.
+Of features: ``squared_error``, ``mean_squared_error``, ``l1``, ``smooth_l1``, ``cosine``, ``log_sum``, ``feature_kl``,
+``gaussian_wasserstein``. Of the per-channel ``correlation`` of batch-normalized features: ``log_correlation``,
+``correlation_power``. Of logits: ``kl_divergence``, ``standardized_kl``, ``pearson_distance``, ``multi_level_kl``, and
+with labels ``decoupled_kl``, ``normalized_kl``; ``standardize`` goes in front of any of these.
 
-All of them compute in at least float32, whatever comes in. None has a matrix product, so autocast, which lowers
-nothing else, leaves them alone. All are finite in value and gradient where both sides are equal. The gradient goes to
-both arguments, and to the teacher's only if it asks for one.
+All of them compute in at least float32, whatever comes in. Autocast lowers matrix products only; there is one in
+``multi_level_kl``, which switches autocast off for it. All are finite in value and gradient where both sides are equal.
+The gradient goes to both arguments, and to the teacher's only if it asks for one.
 """
 
-from limbeck.losses.correlations import correlation, log_correlation
-from limbeck.losses.features import cosine, log_sum, mean_squared_error, smooth_l1, squared_error, unit_rows
-from limbeck.losses.logits import decoupled_kl, kl_divergence
+from limbeck.losses.batch_logits import multi_level_kl, pearson_distance
+from limbeck.losses.correlations import correlation, correlation_power, log_correlation
+from limbeck.losses.features import (
+    cosine,
+    feature_kl,
+    gaussian_wasserstein,
+    l1,
+    log_sum,
+    mean_squared_error,
+    smooth_l1,
+    squared_error,
+    unit_rows,
+)
+from limbeck.losses.logits import decoupled_kl, kl_divergence, normalized_kl, standardize, standardized_kl
 
 __all__ = [
     "correlation",
+    "correlation_power",
     "cosine",
     "decoupled_kl",
+    "feature_kl",
+    "gaussian_wasserstein",
     "kl_divergence",
+    "l1",
     "log_correlation",
     "log_sum",
     "mean_squared_error",
+    "multi_level_kl",
+    "normalized_kl",
+    "pearson_distance",
     "smooth_l1",
     "squared_error",
+    "standardize",
+    "standardized_kl",
     "unit_rows",
 ]

@@ -76,7 +76,47 @@ def log_correlation(c: Float[Tensor, " d"], *, alpha: float = 4.0, eps: float = 
         >>> log_correlation(torch.tensor([1.0, 0.0, 0.0]), alpha=4.0, eps=1e-9)  # log 2
         tensor(0.6931)
     """
+    return log_sum_of_powers("log_correlation", _residual("log_correlation", c), alpha=alpha, eps=eps, count=1)
+
+
+def correlation_power(c: Float[Tensor, " d"], *, power: float) -> Float[Tensor, ""]:
+    """Power of what lacks to a correlation of one: ``sum_j |1 - c_j|^power``.
+
+    ``log_correlation`` without the logarithm. Rewards channels that follow the teacher's over the batch; a higher power
+    leaves well matched ones alone, as it does there. But here the gradient fades as the match gets better, with
+    ``|1 - c_j|^(power - 1)``. Ignores the scale and the mean of every channel, which the batch norms in front have
+    removed, and which samples are off. A sum: the value grows with D and does not depend on N. Between 0 and
+    ``2^power D``. With power 1 it is half of D times ``mean_squared_error`` of the batch-normalized sides, up to the
+    norm's eps.
+
+    Args:
+        c: Per-channel ``correlation``.
+        power: At least 1. The paper tries 2 and 4.
+
+    Returns:
+        A scalar, in at least float32. At c = 1 value and gradient are zero.
+
+    Raises:
+        UserError: If c is not a floating-point vector of at least one channel, or power is below 1.
+
+    Deviates from: nothing known. The paper's table names the power only; the sum over the channels is that of its last
+        row, of which this is the inside.
+
+    References:
+        R. Miles, K. Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024,
+        supplement, table of metric functions (6.9 in the reprint in R. Miles's thesis), the rows above the last.
+
+    Example:
+        >>> correlation_power(torch.tensor([1.0, 0.0, -1.0]), power=2)  # 0 + 1 + 4
+        tensor(5.)
+    """
+    if not power >= 1:  # below 1 the gradient is infinite at c = 1
+        raise UserError(f"correlation_power: power is {power}; expected at least 1")
+    return _residual("correlation_power", c).abs().pow(power).sum()
+
+
+def _residual(name: str, c: Tensor) -> Tensor:
+    """``1 - c``, in at least float32, after the checks that losses of c share."""
     if c.ndim != 1 or c.numel() == 0 or not c.is_floating_point():
-        raise UserError(f"log_correlation: c is {tuple(c.shape)}, {c.dtype}; expected (d,), floating point")
-    residual = 1 - c.to(torch.promote_types(c.dtype, torch.float32))
-    return log_sum_of_powers("log_correlation", residual, alpha=alpha, eps=eps, count=1)
+        raise UserError(f"{name}: c is {tuple(c.shape)}, {c.dtype}; expected (d,), floating point")
+    return 1 - c.to(torch.promote_types(c.dtype, torch.float32))
