@@ -10,6 +10,7 @@ from limbeck import losses
 
 LABELS = torch.arange(6) % 4
 
+
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared_error": losses.squared_error,
     "mean_squared_error": losses.mean_squared_error,
@@ -19,6 +20,14 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log_correlation": lambda a, t: losses.log_correlation(losses.correlation(a, t)),
     "kl_divergence": losses.kl_divergence,
     "decoupled_kl": lambda a, t: losses.decoupled_kl(a, t, LABELS),
+    "similarity_preserving": losses.similarity_preserving,
+    "relational_distance": losses.relational_distance,
+    "relational_angle": losses.relational_angle,
+    "relational": losses.relational,
+    "probabilistic_transfer": losses.probabilistic_transfer,
+    "correlation_congruence": losses.correlation_congruence,
+    "decorrelation": losses.decorrelation,
+    "relational_angle in blocks": lambda a, t: losses.relational_angle(a.repeat(25, 2), t.repeat(25, 1)),
 }
 
 

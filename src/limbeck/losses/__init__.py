@@ -2,24 +2,42 @@
 
 Of features: ``squared_error``, ``mean_squared_error``, ``smooth_l1``, ``cosine``, ``log_sum``. Of the per-channel
 ``correlation`` of batch-normalized features: ``log_correlation``. Of logits: ``kl_divergence``, ``decoupled_kl``.
+Of relations, where the widths may differ: ``similarity_preserving``, ``relational_distance``, ``relational_angle``,
+``relational``, ``probabilistic_transfer``, ``correlation_congruence``; and ``decorrelation``, of the student alone.
 
-All of them compute in at least float32, whatever comes in. None has a matrix product, so autocast, which lowers
-nothing else, leaves them alone. All are finite in value and gradient where both sides are equal. The gradient goes to
-both arguments, and to the teacher's only if it asks for one.
+All of them compute in at least float32, whatever comes in, also under autocast: it lowers nothing but matrix products,
+and the losses that have one switch it off for them. All are finite in value and gradient where both sides are equal.
+The gradient goes to both arguments, and to the teacher's only if it asks for one.
 """
 
 from limbeck.losses.correlations import correlation, log_correlation
 from limbeck.losses.features import cosine, log_sum, mean_squared_error, smooth_l1, squared_error, unit_rows
 from limbeck.losses.logits import decoupled_kl, kl_divergence
+from limbeck.losses.relations import (
+    correlation_congruence,
+    decorrelation,
+    probabilistic_transfer,
+    relational,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
 
 __all__ = [
     "correlation",
+    "correlation_congruence",
     "cosine",
+    "decorrelation",
     "decoupled_kl",
     "kl_divergence",
     "log_correlation",
     "log_sum",
     "mean_squared_error",
+    "probabilistic_transfer",
+    "relational",
+    "relational_angle",
+    "relational_distance",
+    "similarity_preserving",
     "smooth_l1",
     "squared_error",
     "unit_rows",
