@@ -11,6 +11,10 @@ from limbeck import losses
 LABELS = torch.arange(6) % 4
 
 
+def as_map(z: Tensor) -> Tensor:
+    return z.reshape(2, -1, 2, 3)
+
+
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared_error": losses.squared_error,
     "mean_squared_error": losses.mean_squared_error,
@@ -28,6 +32,10 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "correlation_congruence": losses.correlation_congruence,
     "decorrelation": losses.decorrelation,
     "relational_angle in blocks": lambda a, t: losses.relational_angle(a.repeat(25, 2), t.repeat(25, 1)),
+    "attention_transfer": lambda a, t: losses.attention_transfer(as_map(a), as_map(t)),
+    "neuron_selectivity": lambda a, t: losses.neuron_selectivity(as_map(a), as_map(t)),
+    "neuron_selectivity, wide": lambda a, t: losses.neuron_selectivity(as_map(a).mT, as_map(t.repeat(1, 9))),
+    "hierarchical_context": lambda a, t: losses.hierarchical_context(as_map(a), as_map(t)),
 }
 
 

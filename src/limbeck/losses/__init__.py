@@ -3,7 +3,8 @@
 Of features: ``squared_error``, ``mean_squared_error``, ``smooth_l1``, ``cosine``, ``log_sum``. Of the per-channel
 ``correlation`` of batch-normalized features: ``log_correlation``. Of logits: ``kl_divergence``, ``decoupled_kl``.
 Of relations, where the widths may differ: ``similarity_preserving``, ``relational_distance``, ``relational_angle``,
-``relational``, ``probabilistic_transfer``, ``correlation_congruence``; and ``decorrelation``, of the student alone.
+``relational``, ``probabilistic_transfer``, ``correlation_congruence``; and ``decorrelation``, of the student alone. Of
+maps: ``attention_transfer``, ``neuron_selectivity``, ``hierarchical_context``.
 
 All of them compute in at least float32, whatever comes in, also under autocast: it lowers nothing but matrix products,
 and the losses that have one switch it off for them. All are finite in value and gradient where both sides are equal.
@@ -13,6 +14,7 @@ The gradient goes to both arguments, and to the teacher's only if it asks for on
 from limbeck.losses.correlations import correlation, log_correlation
 from limbeck.losses.features import cosine, log_sum, mean_squared_error, smooth_l1, squared_error, unit_rows
 from limbeck.losses.logits import decoupled_kl, kl_divergence
+from limbeck.losses.maps import attention_transfer, hierarchical_context, neuron_selectivity
 from limbeck.losses.relations import (
     correlation_congruence,
     decorrelation,
@@ -24,15 +26,18 @@ from limbeck.losses.relations import (
 )
 
 __all__ = [
+    "attention_transfer",
     "correlation",
     "correlation_congruence",
     "cosine",
     "decorrelation",
     "decoupled_kl",
+    "hierarchical_context",
     "kl_divergence",
     "log_correlation",
     "log_sum",
     "mean_squared_error",
+    "neuron_selectivity",
     "probabilistic_transfer",
     "relational",
     "relational_angle",
