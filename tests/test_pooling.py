@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+import reference_relations
 from limbeck import pooling
 from limbeck.errors import UserError
 
@@ -34,6 +35,9 @@ PAIRS: dict[str, tuple[pooling.Pool, tuple[int, ...], Callable[[Tensor], Tensor]
         lambda x: torch.stack([torch.stack([x[n, token] for token in range(1, 5)]) for n in range(4)]),
     ),
     "token_positions 0": (pooling.token_positions(0), (4, 5, 3), lambda x: x),
+    "unpooled": (pooling.unpooled, (4, 3, 2, 5), lambda x: x),
+    "token_map": (pooling.token_map(), (4, 10, 3), lambda x: torch.tensor(reference_relations.token_map(x, 1)).to(x)),
+    "token_map 0": (pooling.token_map(0), (4, 4, 3), lambda x: torch.tensor(reference_relations.token_map(x, 0)).to(x)),
 }
 every_pair = pytest.mark.parametrize(("pool", "shape", "twin"), PAIRS.values(), ids=PAIRS)
 Twin = Callable[[Tensor], Tensor]
@@ -90,6 +94,15 @@ def test_positions_and_mean_agree(h: int, w: int) -> None:
     torch.testing.assert_close(pooling.automatic(tokens), pooling.token_mean(0)(tokens))
 
 
+@settings(max_examples=20, deadline=None)
+@given(side=st.integers(1, 5), prefix=st.integers(0, 3))
+def test_a_map_of_tokens_has_them_as_its_positions(side: int, prefix: int) -> None:
+    tokens = features(2, prefix + side * side, 3)
+    laid_out = pooling.token_map(prefix)(tokens)
+    assert laid_out.shape == (2, 3, side, side)
+    assert torch.equal(pooling.spatial_positions(laid_out), tokens[:, prefix:])
+
+
 @every_pair
 def test_can_be_copied_and_pickled(pool: pooling.Pool, shape: tuple[int, ...], twin: Twin) -> None:
     x = features(*shape)
@@ -125,6 +138,14 @@ def message(call: Callable[[], object]) -> str:
             "token_mean: got 5 tokens, of which 5 are prefix; expected at least one more",
         ),
         (pooling.token_positions(2), (4, 1, 3), "token_positions: got 1 tokens, of which 2 are prefix"),
+        (pooling.unpooled, (4, 5, 3), "unpooled: got (4, 5, 3); expected (n, c, h, w)"),
+        (pooling.token_map(), (4, 3, 2, 2), "token_map: got (4, 3, 2, 2); expected (n, tokens, c)"),
+        (pooling.token_map(4), (4, 4, 3), "token_map: got 4 tokens, of which 4 are prefix; expected at least one more"),
+        (
+            pooling.token_map(2),
+            (4, 197, 3),
+            "token_map: got 197 tokens, of which 2 are prefix; expected a square number of patches, not 195",
+        ),
     ],
 )
 def test_shapes_are_checked(pool: pooling.Pool, shape: tuple[int, ...], expected: str) -> None:
@@ -134,6 +155,7 @@ def test_shapes_are_checked(pool: pooling.Pool, shape: tuple[int, ...], expected
 def test_prefix_is_checked() -> None:
     assert message(lambda: pooling.token_mean(-1)) == "token_mean: prefix is -1; expected 0 or more"
     assert message(lambda: pooling.token_positions(-1)) == "token_positions: prefix is -1; expected 0 or more"
+    assert message(lambda: pooling.token_map(-1)) == "token_map: prefix is -1; expected 0 or more"
 
 
 # torch.compile
@@ -156,6 +178,8 @@ def test_compile_into_one_graph() -> None:
         (released.class_token, tokens),
         (released.token_mean(1), tokens),
         (released.token_positions(1), tokens),
+        (released.unpooled, map_),
+        (released.token_map(1), tokens),
     ]
     for pool, x in calls:
         torch.compiler.reset()

@@ -1,11 +1,13 @@
 """Pooling: from what a model gives (maps, tokens, vectors) to rows of channels. The only file that reshapes features.
 
 A pool is a function of one tensor. The result is ``(n, c)``, or ``(n, positions, c)`` for the dense ones, where every
-position becomes a row of its own for norm and loss. Pools keep the data type. Each checks the number of dimensions, but
-nothing in a tensor says what its dimensions mean: NHWC maps (Swin) and a class token have to be named.
+position becomes a row of its own for norm and loss, or ``(n, c, h, w)`` for losses of maps. Pools keep the data type.
+Each checks the number of dimensions, but nothing in a tensor says what its dimensions mean: NHWC maps (Swin) and a
+class token have to be named.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -159,6 +161,45 @@ def token_positions(prefix: int = 1) -> Pool:
     return functools.partial(_token_positions, prefix=prefix)
 
 
+def unpooled(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """A map as it is, for losses of maps. Tokens become one by :func:`token_map`.
+
+    Raises:
+        UserError: If it does not have four dimensions.
+
+    Example:
+        >>> import torch
+        >>> unpooled(torch.ones(8, 512, 7, 7)).shape
+        torch.Size([8, 512, 7, 7])
+    """
+    _check("unpooled", x, "n c h w")
+    return x
+
+
+def token_map(prefix: int = 1) -> Pool:
+    """A pool that lays the patch tokens out as the square map that they are, so that a ViT meets a CNN.
+
+    The patches are taken to be in reading order, as every ViT has them. The opposite of :func:`spatial_positions`.
+
+    Args:
+        prefix: Number of tokens before the patches, as in :func:`token_mean`.
+
+    Returns:
+        The pool ``(n, prefix + side^2, c) -> (n, c, side, side)``.
+
+    Raises:
+        UserError: If prefix is negative; on a call, if there are not three dimensions, no token is left, or those left
+            are no square.
+
+    Example:
+        >>> import torch
+        >>> token_map(1)(torch.ones(8, 197, 384)).shape
+        torch.Size([8, 384, 14, 14])
+    """
+    _check_prefix("token_map", prefix)
+    return functools.partial(_token_map, prefix=prefix)
+
+
 # Module-level functions, bound with functools.partial and not closed over, so that a term with a pool can be pickled.
 def _token_mean(x: Float[Tensor, "n tokens c"], *, prefix: int) -> Float[Tensor, "n c"]:
     return _patches("token_mean", x, prefix).mean(1)
@@ -166,6 +207,17 @@ def _token_mean(x: Float[Tensor, "n tokens c"], *, prefix: int) -> Float[Tensor,
 
 def _token_positions(x: Float[Tensor, "n tokens c"], *, prefix: int) -> Float[Tensor, "n patches c"]:
     return _patches("token_positions", x, prefix)
+
+
+def _token_map(x: Float[Tensor, "n tokens c"], *, prefix: int) -> Float[Tensor, "n c side side"]:
+    patches = _patches("token_map", x, prefix)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1]:
+        raise UserError(
+            f"token_map: got {x.shape[1]} tokens, of which {prefix} are prefix; "
+            f"expected a square number of patches, not {patches.shape[1]}"
+        )
+    return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
 
 
 def _patches(name: str, x: Tensor, prefix: int) -> Tensor:

@@ -10,6 +10,11 @@ from limbeck import losses
 
 LABELS = torch.arange(6) % 4
 
+
+def as_map(z: Tensor) -> Tensor:
+    return z.reshape(2, -1, 2, 3)
+
+
 CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared_error": losses.squared_error,
     "mean_squared_error": losses.mean_squared_error,
@@ -27,6 +32,18 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "normalized_kl": lambda a, t: losses.normalized_kl(a, t, LABELS),
     "pearson_distance": losses.pearson_distance,
     "multi_level_kl": losses.multi_level_kl,
+    "similarity_preserving": losses.similarity_preserving,
+    "relational_distance": losses.relational_distance,
+    "relational_angle": losses.relational_angle,
+    "relational": losses.relational,
+    "probabilistic_transfer": losses.probabilistic_transfer,
+    "correlation_congruence": losses.correlation_congruence,
+    "decorrelation": losses.decorrelation,
+    "relational_angle in blocks": lambda a, t: losses.relational_angle(a.repeat(25, 2), t.repeat(25, 1)),
+    "attention_transfer": lambda a, t: losses.attention_transfer(as_map(a), as_map(t)),
+    "neuron_selectivity": lambda a, t: losses.neuron_selectivity(as_map(a), as_map(t)),
+    "neuron_selectivity, wide": lambda a, t: losses.neuron_selectivity(as_map(a).mT, as_map(t.repeat(1, 9))),
+    "hierarchical_context": lambda a, t: losses.hierarchical_context(as_map(a), as_map(t)),
 }
 
 
