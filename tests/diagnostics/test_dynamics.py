@@ -449,10 +449,10 @@ def test_agreement_ignores_scales_and_what_no_feature_has(seed: int, exponents: 
 
 def test_a_trained_projector_agrees_with_the_past_more_than_with_the_last_batch(digits: Features) -> None:
     layer = projectors.linear(8, 16).double()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     past = [torch.zeros(8, 8, dtype=torch.float64), torch.zeros(8, 16, dtype=torch.float64)]
     now = past
-    for batch in batches(digits, 32, 1500):
+    for batch in batches(digits, 16, 1500):
         optimizer.zero_grad()
         losses.mean_squared_error(layer(batch.z_s), batch.z_t).backward()
         optimizer.step()
@@ -461,7 +461,7 @@ def test_a_trained_projector_agrees_with_the_past_more_than_with_the_last_batch(
     w = layer.weight.detach().T
     with_past = dynamics.agreement(w, dynamics.fixed_point(past[0], past[1]), past[0])
     with_now = dynamics.agreement(w, dynamics.fixed_point(now[0], now[1]), past[0])
-    assert 1 - with_past.mean() < 0.5 * (1 - with_now.mean())
+    assert 1 - with_past.mean() < 0.3 * (1 - with_now.mean())
 
 
 # Behind a batch norm
