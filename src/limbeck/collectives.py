@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
@@ -87,6 +87,54 @@ class _GatherRows(torch.autograd.Function):
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.start : ctx.start + ctx.length]
+
+
+def gather_indices(index: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
+    """The numbers of all processes, in the order of their ranks and of :func:`gather_rows`; without gradient."""
+    if world_size() == 1:
+        return index
+    gathered: Tensor = _GatherRows.apply(index)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+    return gathered
+
+
+def total(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Sum of a tensor over all processes; differentiable, and ``x`` is not changed.
+
+    For what is a sum over the rows of the global batch: a loss, or the moments of a batch norm, of which each process
+    adds up its own share. Nothing but the sum crosses, where :func:`gather_rows` would send the rows. As there, every
+    process then computes the same global loss L, and the backward pass gives ``world_size * dL/dx``, out of which
+    ``DistributedDataParallel`` makes the gradient of L.
+
+    Args:
+        x: The share of this process.
+
+    Returns:
+        The sum, the same on every process.
+
+    Deviates from: nothing.
+    """
+    if world_size() == 1:
+        return x
+    summed: Tensor = _Total.apply(x)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+    return summed
+
+
+class _Total(torch.autograd.Function):
+    """All-reduce; its adjoint is itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        summed = x.detach().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        del ctx
+        summed = grads[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
 
 
 def sum_across(x: Tensor) -> Tensor:
