@@ -54,7 +54,7 @@ def convolution(image: Map, weight: Tensor, bias: Tensor | None = None) -> Map:
     rows, columns = len(image[0]), len(image[0][0])
     found: Map = []
     for o, kernel in enumerate(kernels):
-        start = float(bias[o]) if bias is not None else 0.0
+        start = float(bias.detach()[o]) if bias is not None else 0.0
         out = [[start] * columns for _ in range(rows)]
         for i in range(rows):
             for j in range(columns):
@@ -70,6 +70,7 @@ def convolution(image: Map, weight: Tensor, bias: Tensor | None = None) -> Map:
 
 def batch_norm(images: list[Map], gain: Tensor, offset: Tensor, eps: float) -> list[Map]:
     found: list[Map] = [[[list(line) for line in channel] for channel in image] for image in images]
+    gain, offset = gain.detach(), offset.detach()
     for c in range(len(images[0])):
         values = [value for image in images for line in image[c] for value in line]
         mean = sum(values) / len(values)
@@ -126,7 +127,7 @@ def vid(term: VIDTerm, x_s: list[Tensor], x_t: list[Tensor]) -> float:
         values: list[float] = []
         for row_s, row_t in zip(table_s, table_t, strict=True):
             for j, (mu, t) in enumerate(zip(row_s, row_t, strict=True)):
-                v = softplus(float(scale[j])) + term.eps
+                v = softplus(float(scale.detach()[j])) + term.eps
                 values.append(0.5 * ((mu - t) ** 2 / v + math.log(v)))
         total += sum(values) / len(values)
     return total
