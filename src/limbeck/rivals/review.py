@@ -31,11 +31,12 @@ class Fusion(nn.Module):
 
     def __init__(self, d_s: int, width: int, d_t: int, *, fuse: bool) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(d_s, width, 1, bias=False), BatchNorm2d(width))
-        self.attention = nn.Conv2d(2 * width, 2, 1) if fuse else None
-        self.expand = nn.Sequential(nn.Conv2d(width, d_t, 3, padding=1, bias=False), BatchNorm2d(d_t))
-        for convolution in (self.reduce[0], self.expand[0]):
+        reduce, expand = nn.Conv2d(d_s, width, 1, bias=False), nn.Conv2d(width, d_t, 3, padding=1, bias=False)
+        for convolution in (reduce, expand):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.reduce = nn.Sequential(reduce, BatchNorm2d(width))
+        self.attention = nn.Conv2d(2 * width, 2, 1) if fuse else None
+        self.expand = nn.Sequential(expand, BatchNorm2d(d_t))
 
     def forward(
         self, x: Float[Tensor, "n d_s h w"], deeper: Float[Tensor, "n width i j"] | None, size: tuple[int, int]

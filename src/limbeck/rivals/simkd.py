@@ -20,7 +20,7 @@ def bottleneck(d_s: int, d_t: int, *, reduction: int = 2) -> nn.Sequential:
     Args:
         d_s: Width of the student's map.
         d_t: Width of the teacher's.
-        reduction: How much narrower the 3x3 convolution is; the paper's standard setting is 2.
+        reduction: How much narrower the 3x3 convolution is; the published code has 2.
 
     Returns:
         The layers in order, with about ``(d_s d_t + d_t^2) / r + 9 d_t^2 / r^2`` parameters. They stay in the student,
@@ -33,7 +33,7 @@ def bottleneck(d_s: int, d_t: int, *, reduction: int = 2) -> nn.Sequential:
 
     References:
         D. Chen, J.-P. Mei, H. Zhang, C. Wang, Y. Feng, C. Chen, "Knowledge Distillation with the Reused Teacher
-        Classifier", CVPR 2022, section 3.2; the layers are those of its code (DefangChen/SimKD).
+        Classifier", CVPR 2022, section 3; the layers are those of its code (DefangChen/SimKD).
 
     Example:
         >>> sum(p.numel() for p in bottleneck(256, 256).parameters())
@@ -84,7 +84,7 @@ class ReusedClassifier(nn.Module):
 
     References:
         D. Chen, J.-P. Mei, H. Zhang, C. Wang, Y. Feng, C. Chen, "Knowledge Distillation with the Reused Teacher
-        Classifier", CVPR 2022, equation 3 and section 3.2.
+        Classifier", CVPR 2022, section 3.
 
     Example:
         >>> import torch

@@ -88,6 +88,7 @@ class VIDTerm(nn.Module):
             raise UserError(f"VIDTerm: variance is {variance} and eps {eps}; expected variance > eps > 0")
         self.student_taps = tuple(student_taps)
         self.teacher_taps = tuple(teacher_taps)
+        self.d_s = tuple(d_s)
         self.eps = eps
         self.regressors = nn.ModuleList(_regressor(s, t, hidden or t) for s, t in zip(d_s, d_t, strict=True))
         start = math.log(math.expm1(variance - eps))  # the softplus of it is the variance, less eps
@@ -99,11 +100,10 @@ class VIDTerm(nn.Module):
         values: list[Tensor] = []
         errors: list[Tensor] = []
         variances: list[Tensor] = []
-        for tap_s, tap_t, regressor, scale in zip(
-            self.student_taps, self.teacher_taps, self.regressors, self.scales, strict=True
+        for tap_s, tap_t, width, regressor, scale in zip(
+            self.student_taps, self.teacher_taps, self.d_s, self.regressors, self.scales, strict=True
         ):
             x_s, x_t = _positions(student.features[tap_s], teacher.features[tap_t])
-            width = regressor[0].in_features
             if x_s.shape[-1] != width or x_t.shape[-1] != len(scale) or x_s.shape[:-1] != x_t.shape[:-1]:
                 raise UserError(
                     f'VIDTerm: rows of "{tap_s}" of the student are {tuple(x_s.shape)} and of "{tap_t}" of the teacher '
