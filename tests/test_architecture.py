@@ -34,7 +34,7 @@ ORDER = (
     "meter",
     "hardware",
     "train",
-    ("models", "data", "tasks"),
+    ("models", "data", "tasks", "rivals"),
     ("cache", "diagnostics"),
     "report",
     "recipes",

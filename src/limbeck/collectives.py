@@ -90,10 +90,15 @@ class _GatherRows(torch.autograd.Function):
 
 
 def all_sum(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Sum of a tensor over all processes; differentiable, with the convention of :func:`gather_rows`.
+    """Sum of a tensor over all processes; differentiable, and ``x`` is not changed.
+
+    For what is a sum over the rows of the global batch: a loss, or moments, of which each process adds up its own
+    share. Nothing but the sum crosses, where :func:`gather_rows` would send the rows. As there, every process then
+    computes the same global loss L, and the backward pass gives ``world_size * dL/dx``, out of which
+    ``DistributedDataParallel`` makes the gradient of L.
 
     Args:
-        x: A tensor of one shape on every process.
+        x: The share of this process, of one shape on every process.
 
     Returns:
         The sum, the same on every process.

@@ -1,0 +1,143 @@
+"""Find the taps of a model that a method of several layers wants."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from limbeck.errors import UserError
+from limbeck.models.spec import Model
+
+
+@dataclass
+class _Call:
+    """What one submodule gave in the dry run."""
+
+    path: str
+    output: Tensor
+    version: int  # of the output when the module returned it: a later one means that it was overwritten in place
+    place: int  # in the order in which the modules returned
+    convolutions: int  # how many had run by then
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return tuple(self.output.shape[2:])
+
+
+def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
+    """The ends of a model's stages, shallow to deep, as taps.
+
+    Of a model of maps, the last submodule at each resolution, looking into a submodule only where its parts have three
+    resolutions or more (``features``, ``stages``), so not into blocks: ``layer1`` to ``layer4`` of a ResNet. A stem,
+    one convolution alone at its resolution, is left out where three more stages follow. Of a model of tokens, blocks
+    at even depths out of the largest group of alike siblings: ``blocks.2``, ``blocks.5``, ``blocks.8`` and
+    ``blocks.11`` of twelve. Pooled vectors are never among them, nor is what :class:`limbeck.taps.Taps` refuses: a
+    submodule that runs twice, that gives no tensor, or whose output is overwritten in place.
+
+    It is a guess by shapes, made in one forward pass on two blank images that leaves no trace in the model. Models
+    that keep their channels last (Swin) are taken for models of maps.
+
+    Args:
+        model: From :func:`limbeck.models.build`.
+        count: Most stages that are given, the deepest ones.
+
+    Returns:
+        Names for :class:`limbeck.taps.Taps`; at least one.
+
+    Raises:
+        UserError: If count is below 1, or the model has neither maps nor tokens.
+
+    Example:
+        >>> from limbeck.models import build
+        >>> stages(build("cifar/resnet20", num_classes=10))
+        ('layer1', 'layer2', 'layer3')
+    """
+    if count < 1:
+        raise UserError(f"stages: count is {count}; expected at least 1")
+    calls = _dry_run(model)
+    line = [call for call in _line(model.module, "", calls) if call.output.ndim in (3, 4)]
+    if line and line[-1].output.ndim == 3:
+        found = _blocks(model.module, calls, count)
+    else:
+        found = _resolutions([call for call in line if call.output.ndim == 4 and call.size != (1, 1)], count)
+    if not found:
+        raise UserError(f"stages: {model.name} has no submodule that gives maps or tokens; name the taps yourself")
+    return found
+
+
+def _resolutions(line: list[_Call], count: int) -> tuple[str, ...]:
+    """The last call of each resolution that a tap can read."""
+    last: dict[tuple[int, ...], _Call] = {}
+    for call in line:
+        if call.output._version == call.version:
+            before = last.pop(call.size, None)
+            # An identity behind a stage (norm_pre of ConvNeXt) gives the stage's own tensor: the stage is meant.
+            last[call.size] = before if before is not None and before.output is call.output else call
+    ends = list(last.values())
+    if len(ends) > 3 and ends[0].convolutions == 1:
+        del ends[0]
+    return tuple(call.path for call in ends[-count:])
+
+
+def _blocks(module: nn.Module, calls: dict[str, _Call], count: int) -> tuple[str, ...]:
+    """Blocks at even depths of the largest group of siblings of one class that give tokens."""
+    groups: dict[tuple[str, type[nn.Module]], list[str]] = defaultdict(list)
+    for path, call in calls.items():
+        if call.output.ndim == 3 and call.output._version == call.version:
+            part = module.get_submodule(path)
+            groups[path.rpartition(".")[0], type(part)].append(path)
+    largest = max(groups.values(), key=len, default=[])
+    number = min(count, len(largest))
+    return tuple(largest[-(-len(largest) * place // number) - 1] for place in range(1, number + 1))
+
+
+def _line(module: nn.Module, path: str, calls: dict[str, _Call]) -> list[_Call]:
+    """The calls of a module's parts in order, those parts opened that hold several stages or do not run."""
+    found: list[_Call] = []
+    for name, part in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        parts = [calls[f"{inner}.{below}"] for below, _ in part.named_children() if f"{inner}.{below}" in calls]
+        # Two resolutions are the two sides of a downsampling.
+        if inner in calls and len({call.size for call in parts if call.output.ndim == 4}) < 3:
+            found.append(calls[inner])
+        else:
+            found += _line(part, inner, calls)
+    return sorted(found, key=lambda call: call.place)
+
+
+def _dry_run(model: Model) -> dict[str, _Call]:
+    """Path to call of every submodule that ran once and gave one tensor, in the order in which they returned."""
+    module = model.module
+    calls: dict[str, _Call] = {}
+    runs: dict[str, int] = defaultdict(int)
+    convolutions = 0
+
+    def note(path: str, layer: nn.Module, output: Any) -> None:
+        nonlocal convolutions
+        convolutions += isinstance(layer, nn.Conv2d)
+        runs[path] += 1
+        if isinstance(output, Tensor):
+            calls[path] = _Call(path, output, output._version, sum(runs.values()), convolutions)
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, _inputs, output, path=path: note(path, layer, output))
+        for path, layer in module.named_modules()
+        if path
+    ]
+    first = next(module.parameters(), torch.empty(0))
+    images = torch.zeros(2, 3, model.input.size, model.input.size, device=first.device, dtype=first.dtype)
+    copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    modes = {layer: layer.training for layer in module.modules()}
+    try:
+        module.train()  # as it will run; some layers work in place only there
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            functional_call(module, copies, (images,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes.items():
+            layer.training = training
+    return {path: call for path, call in calls.items() if runs[path] == 1}

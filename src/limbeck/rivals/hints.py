@@ -1,0 +1,125 @@
+"""Hints (FitNets): match one map of the student, through a regressor that sees its positions, to one of the teacher."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from limbeck import losses, pooling
+from limbeck.errors import UserError
+from limbeck.rivals.maps import at_least_float32, global_mean, to_common_size
+from limbeck.taps import Captured
+from limbeck.terms import Loss
+
+
+def regressor(d_s: int, d_t: int, *, kernel: int = 3) -> nn.Conv2d:
+    """A convolution from the student's width to the teacher's that keeps the size of the map.
+
+    Args:
+        d_s: Width of the student's map.
+        d_t: Width of the teacher's.
+        kernel: Height and width of the window, odd.
+
+    Returns:
+        The layer, with a bias: no norm follows that would cancel it.
+
+    Raises:
+        UserError: If a width is below 1 or the kernel is even.
+
+    Deviates from: FitNets, whose kernel is as large as makes the student's map as small as the teacher's; here maps of
+        unlike sizes are averaged to the smaller one.
+
+    References:
+        A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
+        ICLR 2015, section 2.2.
+
+    Example:
+        >>> regressor(16, 64)
+        Conv2d(16, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    if min(d_s, d_t) < 1 or kernel < 1 or kernel % 2 == 0:
+        raise UserError(f"regressor: d_s, d_t and kernel are {(d_s, d_t, kernel)}; expected 1 or more, an odd kernel")
+    return nn.Conv2d(d_s, d_t, kernel, padding=kernel // 2)
+
+
+@final
+class HintTerm(nn.Module):
+    """A hint: the student's map, through a regressor, is to be the teacher's map, position by position.
+
+    ``loss( r(x_s), x_t )`` with r the regressor, over all positions; where the sizes differ, the larger of the two maps
+    is averaged down to the other's.
+
+    Rewards and ignores what ``loss`` does, at each position. Where the sizes agree and a regressor of single positions
+    is enough (a 1x1 convolution), :class:`limbeck.terms.FeatureTerm` does the same, and has norms besides::
+
+        FeatureTerm(
+            "layer2",
+            "layer2",
+            projector=projectors.linear(32, 128, bias=True),
+            loss=losses.mean_squared_error,
+            student_pool=pooling.spatial_positions,
+            teacher_pool=pooling.spatial_positions,
+        )
+
+    This term is for what that one cannot do: a regressor that sees neighboring positions, and maps of unlike sizes.
+    Across processes the losses are averaged by their numbers of images: exactly the loss of the global batch where
+    ``loss`` is a mean over images.
+
+    Args:
+        student_tap: Tap of the student, a map ``(n, c, h, w)``.
+        teacher_tap: Tap of the teacher, a map.
+        regressor: Module from the student's map to one of the teacher's width, for instance :func:`regressor`;
+            ``nn.Identity()`` for a student that has its own projector (:class:`limbeck.rivals.ReusedClassifier`).
+        loss: Loss of two same-shaped tensors ``(n, positions, c)`` that is a mean over images.
+
+    Raises:
+        UserError: On a call, if a feature is no map, or the regressor's width is not the teacher's.
+
+    Deviates from: FitNets, which trains on the hint alone first and on the soft targets after; here the weights, which
+        may be functions of the progress, say what is trained when.
+
+    References:
+        A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
+        ICLR 2015, equation 3.
+
+    Example:
+        >>> term = HintTerm("a", "b", regressor=regressor(4, 6))
+        >>> student = Captured(torch.zeros(8), {"a": torch.randn(8, 4, 4, 4)})
+        >>> teacher = Captured(torch.zeros(8), {"b": torch.randn(8, 6, 2, 2)})
+        >>> term(student, teacher).ndim
+        0
+    """
+
+    readings: dict[str, Tensor]
+
+    def __init__(
+        self, student_tap: str, teacher_tap: str, *, regressor: nn.Module, loss: Loss = losses.mean_squared_error
+    ) -> None:
+        super().__init__()
+        self.student_taps = (student_tap,)
+        self.teacher_taps = (teacher_tap,)
+        self.regressor = regressor
+        self.loss = loss
+        self.readings = {}
+
+    def forward(self, student: Captured, teacher: Captured) -> Float[Tensor, ""]:
+        """The loss of one batch; see the class. The reading is the mean cosine of the two maps' positions."""
+        x_s, x_t = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
+        if x_s.ndim != 4 or x_t.ndim != 4:
+            raise UserError(
+                f'HintTerm: "{self.student_taps[0]}" of the student is {tuple(x_s.shape)} and '
+                f'"{self.teacher_taps[0]}" of the teacher {tuple(x_t.shape)}; expected maps (n, c, h, w)'
+            )
+        y, x_t = to_common_size(self.regressor(x_s), x_t)
+        if y.shape != x_t.shape:
+            raise UserError(f"HintTerm: the regressor gives {y.shape[1]} channels, and the teacher has {x_t.shape[1]}")
+        with torch.autocast(y.device.type, enabled=False):
+            a = at_least_float32(pooling.spatial_positions(y))
+            t = at_least_float32(pooling.spatial_positions(x_t))
+            self.readings = {"cosine": global_mean(1 - losses.cosine(a.detach(), t), len(a))}
+            return global_mean(self.loss(a, t), len(a))
+
+    def extra_repr(self) -> str:
+        """The taps, for ``print``."""
+        return f"{self.student_taps[0]} -> {self.teacher_taps[0]}"

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import UserError
+from limbeck.models import InputSpec, Model, build
+from limbeck.models.cifar import NETS
+from limbeck.models.stages import stages
+from limbeck.taps import Taps
+
+SPEC = InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 16)
+
+EXPECTED = {
+    "cifar/resnet20": ("layer1", "layer2", "layer3"),
+    "cifar/resnet50": ("layer1", "layer2", "layer3", "layer4"),
+    "cifar/wrn_16_2": ("block1", "block2", "bn1"),
+    "cifar/vgg8": ("block1", "block2", "block4"),
+    "cifar/vgg13": ("block0", "block1", "block2", "block4"),
+    "cifar/mobilenetv2": ("blocks.1", "blocks.2", "blocks.4", "conv2"),
+    "cifar/shufflenetv1": ("layer1", "layer2", "layer3"),
+    "cifar/shufflenetv2": ("layer1", "layer2", "bn2"),
+    "small/cnn-8": ("bn1", "bn3"),
+    "small/vit-64": ("blocks.1", "blocks.2", "blocks.4", "blocks.5"),
+    "timm/resnet18": ("layer1", "layer2", "layer3", "layer4"),
+    "timm/deit_tiny_patch16_224": ("blocks.2", "blocks.5", "blocks.8", "blocks.11"),
+    "timm/convnext_atto": ("stages.0", "stages.1", "stages.2", "stages.3"),
+    "timm/regnety_016": ("s1", "s2", "s3", "s4"),
+    "torchvision/resnet18": ("layer1", "layer2", "layer3", "layer4"),
+    "torchvision/mobilenet_v2": ("features.3", "features.6", "features.13", "features.18"),
+}
+
+
+def features(model: Model, taps: tuple[str, ...]) -> list[Tensor]:
+    images = torch.rand(2, 3, model.input.size, model.input.size)
+    captured = Taps(model.module.train(), taps)(images)
+    return [captured.features[tap] for tap in taps]
+
+
+def check(model: Model, taps: tuple[str, ...]) -> None:
+    """What Taps accepts, in a training pass; ordered, and no vector among them."""
+    found = features(model, taps)
+    if found[0].ndim == 4:
+        sizes = [x.shape[2] for x in found]
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert sizes[-1] > 1
+    else:
+        assert {x.ndim for x in found} == {3}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_stages_of_known_models(name: str) -> None:
+    model = build(name, num_classes=10)
+    taps = stages(model)
+    assert taps == EXPECTED[name]
+    check(model, taps)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_cifar_net_has_stages(name: str) -> None:
+    model = build(f"cifar/{name}", num_classes=10)
+    taps = stages(model)
+    assert 3 <= len(taps) <= 4
+    check(model, taps)
+
+
+def test_it_leaves_no_trace() -> None:
+    model = build("cifar/resnet20", num_classes=10)
+    model.module.layer1.eval()
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    modes = [part.training for part in model.module.modules()]
+    state = torch.get_rng_state()
+    stages(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+    assert [part.training for part in model.module.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(part._forward_hooks for part in model.module.modules())
+
+
+def test_a_headless_model_and_fewer_stages() -> None:
+    headless = build("cifar/resnet20", num_classes=0)
+    assert stages(headless) == ("layer1", "layer2", "layer3")
+    assert stages(headless, count=2) == ("layer2", "layer3")
+    assert stages(build("small/vit-64", num_classes=10), count=3) == ("blocks.1", "blocks.3", "blocks.5")
+    assert stages(build("small/vit-64", num_classes=10), count=9) == tuple(f"blocks.{i}" for i in range(6))
+
+
+class Awkward(nn.Module):
+    """At each of its resolutions the last submodule is one that Taps refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.overwritten = nn.BatchNorm2d(4)
+        self.third = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.pooled = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.overwritten(self.second(self.first(x)))
+        x = self.third(nn.functional.relu_(x))
+        return self.fc(self.pooled(self.twice(self.twice(x))).flatten(1))
+
+
+def test_what_taps_refuses_is_never_among_them() -> None:
+    model = Model(Awkward(), "awkward", SPEC, 2, "fc:input", "random")
+    assert stages(model) == ("second", "third")
+    check(model, ("second", "third"))
+    for refused in ("overwritten", "twice"):
+        with pytest.raises(UserError, match=r"in place|more than once"):
+            features(model, (refused,))
+
+
+def test_errors_name_the_fault() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+    with pytest.raises(UserError, match="flat has no submodule that gives maps or tokens"):
+        stages(Model(flat, "flat", SPEC, 2, "1:input", "random"))
+    with pytest.raises(UserError, match="count is 0"):
+        stages(Model(flat, "flat", SPEC, 2, "1:input", "random"), count=0)
