@@ -1,6 +1,11 @@
+import copy
 import functools
-import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from limbeck import norms
+import reference_projectors as whitened
+from limbeck import FeatureTerm, losses, norms, projectors
+from limbeck.checkpoint import load_weights, save_weights
+from limbeck.distiller import evaluating
 from limbeck.errors import UserError
+from limbeck.norms.roots import inverse_square_root
+from limbeck.taps import Captured
 
 torch.set_num_threads(1)
 
@@ -25,11 +35,20 @@ PAIRS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
     "LayerNorm 0.1": (norms.LayerNorm(D, eps=0.1), functools.partial(reference.layer_norm, eps=0.1)),
     "GroupNorm 3": (norms.GroupNorm(3, D), functools.partial(reference.group_norm, groups=3)),
     "GroupNorm 2": (norms.GroupNorm(2, D, eps=0.1), functools.partial(reference.group_norm, groups=2, eps=0.1)),
+    "ZCA": (norms.ZCA(D), whitened.zca),
+    "ZCA 0.1": (norms.ZCA(D, eps=0.1), functools.partial(whitened.zca, eps=0.1)),
+    "Cholesky": (norms.Cholesky(D), whitened.cholesky),
+    "Cholesky 0.1": (norms.Cholesky(D, eps=0.1), functools.partial(whitened.cholesky, eps=0.1)),
 }
 ALL = {name: module for name, (module, _) in PAIRS.items()}
 every_pair = pytest.mark.parametrize(("norm", "twin"), PAIRS.values(), ids=PAIRS)
 every_norm = pytest.mark.parametrize("norm", ALL.values(), ids=ALL)
-of_rows = pytest.mark.parametrize("norm", [norm for name, norm in ALL.items() if "Batch" not in name])
+of_rows = pytest.mark.parametrize(
+    "norm", [n for n in ALL.values() if isinstance(n, norms.L2 | norms.LayerNorm | norms.GroupNorm)]
+)
+
+Whitening = type[norms.ZCA] | type[norms.Cholesky]
+both_whitenings = pytest.mark.parametrize("whitening", [norms.ZCA, norms.Cholesky])
 
 
 def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -280,6 +299,10 @@ def test_arguments_are_checked() -> None:
     assert "L2: eps" in message(lambda: norms.L2(eps=-1.0))
     assert "LayerNorm: eps" in message(lambda: norms.LayerNorm(4, eps=0.0))
     assert "GroupNorm: eps" in message(lambda: norms.GroupNorm(2, 4, eps=0.0))
+    assert message(lambda: norms.ZCA(0)) == "ZCA: d is 0; expected at least 1"
+    assert message(lambda: norms.Cholesky(0)) == "Cholesky: d is 0; expected at least 1"
+    assert message(lambda: norms.ZCA(4, eps=0.0)) == "ZCA: eps is 0.0; expected a number above 0"
+    assert "Cholesky: eps" in message(lambda: norms.Cholesky(4, eps=0.0))
 
 
 def test_they_print_their_arguments() -> None:
@@ -287,20 +310,331 @@ def test_they_print_their_arguments() -> None:
     assert repr(norms.L2()) == "L2(eps=1e-06)"
     assert repr(norms.LayerNorm(4)) == "LayerNorm(4, eps=1e-05)"
     assert repr(norms.GroupNorm(2, 4)) == "GroupNorm(2, 4, eps=1e-05)"
+    assert repr(norms.ZCA(4)) == "ZCA(4, eps=0.0001)"
+    assert "(running): Running(momentum=0.1)" in repr(norms.Cholesky(4, momentum=0.1))
+
+
+# Whitening
+
+
+def mixed(n: int, d: int = D, *, seed: int = 0) -> Tensor:
+    """Correlated features with channels of unequal scale and mean."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    mixing = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    return features(n, d, seed=seed) @ mixing + torch.randn(d, generator=generator, dtype=torch.float64)
+
+
+def covariance(x: Tensor) -> Tensor:
+    return torch.cov(x.mT, correction=0)
+
+
+@both_whitenings
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(3 * D, 60), seed=st.integers(0, 99), scale=st.floats(0.1, 1e4))
+def test_whitened_features_have_identity_covariance(whitening: Whitening, n: int, seed: int, scale: float) -> None:
+    y = whitening(D, eps=1e-14)(1e3 * scale * mixed(n, seed=seed))  # far above the floor
+    torch.testing.assert_close(y.mean(0), torch.zeros(D, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(covariance(y), torch.eye(D, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@both_whitenings
+def test_eps_is_in_units_of_the_mean_variance(whitening: Whitening) -> None:
+    """A direction of eigenvalue l comes out with variance l / (l + eps mean l), whatever the scale."""
+    x = 1e4 * mixed(50)
+    found = torch.linalg.eigvalsh(covariance(whitening(D, eps=0.5)(x)))
+    eigenvalues = torch.linalg.eigvalsh(covariance(x))
+    torch.testing.assert_close(found, eigenvalues / (eigenvalues + 0.5 * eigenvalues.mean()))
+
+
+def test_the_floor_is_a_millionth() -> None:
+    x = torch.tensor([[1e-3], [-1e-3]], dtype=torch.float64)  # of variance 1e-6
+    for norm in (norms.ZCA(1, eps=1e-9), norms.Cholesky(1, eps=1e-9)):
+        torch.testing.assert_close(norm(x), x.sign() / 2**0.5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), n=st.integers(2, 40))
+def test_zca_turns_with_its_input(seed: int, n: int) -> None:
+    x, norm = mixed(n, seed=seed), norms.ZCA(D)
+    turn = torch.linalg.qr(features(D, D, seed=seed + 1)).Q
+    torch.testing.assert_close(norm(x @ turn), norm(x) @ turn, rtol=1e-6, atol=1e-6)
+
+
+def the_map(norm: nn.Module, x: Tensor) -> Tensor:
+    """M with ``y = M (x - mean)`` for columns."""
+    return torch.linalg.lstsq(x - x.mean(0), norm(x)).solution.mT
+
+
+def test_the_map_of_zca_is_symmetric_and_positive() -> None:
+    found = the_map(norms.ZCA(D), mixed(30))
+    torch.testing.assert_close(found, found.mT, rtol=1e-8, atol=1e-8)
+    assert torch.linalg.eigvalsh(found).min() > 0
+
+
+def test_the_map_of_cholesky_is_lower_triangular_and_positive() -> None:
+    found = the_map(norms.Cholesky(D), mixed(30))
+    assert found.triu(1).abs().max() < 1e-10
+    assert found.diagonal().min() > 0
+    assert found.tril(-1).abs().max() > 0.1  # and not just diagonal
+
+
+def test_the_two_differ_by_a_rotation() -> None:
+    x = mixed(30)
+    rotation = torch.linalg.lstsq(norms.ZCA(D)(x), norms.Cholesky(D)(x)).solution
+    torch.testing.assert_close(rotation.mT @ rotation, torch.eye(D, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scales=st.lists(st.floats(0.1, 10), min_size=D, max_size=D))
+def test_cholesky_removes_the_scale_of_channels(scales: list[float]) -> None:
+    x, norm = 1e4 * mixed(30), norms.Cholesky(D, eps=1e-14)
+    torch.testing.assert_close(norm(x * torch.tensor(scales, dtype=torch.float64)), norm(x), rtol=1e-5, atol=1e-5)
+
+
+@both_whitenings
+def test_from_whitened_features_least_squares_is_the_cross_covariance(whitening: Whitening) -> None:
+    z_s = whitening(D, eps=1e-14)(1e4 * mixed(40))
+    z_t = features(40, 3, seed=5)
+    z_t = z_t - z_t.mean(0)
+    torch.testing.assert_close(torch.linalg.lstsq(z_s, z_t).solution, z_s.mT @ z_t / 40)
+
+
+@both_whitenings
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_batches_stay_finite(whitening: Whitening, dtype: torch.dtype) -> None:
+    """Wide features of few rows, an outlier, a copy and a constant among the channels."""
+    x = features(20, 300, dtype=torch.float32)
+    x[:, 7] *= 1e4
+    x[:, 8] = x[:, 9]
+    x[:, 10] = 5.0
+    y = finite_value_and_gradient(whitening(300), x.to(dtype))
+    assert not y[:, 10].abs().gt(1e-2).any()
+    assert y.square().sum(1).mean() < 20  # the sum of 20 - 1 directions of variance 1 at most
+
+
+@both_whitenings
+def test_float32_is_good_enough_for_wide_features(whitening: Whitening) -> None:
+    """A spectrum that falls as that of real features does, over four powers of ten."""
+    turn = torch.linalg.qr(features(256, 256)).Q
+    x = features(4096, 256, seed=1) * torch.logspace(0, -2, 256, dtype=torch.float64) @ turn
+    torch.testing.assert_close(whitening(256)(x.float()).double(), whitening(256)(x), rtol=0, atol=1e-2)
+
+
+# The inverse square root
+
+
+def root_of_symmetric(a: Tensor, ridge: Tensor) -> Tensor:
+    return inverse_square_root((a + a.mT) / 2, ridge)
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        torch.diag(torch.tensor([1.0, 2.0, 5.0])),
+        torch.eye(3),
+        torch.diag(torch.tensor([2.0, 2.0, 7.0])),
+        torch.zeros(3, 3),
+        torch.ones(3, 3),
+    ],
+    ids=["distinct", "identity", "one pair", "zero", "rank one"],
+)
+def test_gradcheck_of_the_inverse_square_root(c: Tensor) -> None:
+    """Of C + ridge I; where C is singular, C itself is approached from inside, by ``A^T A`` more."""
+    ridge = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    if torch.linalg.eigvalsh(c)[0] > 0.5:
+        assert torch.autograd.gradcheck(root_of_symmetric, (c.double().requires_grad_(), ridge))
+    for size in (1.0, 1e-3):
+        a = (size * features(3, 3)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda a, r: root_of_symmetric(c.double() + a.mT @ a, r), (a, ridge))
+
+
+def test_equal_eigenvalues_have_the_derivative_of_a_scalar() -> None:
+    """At C = I, dS = -dC / 2."""
+    c = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    weights = features(4, 4)
+    weights = weights + weights.mT
+    (inverse_square_root(c, torch.tensor(1e-30, dtype=torch.float64)) * weights).sum().backward()
+    torch.testing.assert_close(c.grad, -weights / 2)
+
+
+def test_negative_eigenvalues_of_rounding_count_as_zero() -> None:
+    c = torch.diag(torch.tensor([-1e-3, 1.0]))
+    torch.testing.assert_close(
+        inverse_square_root(c, torch.tensor(0.25)), torch.diag(torch.tensor([2.0, 1 / 1.25**0.5]))
+    )
+
+
+def test_a_second_derivative_is_refused() -> None:
+    c = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    root = inverse_square_root(c, torch.tensor(0.1, dtype=torch.float64))
+    (grad,) = torch.autograd.grad(root.square().sum(), c, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+# Running statistics
+
+TWINS = [(norms.ZCA, whitened.zca), (norms.Cholesky, whitened.cholesky)]
+both_running = pytest.mark.parametrize(("whitening", "twin"), TWINS)
+
+
+def batches(*sizes: int) -> list[Tensor]:
+    return [mixed(n, seed=seed) * (1 + seed) + seed for seed, n in enumerate(sizes)]
+
+
+@both_running
+@pytest.mark.parametrize("momentum", [0.1, 0.7])
+def test_running_statistics_are_those_of_the_weighted_batches(
+    whitening: Whitening, twin: Callable[..., Tensor], momentum: float
+) -> None:
+    norm = whitening(D, momentum=momentum).double()
+    seen: list[Tensor] = []
+    for x in batches(9, 5, 2, 14):
+        torch.testing.assert_close(norm(x), twin(x, before=tuple(seen), momentum=momentum))
+        seen.append(x)
+    assert norm.running is not None
+    mean, cov = whitened.moments(seen, momentum)
+    torch.testing.assert_close(norm.running.mean, torch.tensor(mean, dtype=torch.float64))
+    torch.testing.assert_close(norm.running.covariance, torch.tensor(cov, dtype=torch.float64))
+
+
+@both_whitenings
+def test_the_shift_between_batches_is_part_of_the_covariance(whitening: Whitening) -> None:
+    norm = whitening(1, momentum=0.5).double()
+    for mean in (0.0, 10.0):
+        norm(torch.tensor([[mean], [mean]], dtype=torch.float64))
+    assert norm.running is not None
+    # Weights 1/3 and 2/3 of two constants that are 10 apart.
+    torch.testing.assert_close(norm.running.covariance, torch.tensor([[100 * 2 / 9]], dtype=torch.float64))
+
+
+@both_whitenings
+def test_the_first_batch_and_momentum_1_use_the_batch_alone(whitening: Whitening) -> None:
+    x, other = batches(9, 12)
+    torch.testing.assert_close(whitening(D, momentum=0.1).double()(x), whitening(D)(x))
+    norm = whitening(D, momentum=1.0)
+    norm(other)
+    assert torch.equal(norm(x), whitening(D)(x))
+    assert not list(norm.buffers())
+
+
+@both_whitenings
+def test_evaluation_uses_the_running_statistics_and_changes_nothing(whitening: Whitening) -> None:
+    norm = whitening(D, momentum=0.3).double()
+    x, *others = batches(9, 12, 15)
+    for other in others:
+        norm(other)
+    before = copy.deepcopy(norm.state_dict())
+    norm.eval()
+    y = finite_value_and_gradient(norm, x)
+    torch.testing.assert_close(norm(x[:1]), y[:1])  # so one row is enough
+    assert norm.state_dict().keys() == before.keys() == {"running.mean", "running.covariance", "running.total"}
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    y_all = norm(torch.cat(others))
+    assert not torch.allclose(y, norm.train()(x))
+    # Those of both batches together, as the weights are nearly equal: white, but not exactly.
+    assert (covariance(y_all) - torch.eye(D)).abs().max() < 0.5
+
+
+@both_whitenings
+def test_gradcheck_with_running_statistics(whitening: Whitening) -> None:
+    norm = whitening(D, momentum=0.3, eps=1e-2).double()
+    norm(mixed(12, seed=1))
+    x = mixed(8).requires_grad_()
+
+    def from_the_same_state(x: Tensor) -> Tensor:  # each call of norm itself would be one more batch
+        return copy.deepcopy(norm)(x)
+
+    assert torch.autograd.gradcheck(from_the_same_state, x)
+    norm.eval()
+    assert torch.autograd.gradcheck(norm, x)
+
+
+@both_whitenings
+def test_running_statistics_can_be_saved(whitening: Whitening, tmp_path: Path) -> None:
+    norm, x = whitening(D, momentum=0.3), features(8, D, dtype=torch.float32)
+    norm(x + 1)
+    save_weights(norm.state_dict(), tmp_path / "norm.safetensors")
+    other = whitening(D, momentum=0.3)
+    other.load_state_dict(load_weights(tmp_path / "norm.safetensors"), strict=True)
+    assert torch.equal(other.eval()(x), norm.eval()(x))
+    assert torch.equal(other.train()(x), norm.train()(x))
+
+
+@both_whitenings
+def test_running_statistics_stay_in_float32(whitening: Whitening) -> None:
+    norm, exact = whitening(D, momentum=0.3).to(torch.bfloat16), whitening(D, momentum=0.3)
+    x = features(30, D, dtype=torch.bfloat16)
+    assert torch.equal(norm(x), exact(x))
+    assert norm.running is not None
+    assert norm.running.covariance.dtype == torch.float32
+
+
+@both_whitenings
+def test_evaluating_a_term_leaves_its_norms_alone(whitening: Whitening) -> None:
+    term = FeatureTerm(
+        "a",
+        "b",
+        projector=projectors.linear(4, D),
+        student_norm=whitening(D, momentum=0.3),
+        teacher_norm=whitening(D, momentum=0.3),
+        loss=losses.mean_squared_error,
+    )
+
+    def capture(seed: int) -> tuple[Captured, Captured]:
+        z_s, z_t = features(9, 4, seed=seed).float(), features(9, D, seed=seed + 50).float()
+        return Captured(torch.zeros(9), {"a": z_s}), Captured(torch.zeros(9), {"b": z_t})
+
+    term(*capture(0)).backward()
+    before = copy.deepcopy(term.state_dict())
+    with evaluating(term):
+        term(*capture(1))
+    assert all(torch.equal(value, before[name]) for name, value in term.state_dict().items())
+    term(*capture(1))
+    assert not torch.equal(term.state_dict()["teacher_norm.running.mean"], before["teacher_norm.running.mean"])
+
+
+@both_whitenings
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_do_not_spoil_running_statistics(whitening: Whitening, spoiled: float) -> None:
+    norm, x = whitening(D, momentum=0.3), features(9, D, dtype=torch.float32)
+    norm(x)
+    before = copy.deepcopy(norm.state_dict())
+    x[0, 0] = spoiled
+    expected = "the covariance cannot be factorized; the features are not finite, or eps 0.0001 is too small"
+    assert message(lambda: norm(x)) == f"{whitening.__name__}: {expected}"
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_misuse_of_running_statistics() -> None:
+    x = torch.randn(1, D)
+    missing = "no running statistics yet; train on a batch first, or use momentum=1.0"
+    assert message(lambda: norms.ZCA(D, momentum=0.5).eval()(x)) == f"ZCA: {missing}"
+    assert message(lambda: norms.Cholesky(D, momentum=0.5).eval()(x)) == f"Cholesky: {missing}"
+    expected = "rows in the batch: 1; batch statistics need at least 2"
+    for momentum in (0.5, 1.0):
+        assert message(lambda momentum=momentum: norms.ZCA(D, momentum=momentum)(x)) == f"ZCA: {expected}"
+        assert message(lambda momentum=momentum: norms.Cholesky(D, momentum=momentum)(x)) == f"Cholesky: {expected}"
+    assert message(lambda: norms.ZCA(D).eval()(x)) == f"ZCA: {expected}"
+    for momentum in (0.0, -0.1, 1.5):
+        found = message(lambda momentum=momentum: norms.ZCA(D, momentum=momentum))
+        assert found == f"ZCA: momentum is {momentum}; expected a number above 0 and at most 1"
+    assert "Cholesky: momentum" in message(lambda: norms.Cholesky(D, momentum=2.0))
 
 
 # torch.compile
 
 
+@pytest.mark.slow
 def test_compile_into_one_graph() -> None:
-    # A copy under another name does not have the shape checker that the tests wrap around every function.
-    assert norms.__file__ is not None
-    spec = importlib.util.spec_from_file_location("norms_as_released", norms.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    released = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(released)
-    x = features(7, D, dtype=torch.float32)
-    for norm in (released.BatchNorm(D), released.LayerNorm(D), released.GroupNorm(3, D)):
-        torch.compiler.reset()
-        torch.testing.assert_close(torch.compile(norm, backend="aot_eager", fullgraph=True)(x), norm(x))
+    """In a process that does not have the shape checker which the tests wrap around every function."""
+    worker = Path(__file__).with_name("modules_compile_worker.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(worker), "norms"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    differences = json.loads(result.stdout)
+    assert len(differences) == 10
+    wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}
+    assert wrong == {}

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from limbeck import collectives, norms
 from limbeck.moments import blocks, moments, row_count, rows
@@ -158,7 +157,6 @@ class _InBlocks(torch.autograd.Function):
         return total, product
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_s, *sums = ctx.saved_tensors
         grad = grads[0]

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from limbeck import collectives
 from limbeck.errors import UserError
@@ -206,21 +205,20 @@ class _Scatter(torch.autograd.Function):
                 scatter_s.addmm_(s.T, s)
                 if cross:
                     scatter_st.addmm_(s.T, t)
-                scatter_t += torch.linalg.vecdot(t, t, dim=0)
+                scatter_t += (t * t).sum(0)
             if count:
                 sum_s /= count
                 sum_t /= count
                 scatter_s.addr_(sum_s, sum_s, alpha=-count)
                 if cross:
                     scatter_st.addr_(sum_s, sum_t, alpha=-count)
-                scatter_t.addcmul_(sum_t, sum_t, value=-count).clamp_(min=0)
+                scatter_t = (scatter_t - count * sum_t.square()).clamp(min=0)
             mean_s, mean_t = origin_s + sum_s, origin_t + sum_t
         ctx.save_for_backward(z_s, z_t, origin_s, origin_t, sum_s, sum_t)
         ctx.cross = cross
         return mean_s, mean_t, scatter_s, scatter_st, scatter_t
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z_s, z_t, origin_s, origin_t, off_s, off_t = ctx.saved_tensors
         g_mean_s, g_mean_t, g_s, g_st, g_t = grads
@@ -258,5 +256,9 @@ def _origin(z: Tensor, each: int, dtype: torch.dtype) -> Tensor:
 def _all_sum(*parts: Tensor) -> list[Tensor]:
     """Sums over all processes, in one message."""
     flat = collectives.all_sum(torch.cat([part.flatten() for part in parts]))
-    pieces = flat.split([part.numel() for part in parts])
-    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    found: list[Tensor] = []
+    start = 0
+    for part in parts:
+        found.append(flat[start : start + part.numel()].view(part.shape))
+        start += part.numel()
+    return found

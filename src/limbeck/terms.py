@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from limbeck import collectives, losses, moments, norms, pooling
 from limbeck.chunked import Combine, chunked
 from limbeck.errors import UserError
+from limbeck.projectors import Ridge
 from limbeck.taps import Captured
 
-Ridge = ()
 Loss = Callable[[Tensor, Tensor], Tensor]
 LabelledLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CorrelationLoss = Callable[[Tensor], Tensor]
@@ -445,6 +445,7 @@ def _last_linear(projector: nn.Module) -> _LastLinear | None:
     """The last layer, where the projector is or ends in a linear one: what moments and blocks need to know of it."""
     if isinstance(projector, nn.Linear):
         return _LastLinear(nn.Identity(), projector)
-    if isinstance(projector, nn.Sequential) and len(projector) and isinstance(projector[-1], nn.Linear):
-        return _LastLinear(projector[:-1], projector[-1])
+    if isinstance(projector, nn.Sequential) and len(projector) > 0:
+        last = projector[-1]
+        return _LastLinear(projector[:-1], last) if isinstance(last, nn.Linear) else None
     return None

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from limbeck.errors import UserError
 from limbeck.losses.inputs import positive
@@ -39,7 +38,6 @@ class _LogSumOfPowers(torch.autograd.Function):
         return torch.log(total) + alpha * torch.log(unit)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, unit, total = ctx.saved_tensors
         factor = grads[0] * ctx.alpha / (unit * total)

@@ -1,19 +1,14 @@
-"""Norms of features: modules that keep the shape and act on the last dimension; ``nn.Identity`` is no norm at all.
-
-None has a parameter or a running statistic: what a norm of a distillation term could learn, its projector learns, and
-the teacher's side must not learn. All compute in, and return, at least float32, under autocast too; all are finite in
-value and gradient for constant and for zero features.
-"""
+"""Norms that rescale: each channel over the batch, or each row over its channels. None remembers anything."""
 
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck import losses
 from limbeck.errors import UserError
+from limbeck.norms.inputs import check_eps, check_width, prepare
 
 
 @final
@@ -45,6 +40,7 @@ class BatchNorm(nn.Module):
         section on normalization and implementation details.
 
     Example:
+        >>> import torch
         >>> BatchNorm(2, eps=1e-12)(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
         tensor([[-1.,  0.],
                 [ 1.,  0.]])
@@ -52,14 +48,14 @@ class BatchNorm(nn.Module):
 
     def __init__(self, d: int, *, eps: float = 1e-4) -> None:
         super().__init__()
-        _check_width("BatchNorm", d, least=1)
-        _check_eps("BatchNorm", eps)
+        check_width("BatchNorm", d, least=1)
+        check_eps("BatchNorm", eps)
         self.d = d
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The normalized features, in at least float32; see the class."""
-        rows = _prepare("BatchNorm", x, self.d).reshape(-1, self.d)
+        rows = prepare("BatchNorm", x, self.d).reshape(-1, self.d)
         if rows.shape[0] < 2:
             raise UserError(f"BatchNorm: rows in the batch: {rows.shape[0]}; batch statistics need at least 2")
         # The kernel is careless of large means in float32 (on a CPU, with mean 10^4 and deviation 1, results are off by
@@ -94,6 +90,7 @@ class L2(nn.Module):
         table 1 (6.1 in the reprint in R. Miles's thesis), row "L2".
 
     Example:
+        >>> import torch
         >>> L2()(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
@@ -101,12 +98,12 @@ class L2(nn.Module):
 
     def __init__(self, *, eps: float = 1e-6) -> None:
         super().__init__()
-        _check_eps("L2", eps)
+        check_eps("L2", eps)
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The normalized features, in at least float32; see the class."""
-        return losses.unit_rows(_prepare("L2", x, None), eps=self.eps)
+        return losses.unit_rows(prepare("L2", x, None), eps=self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
@@ -135,6 +132,7 @@ class LayerNorm(nn.Module):
         J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv 1607.06450, 2016, equation 3.
 
     Example:
+        >>> import torch
         >>> LayerNorm(2)(torch.tensor([[1.0, 5.0], [3.0, 3.0]])).round(decimals=4)
         tensor([[-1.,  1.],
                 [ 0.,  0.]])
@@ -142,14 +140,14 @@ class LayerNorm(nn.Module):
 
     def __init__(self, d: int, *, eps: float = 1e-5) -> None:
         super().__init__()
-        _check_width("LayerNorm", d, least=2)
-        _check_eps("LayerNorm", eps)
+        check_width("LayerNorm", d, least=2)
+        check_eps("LayerNorm", eps)
         self.d = d
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The normalized features, in at least float32; see the class."""
-        return F.layer_norm(_prepare("LayerNorm", x, self.d), (self.d,), eps=self.eps)
+        return F.layer_norm(prepare("LayerNorm", x, self.d), (self.d,), eps=self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
@@ -180,14 +178,15 @@ class GroupNorm(nn.Module):
         table 1 (6.1 in the reprint in R. Miles's thesis), row "GroupNorm".
 
     Example:
+        >>> import torch
         >>> GroupNorm(2, 4)(torch.tensor([[1.0, 5.0, 30.0, 20.0]])).round(decimals=4)
         tensor([[-1.,  1.,  1., -1.]])
     """
 
     def __init__(self, groups: int, d: int, *, eps: float = 1e-5) -> None:
         super().__init__()
-        _check_width("GroupNorm", d, least=2)
-        _check_eps("GroupNorm", eps)
+        check_width("GroupNorm", d, least=2)
+        check_eps("GroupNorm", eps)
         if groups < 1 or d % groups != 0 or groups == d:
             raise UserError(
                 f"GroupNorm: got {groups} groups of {d} channels; expected a divisor of {d}, 2 or more channels each"
@@ -199,28 +198,9 @@ class GroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The normalized features, in at least float32; see the class."""
         width = self.d // self.groups
-        grouped = _prepare("GroupNorm", x, self.d).reshape(*x.shape[:-1], self.groups, width)
+        grouped = prepare("GroupNorm", x, self.d).reshape(*x.shape[:-1], self.groups, width)
         return F.layer_norm(grouped, (width,), eps=self.eps).reshape(x.shape)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
         return f"{self.groups}, {self.d}, eps={self.eps}"
-
-
-def _prepare(name: str, x: Tensor, d: int | None) -> Tensor:
-    """The input in at least float32, after the checks that every norm shares."""
-    if not x.is_floating_point():
-        raise UserError(f"{name}: got {x.dtype}; expected floating point")
-    if x.ndim < 2 or (d is not None and x.shape[-1] != d):
-        raise UserError(f"{name}: got {tuple(x.shape)}; expected (n, {'d' if d is None else d})")
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _check_width(name: str, d: int, *, least: int) -> None:
-    if d < least:
-        raise UserError(f"{name}: d is {d}; expected at least {least}")
-
-
-def _check_eps(name: str, eps: float) -> None:
-    if not eps > 0:
-        raise UserError(f"{name}: eps is {eps}; expected a number above 0")
