@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 import psutil
+import torch
 
 from limbeck.data import parts, sources
 from limbeck.data.fetch import Disk, Frame, Memory, Skips, decode_all
@@ -126,6 +127,12 @@ class Data:
     def val_count(self) -> int:
         """Validation images, as `train_count`."""
         return len(self._counted("val"))
+
+    @property
+    def train_labels(self) -> torch.Tensor | None:
+        """Class number of every training image, as a batch's ``index`` counts them; None without labels."""
+        labels = self._counted("train").labels
+        return None if labels is None else torch.from_numpy(labels)
 
     @property
     def skipped(self) -> tuple[str, ...]:

@@ -18,11 +18,13 @@ from limbeck.errors import UserError
 from limbeck.models import InputTransform, Model
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, Term
 
 CARD = "student.json"  # in a run folder: how to build the student and feed it
+WHITENING_MOMENTUM = 0.1  # a batch alone seldom has enough rows for a covariance
 GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments out GroupNorm(16, d) with 16 groups
 
 
@@ -105,6 +107,11 @@ def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:
     if teacher is not None and recipe.uses_logits:
         terms["logit"] = build_logit_term(recipe)
         weights["logit"] = recipe.logit_weight
+    if teacher is not None and recipe.rival is not None:
+        rivals = build_rival_terms(recipe, student, teacher, data)
+        weight = WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
+        terms |= rivals
+        weights |= dict.fromkeys(rivals, weight)
     frozen = teacher.module if teacher is not None and terms else None
     return Parts(recipe, data, student, teacher, Distiller(student.module, frozen, task, terms=terms, weights=weights))
 
@@ -121,10 +128,21 @@ def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classif
 
 
 def build_logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
-    """Soft targets, or decoupled distillation."""
-    if recipe.logit_loss == "dkd":
-        return LabelledLogitTerm(functools.partial(losses.decoupled_kl, temperature=recipe.temperature))
-    return LogitTerm(functools.partial(losses.kl_divergence, temperature=recipe.temperature))
+    """The term of the logits."""
+    temperature = recipe.temperature
+    match recipe.logit_loss:
+        case "kl":
+            return LogitTerm(functools.partial(losses.kl_divergence, temperature=temperature))
+        case "standardized_kl":
+            return LogitTerm(functools.partial(losses.standardized_kl, temperature=temperature))
+        case "dkd":
+            return LabelledLogitTerm(functools.partial(losses.decoupled_kl, temperature=temperature))
+        case "nkd":
+            return LabelledLogitTerm(functools.partial(losses.normalized_kl, temperature=temperature))
+        case "dist":
+            return LogitTerm(functools.partial(losses.pearson_distance, temperature=temperature))
+        case "mlkd":
+            return LogitTerm(losses.multi_level_kl)
 
 
 def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> FeatureTerm:
@@ -134,31 +152,47 @@ def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> Featur
     student_pool, teacher_pool = build_pool(recipe.student_pool), build_pool(recipe.teacher_pool)
     d_s = pooled_shape(student, student_tap, student_pool)[-1]
     d_t = pooled_shape(teacher, teacher_tap, teacher_pool)[-1]
-    bias = recipe.student_norm != "batch"  # batch norm behind the projector cancels it
-    match recipe.projector:
-        case "identity":
-            if d_s != d_t:
-                raise UserError(
-                    f'projector "identity" needs equal widths: "{student_tap}" of the student has {d_s} channels, '
-                    f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
-                )
-            projector: nn.Module = projectors.identity()
-        case "linear":
-            projector = projectors.linear(d_s, d_t, bias=bias)
-        case "mlp":
-            projector = projectors.mlp(d_s, d_t, hidden=recipe.projector_hidden, bias=bias)
+    if recipe.projector == "identity" and d_s != d_t:
+        raise UserError(
+            f'projector "identity" needs equal widths: "{student_tap}" of the student has {d_s} channels, '
+            f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
+        )
+    source, width = (d_t, d_s) if recipe.inverted else (d_s, d_t)
     loss, correlation_loss = _feature_loss(recipe)
     return FeatureTerm(
         student_tap,
         teacher_tap,
-        projector=projector,
-        student_norm=build_norm(recipe.student_norm, d_t),
-        teacher_norm=build_norm(recipe.teacher_norm, d_t),
+        projector=build_projector(recipe, source, width),
+        input_norm=build_norm(recipe.input_norm, source),
+        student_norm=build_norm(recipe.student_norm, width),
+        teacher_norm=build_norm(recipe.teacher_norm, width),
+        inverted=recipe.inverted,
         loss=loss,
         correlation_loss=correlation_loss,
         student_pool=student_pool,
         teacher_pool=teacher_pool,
     )
+
+
+def build_projector(recipe: Recipe, d_s: int, d_t: int) -> nn.Module:
+    """A projector by its name in the recipe, between two widths."""
+    behind = recipe.teacher_norm if recipe.inverted else recipe.student_norm
+    bias = behind != "batch"  # batch norm behind the projector cancels it
+    match recipe.projector:
+        case "identity":
+            return projectors.identity()
+        case "linear":
+            return projectors.linear(d_s, d_t, bias=bias)
+        case "mlp":
+            return projectors.mlp(d_s, d_t, hidden=recipe.projector_hidden, bias=bias)
+        case "orthogonal":
+            return projectors.orthogonal(d_s, d_t)
+        case "ensemble":
+            return projectors.ensemble(d_s, d_t, count=recipe.projector_count)
+        case "low_rank":
+            return projectors.low_rank(d_s, d_t, rank=min(recipe.projector_rank, d_s, d_t))
+        case "ridge":
+            return projectors.Ridge(d_s, d_t)
 
 
 def _feature_loss(recipe: Recipe) -> tuple[Any, Any]:
@@ -167,8 +201,18 @@ def _feature_loss(recipe: Recipe) -> tuple[Any, Any]:
             return functools.partial(losses.log_sum, alpha=recipe.alpha), None
         case "log_correlation":
             return None, functools.partial(losses.log_correlation, alpha=recipe.alpha)
+        case "correlation_power":
+            return None, functools.partial(losses.correlation_power, power=recipe.alpha)
+        case "squared_error":
+            return losses.squared_error, None
         case "mean_squared_error":
             return losses.mean_squared_error, None
+        case "l1":
+            return losses.l1, None
+        case "feature_kl":
+            return functools.partial(losses.feature_kl, temperature=recipe.temperature), None
+        case "gaussian_wasserstein":
+            return losses.gaussian_wasserstein, None
         case "smooth_l1":
             return losses.smooth_l1, None
         case "cosine":
@@ -188,6 +232,10 @@ def build_norm(name: str, width: int) -> nn.Module | None:
             return norms.GroupNorm(width // GROUP_SIZE, width)
         case "l2":
             return norms.L2()
+        case "zca":
+            return norms.ZCA(width, momentum=WHITENING_MOMENTUM)
+        case "cholesky":
+            return norms.Cholesky(width, momentum=WHITENING_MOMENTUM)
         case _:
             return None
 
@@ -205,6 +253,10 @@ def build_pool(name: str) -> pooling.Pool:
             return pooling.token_mean(1)
         case "class_token":
             return pooling.class_token
+        case "spatial_positions":
+            return pooling.spatial_positions
+        case "token_positions":
+            return pooling.token_positions(1)
         case _:
             return pooling.automatic
 

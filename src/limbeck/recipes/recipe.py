@@ -7,7 +7,7 @@ nowhere below. Nothing in this file imports torch.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,10 +15,33 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from limbeck.errors import UserError
 from limbeck.recipes.reading import explain, load_mapping, read_text
 
-Method = Literal["alone", "kd", "projector", "projector+kd"]
-FeatureLoss = Literal["log_sum", "log_correlation", "mean_squared_error", "smooth_l1", "cosine"]
-Norm = Literal["batch", "layer", "group", "l2", "none"]
-Pool = Literal["automatic", "vector", "spatial_mean", "spatial_mean_nhwc", "token_mean", "class_token"]
+Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review"]
+Method = Literal["alone", "kd", "projector", "projector+kd", Rival]
+FeatureLoss = Literal[
+    "log_sum",
+    "log_correlation",
+    "correlation_power",
+    "squared_error",
+    "mean_squared_error",
+    "l1",
+    "smooth_l1",
+    "cosine",
+    "feature_kl",
+    "gaussian_wasserstein",
+]
+Projector = Literal["identity", "linear", "mlp", "orthogonal", "ensemble", "low_rank", "ridge"]
+LogitLoss = Literal["kl", "standardized_kl", "dkd", "nkd", "dist", "mlkd"]
+Norm = Literal["batch", "layer", "group", "l2", "zca", "cholesky", "none"]
+Pool = Literal[
+    "automatic",
+    "vector",
+    "spatial_mean",
+    "spatial_mean_nhwc",
+    "token_mean",
+    "class_token",
+    "spatial_positions",
+    "token_positions",
+]
 
 
 def _no_bool(value: object) -> object:
@@ -45,7 +68,8 @@ class Recipe(BaseModel):
     """One run: which models, which images, what is minimised, and how. Checked when it is made, then frozen.
 
     Methods: ``alone`` minimises the task loss; ``kd`` adds the logit loss; ``projector`` adds the feature loss between
-    the projected student feature and the teacher's; ``projector+kd`` adds both. Without labels the task loss is absent.
+    the projected student feature and the teacher's; ``projector+kd`` adds both; the others add the loss of a published
+    rival (`limbeck.recipes.rivals`). Without labels the task loss is absent.
 
     Raises:
         UserError: A setting is unknown, has a value it cannot have, or contradicts another one (one line).
@@ -136,24 +160,37 @@ class Recipe(BaseModel):
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
     alpha: Annotated[float, Field(ge=1), _Number] = Field(
-        default=4.0, description="Exponent of both LogSum forms (paper: 4 to 5 are best)."
+        default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
     feature_weight: Weight = Field(default=2.0, description="Weight of the feature loss (published ImageNet code).")
-    projector: Literal["identity", "linear", "mlp"] = Field(
+    projector: Projector = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
+    )
+    inverted: bool = Field(
+        default=False, description="Project the teacher's feature to the student's width instead (cross-task paper)."
     )
     projector_hidden: Count = Field(
         default=1024, description="Hidden width of the mlp projector (paper's CIFAR-100 runs)."
+    )
+    projector_count: Count = Field(default=3, description="Projectors of an ensemble (PEFD: 3).")
+    projector_rank: Count = Field(default=64, description="Rank of the low_rank projector. Chosen.")
+    input_norm: Norm = Field(
+        default="none",
+        description="Normalization in front of the projector; zca whitens, as the paper's theory has it.",
     )
     student_norm: Norm = Field(
         default="batch", description="Normalization of the projected student feature (paper: batch)."
     )
     teacher_norm: Norm = Field(default="batch", description="Normalization of the teacher's feature (paper: batch).")
-    logit_loss: Literal["kl", "dkd"] = Field(
-        default="kl", description="Distance of the outputs: soft targets, or decoupled."
+    logit_loss: LogitLoss = Field(
+        default="kl",
+        description="Distance of the outputs: soft targets, the same standardized, DKD, NKD, DIST or MLKD.",
     )
     logit_weight: Weight = Field(default=4.0, description="Weight of the logit loss; 4 beat 1, docs/results.md.")
     temperature: Positive = Field(default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature).")
+    rival_weight: Weight | None = Field(
+        default=None, description="Weight of a rival's loss; None: the one of the CRD protocol (RepDistiller)."
+    )
     task_weight: Weight = Field(default=1.0, description="Weight of the task loss on the labels (published code).")
     label_smoothing: Fraction = Field(
         default=0.0, description="Label smoothing of the task loss (paper's DeiT recipe: 0.1)."
@@ -186,7 +223,7 @@ class Recipe(BaseModel):
         default=None, description="Largest gradient norm, after unscaling; None: no clipping."
     )
     accumulate: Count = Field(
-        default=1, description="Batches whose gradients are averaged for one step of the optimizer."
+        default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
     )
     ema: Open | None = Field(
         default=None, description="Decay of the moving average of the student's weights; None: none."
@@ -226,6 +263,11 @@ class Recipe(BaseModel):
     def uses_features(self) -> bool:
         """Whether the method has a feature term (projector)."""
         return self.method in ("projector", "projector+kd")
+
+    @property
+    def rival(self) -> Rival | None:
+        """The method, where it is a rival of the projector."""
+        return self.method if self.method in get_args(Rival) else None  # pyright: ignore[reportReturnType]
 
     @property
     def uses_logits(self) -> bool:
@@ -318,12 +360,20 @@ def _check_models(recipe: Recipe) -> str | None:
 
 def _check_terms(recipe: Recipe) -> str | None:
     norms = {"student_norm": recipe.student_norm, "teacher_norm": recipe.teacher_norm}
-    if recipe.uses_features and recipe.feature_loss == "log_correlation":
+    if recipe.uses_features and recipe.feature_loss in ("log_correlation", "correlation_power"):
         for name, norm in norms.items():
             if norm != "batch":
-                return f"{name}: feature_loss log_correlation is defined on batch norm on both sides, got {norm!r}"
-    if recipe.uses_logits and recipe.logit_loss == "dkd" and not recipe.labels:
-        return "logit_loss: dkd needs labels (it treats the true class apart); kl does without"
+                return (
+                    f"{name}: feature_loss {recipe.feature_loss} is defined on batch norm on both sides, got {norm!r}"
+                )
+    if recipe.uses_logits and recipe.logit_loss in ("dkd", "nkd") and not recipe.labels:
+        return f"logit_loss: {recipe.logit_loss} needs labels (it treats the true class apart); kl does without"
+    if recipe.uses_features and recipe.feature_loss == "gaussian_wasserstein":
+        for name, pool in {"student_pool": recipe.student_pool, "teacher_pool": recipe.teacher_pool}.items():
+            if pool not in ("spatial_positions", "token_positions"):
+                return (
+                    f"{name}: feature_loss gaussian_wasserstein compares positions; use spatial_positions, got {pool!r}"
+                )
     if recipe.method == "alone" and not recipe.labels:
         return "labels: method alone learns from the labels only; without them choose kd or projector"
     if not recipe.labels and recipe.label_smoothing > 0:
@@ -332,6 +382,7 @@ def _check_terms(recipe: Recipe) -> str | None:
         "task_weight": recipe.task_weight if recipe.labels else 0.0,
         "feature_weight": recipe.feature_weight if recipe.uses_features else 0.0,
         "logit_weight": recipe.logit_weight if recipe.uses_logits else 0.0,
+        "rival_weight": (1.0 if recipe.rival_weight is None else recipe.rival_weight) if recipe.rival else 0.0,
     }
     if not any(weights.values()):
         return f"method: every weight of {recipe.method} is zero, so nothing would be learned"

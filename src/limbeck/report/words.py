@@ -8,6 +8,16 @@ METHODS = {
     "kd": "the student also matches the teacher's softened logits",
     "projector": "the student also matches the teacher's feature through a learned projector",
     "projector+kd": "both, the feature through the projector and the logits",
+    "fitnet": "the student also matches a map of the teacher's through a convolution (FitNet hints)",
+    "at": "the student also matches where the teacher's maps are active (attention transfer)",
+    "nst": "the student also matches the distribution of the teacher's channels (neuron selectivity)",
+    "sp": "the student also matches which images the teacher finds similar (similarity preserving)",
+    "rkd": "the student also matches the teacher's distances and angles between images (relational)",
+    "pkt": "the student also matches the teacher's probabilities of neighbors (probabilistic transfer)",
+    "cc": "the student also matches the teacher's kernel between images (correlation congruence)",
+    "vid": "the student also predicts the teacher's features with a learned variance (variational information)",
+    "crd": "the student also tells the teacher's feature of its image from those of others (contrastive)",
+    "review": "the student also matches the teacher's stages, fused from deep to shallow (knowledge review)",
 }
 READINGS = {
     "correlation": "mean correlation, channel by channel, of the projected feature with the teacher's; 1 is a match",

@@ -1,0 +1,138 @@
+"""The terms of the rival methods of a recipe, between the taps that each of them is published with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck import losses, pooling
+from limbeck.data import Data
+from limbeck.distiller import evaluating
+from limbeck.errors import UserError
+from limbeck.models import Model
+from limbeck.models.stages import stages
+from limbeck.recipes.recipe import Recipe, Rival
+from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
+from limbeck.taps import Taps
+from limbeck.terms import RelationTerm, Term
+
+WEIGHTS: dict[Rival, float] = {
+    "fitnet": 100.0,
+    "at": 1000.0,
+    "nst": 50.0,
+    "sp": 3000.0,
+    "rkd": 1.0,
+    "pkt": 30000.0,
+    "cc": 0.02,
+    "vid": 1.0,
+    "crd": 0.8,
+    "review": 1.0,
+}
+"""Weights of the CRD protocol (HobbitLong/RepDistiller, scripts); ReviewKD's is the smallest of its own code."""
+
+PAIRS: dict[Rival, Callable[[Tensor, Tensor], Tensor]] = {
+    "sp": losses.similarity_preserving,
+    "rkd": losses.relational,
+    "pkt": losses.probabilistic_transfer,
+    "cc": losses.correlation_congruence,
+}
+MAPS: dict[Rival, Callable[[Tensor, Tensor], Tensor]] = {
+    "at": losses.attention_transfer,
+    "nst": losses.neuron_selectivity,
+}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Taps of one model, and the shape of what is there for a batch of two."""
+
+    taps: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def width(self, index: int) -> int:
+        shape = self.shapes[index]
+        return shape[1] if len(shape) == 4 else shape[-1]
+
+
+def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data) -> dict[str, Term]:
+    """The terms of the recipe's method, by name; their weight is the method's, each.
+
+    SP, RKD, PKT, CC and CRD compare the pooled penultimate features; AT, NST, VID and ReviewKD the ends of the stages
+    (:func:`limbeck.models.stages.stages`), FitNet the end of the middle one. ``student_tap`` and ``teacher_tap`` of the
+    recipe take their place.
+
+    Raises:
+        UserError: The models have nothing that the method can compare.
+    """
+    rival = recipe.rival
+    assert rival is not None
+    if rival in PAIRS or rival == "crd":
+        tap_s, tap_t = recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate
+        if rival in PAIRS:
+            return {rival: RelationTerm(tap_s, tap_t, loss=PAIRS[rival])}
+        return {rival: _crd(recipe, _side(student, (tap_s,)), _side(teacher, (tap_t,)), data)}
+    side_s, side_t = _stages(recipe, student, teacher)
+    if rival in MAPS:
+        return {
+            f"{rival}{index}": RelationTerm(
+                tap_s, tap_t, loss=MAPS[rival], student_pool=_as_map(shape_s), teacher_pool=_as_map(shape_t)
+            )
+            for index, (tap_s, tap_t, shape_s, shape_t) in enumerate(
+                zip(side_s.taps, side_t.taps, side_s.shapes, side_t.shapes, strict=True), start=1
+            )
+        }
+    count = len(side_s.taps)
+    widths_s, widths_t = ([side.width(index) for index in range(count)] for side in (side_s, side_t))
+    if rival == "vid":
+        return {rival: VIDTerm(side_s.taps, side_t.taps, d_s=widths_s, d_t=widths_t)}
+    if rival == "review":
+        deepest_s, deepest_t = _side(student, (student.penultimate,)), _side(teacher, (teacher.penultimate,))
+        return {
+            rival: ReviewTerm(
+                (*side_s.taps, *deepest_s.taps),
+                (*side_t.taps, *deepest_t.taps),
+                d_s=[*widths_s, deepest_s.width(0)],
+                d_t=[*widths_t, deepest_t.width(0)],
+                loss=losses.hierarchical_context,
+            )
+        }
+    middle = (count - 1) // 2 + (count - 1) % 2  # the hint of the authors lies in the middle; the deeper one of two
+    if len(side_s.shapes[middle]) != 4 or len(side_t.shapes[middle]) != 4:
+        raise UserError("method fitnet compares maps, and one of the models has tokens; projector takes both")
+    module = regressor(widths_s[middle], widths_t[middle])
+    return {rival: HintTerm(side_s.taps[middle], side_t.taps[middle], regressor=module)}
+
+
+def _crd(recipe: Recipe, side_s: _Side, side_t: _Side, data: Data) -> CRDTerm:
+    labels = data.train_labels if recipe.labels else None
+    return CRDTerm(
+        side_s.taps[0], side_t.taps[0], d_s=side_s.width(0), d_t=side_t.width(0), images=data.train_count, labels=labels
+    )
+
+
+def _stages(recipe: Recipe, student: Model, teacher: Model) -> tuple[_Side, _Side]:
+    """The same number of stages of both, paired from the deep end; or the taps that the recipe names."""
+    named = (recipe.student_tap, recipe.teacher_tap)
+    taps_s = (named[0],) if named[0] is not None else stages(student)
+    taps_t = (named[1],) if named[1] is not None else stages(teacher)
+    count = min(len(taps_s), len(taps_t))
+    return _side(student, taps_s[-count:]), _side(teacher, taps_t[-count:])
+
+
+def _side(model: Model, taps: tuple[str, ...]) -> _Side:
+    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, 3, model.input.size, model.input.size, device=device)
+    with evaluating(model.module):
+        features = Taps(model.module, taps)(images).features
+    return _Side(taps, tuple(tuple(features[tap].shape) for tap in taps))
+
+
+def _as_map(shape: tuple[int, ...]) -> pooling.Pool:
+    """A pool that gives a map; tokens are laid out in a square, without those in front of the patches."""
+    if len(shape) == 4:
+        return pooling.unpooled
+    if len(shape) != 3:
+        raise UserError(f"a feature of shape {shape} is no map; tap a submodule that gives maps or tokens")
+    side = int(shape[1] ** 0.5)
+    return pooling.token_map(shape[1] - side**2)
