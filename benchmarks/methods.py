@@ -47,6 +47,7 @@ from limbeck.hardware import PRECISIONS, Settings, apply_settings
 from limbeck.models import InputTransform, Model
 from limbeck.optim import check_finite, check_gradients, check_optimizer, set_rate
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, build_rate
+from limbeck.recipes.compare import Interval, interval, paired
 from limbeck.recipes.recipe import GROUPS, TEACHER_SETTINGS, Recipe
 from limbeck.recipes.run import count_parameters, device_of, train_teacher
 from limbeck.recipes.teacher import build_teacher
@@ -353,6 +354,35 @@ def _rank(figures: Mapping[str, float]) -> float:
     return figures["top1"] if "top1" in figures else -figures["loss"]
 
 
+def table(records: Sequence[Record], against: str) -> str:
+    """The runs as a Markdown table: the last epoch's top-1 (or loss) over seeds, and paired differences.
+
+    Args:
+        records: The results.
+        against: Name of the run that the others are compared with, seed by seed.
+    """
+    found: dict[str, dict[int, float]] = {}
+    scale = 100.0 if all("top1" in record["last"] for record in records if "last" in record) else 1.0
+    for record in records:
+        if "last" in record:
+            value = record["last"]["top1"] if "top1" in record["last"] else record["last"]["loss"]
+            found.setdefault(record["run"].rsplit("-s", 1)[0], {})[record["seed"]] = scale * value
+    head = ["run", "seeds", "last, mean ± sd", "95% of the mean", f"minus {against}, paired", "95%"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, values in found.items():
+        own = interval(list(values.values()))
+        pair = paired(values, found[against]) if against in found and name != against else None
+        spread = f" ± {own.sd:.2f}" if own.sd is not None else ""
+        cells = [name, str(own.n), f"{own.mean:.2f}{spread}", _ends(own, "")]
+        cells += [f"{pair.mean:+.2f}", _ends(pair, "+")] if pair is not None else ["", ""]
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
+    return "\n".join(lines)
+
+
+def _ends(of: Interval, sign: str) -> str:
+    return f"{of.low:{sign}.1f} to {of.high:{sign}.1f}" if of.low is not None and of.high is not None else ""
+
+
 def describe(device: torch.device) -> str:
     """The device's name, and of a CPU its threads."""
     if device.type == "cuda":
@@ -382,12 +412,13 @@ def _set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: t
 
 
 def main() -> None:
-    """Read the plan, train, and print one line a run."""
+    """Read the plan, train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=[], help="these runs of the plan")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--against", default="alone", help="the run that the table compares the others with")
     parser.add_argument("--every", type=int, default=2, help="epochs between two scores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="keep the weights beside the file")
@@ -398,10 +429,8 @@ def main() -> None:
         records = run_plan(runs, args.out, every=args.every, keep=args.keep)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    wanted = {f"{run.name}-s{run.recipe.seed}" for run in runs}
-    for record in records:
-        if record["run"] in wanted:
-            say(f"{record['run']}: {record.get('failed') or record['last']}")
+    names = {f"{run.name}-s{run.recipe.seed}" for run in runs}
+    say(table([record for record in records if record["run"] in names], args.against))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,20 @@ def test_a_student_that_breaks_leaves_the_others_alone(methods: ModuleType, teac
     assert both[0]["last"] == alone[0]["last"]
 
 
+def test_the_table_pairs_runs_seed_by_seed(methods: ModuleType) -> None:
+    shares = {"alone": (0.1, 0.2, 0.3), "kd": (0.2, 0.3, 0.4)}
+    records = [
+        {"run": f"{name}-s{seed}", "seed": seed, "last": {"top1": share}}
+        for name, values in shares.items()
+        for seed, share in enumerate(values)
+    ]
+    records.append({"run": "wild-s0", "seed": 0, "failed": "the loss is not finite"})
+    rows = methods.table(records, "alone").splitlines()
+    assert rows[2] == "| alone | 3 | 20.00 ± 10.00 | -4.8 to 44.8 | | |"  # t(0.975, 2) = 4.303
+    assert rows[3] == "| kd | 3 | 30.00 ± 10.00 | 5.2 to 54.8 | +10.00 | +10.0 to +10.0 |"
+    assert len(rows) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
