@@ -14,7 +14,8 @@ alone the teacher's settings are dropped. Runs that differ in nothing but the st
 optimised see the same batches in the same order and form a group, which shares the images, their augmentation and the
 teacher's pass. All else is each student's own: weights, optimizer, schedule, random numbers. A student is the one that
 ``limbeck distill`` (``limbeck train`` for alone) gives with the same settings, to the byte in float32 on one thread of
-a CPU: so it was for digits (tests/benchmarks/test_methods.py) and for both students of docs/results.md.
+a CPU: so it was for digits (tests/benchmarks/test_methods.py) and, over two epochs of 1,280 images, for both students
+of docs/results.md.
 
 A run is scored after its last epoch and, for its best epoch, after each ``--every``-th before that. The seconds of a
 run are its own and its share of what the group does once. Finished groups are written to the file at once and skipped
