@@ -158,6 +158,17 @@ class Distiller(nn.Module):
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
         student, teacher = self.capture(batch)
+        return self.combine(student, teacher, batch)
+
+    def combine(self, student: Captured, teacher: Captured | None, batch: Any) -> StepResult:
+        """The losses of what student and teacher computed on a batch: ``forward`` without the two models.
+
+        Students that learn from one teacher side by side can so share its forward pass, if the teacher was tapped
+        wherever their terms say.
+
+        Raises:
+            UserError: As ``forward``.
+        """
         parts: dict[str, Tensor] = {}
         task_loss = self.task.loss(student.output, batch)
         if task_loss is not None:
@@ -176,14 +187,18 @@ class Distiller(nn.Module):
 
     def capture(self, batch: Any) -> tuple[Captured, Captured | None]:
         """What student and teacher compute on a batch, the teacher without gradient."""
-        target, index = self.task.target(batch), self.task.index(batch)
-        student = self._student_taps(self.task.student_input(batch))._replace(target=target, index=index)
+        student = self.capture_student(batch)
         if self._teacher_taps is None:
             return student, None
         self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
         with torch.no_grad():
-            teacher = self._teacher_taps(self.task.teacher_input(batch))._replace(target=target, index=index)
-        return student, teacher
+            teacher = self._teacher_taps(self.task.teacher_input(batch))
+        return student, teacher._replace(target=student.target, index=student.index)
+
+    def capture_student(self, batch: Any) -> Captured:
+        """What the student alone computes on a batch."""
+        target, index = self.task.target(batch), self.task.index(batch)
+        return self._student_taps(self.task.student_input(batch))._replace(target=target, index=index)
 
     def with_student(self, student: nn.Module) -> "Distiller":
         """The same teacher, task, terms and weights around another student, for instance its moving average."""
