@@ -75,7 +75,7 @@ def chunked(
     """
     count = row_count(z_s)
     dtype = torch.promote_types(torch.promote_types(z_s.dtype, z_t.dtype), torch.float32)
-    weight = weight.to(dtype)
+    weight, bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
     center_s, center_t = z_s.new_zeros(z_s.shape[-1], dtype=dtype), z_t.new_zeros(z_t.shape[-1], dtype=dtype)
     scale_t = torch.ones_like(center_t)
     folded = [norm for norm in (student_norm, teacher_norm) if isinstance(norm, norms.BatchNorm)]

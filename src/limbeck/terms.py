@@ -54,6 +54,7 @@ class Form(enum.Enum):
 COMBINE: dict[object, Combine] = {
     losses.squared_error: Combine.SUM,
     losses.mean_squared_error: Combine.MEAN,
+    losses.l1: Combine.MEAN,
     losses.smooth_l1: Combine.MEAN,
     losses.cosine: Combine.MEAN,
     losses.log_sum: Combine.LOG_SUM,
