@@ -35,7 +35,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": 3}, "data: expected a text of one line, got 3"),
     (
         {"method": "projektor"},
-        "method: expected one of alone, kd, projector, projector+kd, got 'projektor' (did you mean \"projector\"?)",
+        "method: expected one of alone, kd, projector, projector+kd, fitnet, at, nst, sp, rkd, pkt, cc, vid, crd, "
+        "review, got 'projektor' (did you mean \"projector\"?)",
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
@@ -58,6 +59,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"feature_weight": 0, "labels": False}, "method: every weight of projector is zero"),
     ({"train_limit": 5, "subset": 0.5}, "train_limit: give either train_limit (5) or subset (0.5), not both"),
     ({"precision": "fp16", "device": "cpu"}, "precision: fp16 is for a GPU, got device cpu"),
+    ({"feature_loss": "correlation_power", "student_norm": "l2"}, "student_norm: feature_loss correlation_power is"),
+    ({"feature_loss": "gaussian_wasserstein"}, "student_pool: gaussian_wasserstein compares positions"),
+    ({"method": "at", "rival_weight": 0, "task_weight": 0}, "method: every weight of at is zero"),
     ({"schedule": "step"}, "milestones: schedule step needs the epochs of its steps, for example 30 60 90"),
     ({"milestones": [3]}, "milestones: only for schedule step, got schedule cosine with milestones 3"),
     ({"schedule": "step", "milestones": [3, 2]}, "milestones: expected rising epochs below epochs (100), got 3 2"),

@@ -82,6 +82,12 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
                 zip(side_s.taps, side_t.taps, side_s.shapes, side_t.shapes, strict=True), start=1
             )
         }
+    kinds = {len(shape) for shape in (*side_s.shapes, *side_t.shapes)}
+    if kinds != {4}:
+        raise UserError(
+            f"method {rival} compares maps, and one of the models has none at {side_s.taps[-1]} or {side_t.taps[-1]}; "
+            "projector, at, nst, sp, rkd, pkt, cc and crd take tokens too"
+        )
     count = len(side_s.taps)
     widths_s, widths_t = ([side.width(index) for index in range(count)] for side in (side_s, side_t))
     if rival == "vid":
@@ -98,8 +104,6 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
             )
         }
     middle = (count - 1) // 2 + (count - 1) % 2  # the hint of the authors lies in the middle; the deeper one of two
-    if len(side_s.shapes[middle]) != 4 or len(side_t.shapes[middle]) != 4:
-        raise UserError("method fitnet compares maps, and one of the models has tokens; projector takes both")
     module = regressor(widths_s[middle], widths_t[middle])
     return {rival: HintTerm(side_s.taps[middle], side_t.taps[middle], regressor=module)}
 

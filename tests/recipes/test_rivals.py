@@ -1,0 +1,119 @@
+"""What a recipe can name is built, trains, and is weighted as published."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from limbeck.data import Data
+from limbeck.errors import UserError
+from limbeck.models import Model, build
+from limbeck.optim import check_gradients
+from limbeck.recipes.build import Parts, build_data, build_parts
+from limbeck.recipes.recipe import FeatureLoss, LogitLoss, Norm, Projector, Recipe, Rival
+from limbeck.recipes.rivals import WEIGHTS
+
+RIVALS = get_args(Rival)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return build_data(recipe())
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Model:
+    torch.manual_seed(1)
+    return build("cifar/resnet14", num_classes=10, size=8)
+
+
+def recipe(**changes: Any) -> Recipe:
+    base: dict[str, Any] = {"teacher": "cifar/resnet14", "student": "cifar/resnet8", "data": "digits", "batch_size": 16}
+    return Recipe(**{**base, **changes})
+
+
+def step(parts: Parts) -> dict[str, float]:
+    """Two steps; the unweighted parts of the second."""
+    subject = parts.distiller.train()
+    optimizer = torch.optim.SGD(subject.trainable_parameters().values(), lr=0.01)
+    found: dict[str, float] = {}
+    for _, batch in zip(range(2), parts.data.train_loader(batch_size=16, seed=0), strict=False):
+        result = subject(batch)
+        optimizer.zero_grad()
+        result.loss.backward()
+        check_gradients(subject)
+        optimizer.step()
+        found = {name: float(part) for name, part in result.parts.items()}
+    assert all(torch.isfinite(p).all() for p in subject.trainable_parameters().values())
+    return found
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_every_rival_trains(rival: str, data: Data, teacher: Model) -> None:
+    parts = build_parts(recipe(method=rival), data, teacher)
+    names = list(parts.distiller.terms)
+    assert names
+    assert all(name.rstrip("0123456789") == rival for name in names)
+    assert {parts.distiller.weights[name] for name in names} == {WEIGHTS[rival]}
+    values = step(parts)
+    assert values.keys() == {"task", *names}
+    assert all(value == value and abs(value) < 1e6 for value in values.values())
+
+
+def test_a_weight_of_ones_own_takes_the_place_of_the_published_one(data: Data, teacher: Model) -> None:
+    parts = build_parts(recipe(method="at", rival_weight=7.0), data, teacher)
+    assert {weight for name, weight in parts.distiller.weights.items() if name != "task"} == {7.0}
+    assert len(parts.distiller.terms) == 3  # the three stages
+
+
+def test_named_taps_take_the_place_of_the_stages(data: Data, teacher: Model) -> None:
+    parts = build_parts(recipe(method="at", student_tap="layer2", teacher_tap="layer3"), data, teacher)
+    (term,) = parts.distiller.terms.values()
+    assert (term.student_taps, term.teacher_taps) == (("layer2",), ("layer3",))
+
+
+def test_crd_has_negatives_of_other_classes_where_there_are_labels(data: Data, teacher: Model) -> None:
+    (term,) = build_parts(recipe(method="crd"), data, teacher).distiller.terms.values()
+    labels = data.train_labels
+    assert labels is not None
+    index = torch.arange(4)
+    negatives = term.draw_negatives(index)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (labels[negatives] != labels[index][:, None]).all()
+
+
+@pytest.mark.parametrize("rival", ["fitnet", "vid", "review"])
+def test_maps_against_tokens_are_refused_where_the_method_has_no_way(rival: str, data: Data) -> None:
+    vit = build("small/vit-16", num_classes=10, size=8)
+    with pytest.raises(UserError, match=f"method {rival} compares maps"):
+        build_parts(recipe(method=rival, teacher="small/vit-16"), data, vit)
+
+
+@pytest.mark.parametrize("rival", ["at", "nst", "sp", "crd"])
+def test_a_vit_can_teach_a_cnn(rival: str, data: Data) -> None:
+    vit = build("small/vit-16", num_classes=10, size=8)
+    assert step(build_parts(recipe(method=rival, teacher="small/vit-16"), data, vit))
+
+
+@pytest.mark.parametrize("name", get_args(Projector))
+@pytest.mark.parametrize("inverted", [False, True])
+def test_every_projector_is_built(name: str, inverted: bool, data: Data, teacher: Model) -> None:
+    assert step(build_parts(recipe(projector=name, inverted=inverted, projector_hidden=8), data, teacher))
+
+
+@pytest.mark.parametrize("name", get_args(Norm))
+def test_every_norm_is_built(name: str, data: Data, teacher: Model) -> None:
+    changes = {"student_norm": name, "teacher_norm": name, "feature_loss": "mean_squared_error"}
+    assert step(build_parts(recipe(**changes), data, teacher))
+    assert step(build_parts(recipe(input_norm=name), data, teacher))
+
+
+@pytest.mark.parametrize("name", get_args(FeatureLoss))
+def test_every_feature_loss_is_built(name: str, data: Data, teacher: Model) -> None:
+    dense = {"student_tap": "layer2", "teacher_tap": "layer2"}
+    dense |= {"student_pool": "spatial_positions", "teacher_pool": "spatial_positions"}
+    assert step(build_parts(recipe(feature_loss=name, **dense), data, teacher))
+
+
+@pytest.mark.parametrize("name", get_args(LogitLoss))
+def test_every_logit_loss_is_built(name: str, data: Data, teacher: Model) -> None:
+    assert step(build_parts(recipe(method="kd", logit_loss=name), data, teacher)).keys() == {"task", "logit"}
