@@ -43,6 +43,7 @@ def with_every_kind_of_term(*, dropout: float = 0.0, norm: bool = False) -> Dist
             loss=losses.log_sum,
         ),
         "relation": RelationTerm("output", "fc:input", loss=losses.similarity_preserving),
+        "same": RelationTerm("fc", "fc", loss=losses.similarity_preserving),
         "logit": LogitTerm(losses.multi_level_kl),
         "labelled": LabelledLogitTerm(),
     }
@@ -117,7 +118,7 @@ def test_it_is_another_loss_than_the_mean_over_batches() -> None:
     whole, batches = split([6, 6])
     subject = with_every_kind_of_term()
     apart, together = [subject(batch).parts for batch in batches], subject(whole).parts
-    for name in ("correlation", "log_sum", "dense", "relation", "logit"):
+    for name in ("correlation", "log_sum", "dense", "relation", "same", "logit"):
         assert abs((apart[0][name] + apart[1][name]) / 2 - together[name]) > 1e-4, name
 
 
@@ -219,7 +220,7 @@ def test_the_loss_is_shown_before_the_backward_pass() -> None:
     def refuse(result: StepResult) -> None:
         raise UserError(f"{len(result.parts)} parts of {len(result.output)} rows")
 
-    with pytest.raises(UserError, match="7 parts of 12 rows"):
+    with pytest.raises(UserError, match="8 parts of 12 rows"):
         Accumulation(subject, subject, NO_SCALER)(batches, refuse)
     assert not gradients(subject)
 

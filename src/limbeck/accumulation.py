@@ -1,6 +1,6 @@
 """Several batches that count as one: the loss of all their rows, with the activations of one batch at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -46,6 +46,16 @@ class Accumulation:
     References:
         L. Gao, Y. Zhang, J. Han, J. Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
         RepL4NLP 2021, section 3 (gradient cache).
+
+    Example:
+        >>> from limbeck.tasks import Classification
+        >>> from limbeck.terms import LogitTerm
+        >>> distiller = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
+        >>> as_one = Accumulation(distiller, distiller, torch.amp.GradScaler("cpu", enabled=False))
+        >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))), (torch.randn(5, 4), torch.randint(3, (5,)))]
+        >>> result = as_one(batches, lambda result: None)
+        >>> sorted(result.parts), len(result.output)
+        (['logit', 'task'], 13)
     """
 
     def __init__(
@@ -87,7 +97,7 @@ class Accumulation:
                 with self._autocast():
                     surrogate: Tensor = self._model(batch, pull).loss
                 if surrogate.requires_grad:  # of a frozen student only the last one does, by the terms' parameters
-                    surrogate.backward()
+                    surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
         _set_random_state(after, self._device())
         return result
 
@@ -229,6 +239,6 @@ def _averaged(results: Sequence[StepResult], rows: Sequence[int]) -> StepResult:
     return StepResult(mean([result.loss for result in results]), parts, output)
 
 
-def _reached(gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
+def _reached(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Without those that the loss does not depend on."""
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
