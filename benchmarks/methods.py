@@ -163,7 +163,9 @@ class Lane:
         distiller.progress = done / recipe.epochs
         set_rate(self.optimizer, self.rate(done))
         with autocast(recipe, self.device):
-            result = distiller.combine(distiller.capture_student(batch), teacher if distiller.terms else None, batch)
+            student = distiller.capture_student(batch)
+            task_loss = distiller.task.loss(student.output, batch)
+            result = distiller.compare(student, teacher if distiller.terms else None, task_loss)
         if not math.isfinite(float(result.loss.detach())):
             parts = ", ".join(f"{name} {float(part):g}" for name, part in result.parts.items())
             raise UserError(f"the loss is not finite at step {self.steps + 1} ({parts})")

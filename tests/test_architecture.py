@@ -27,6 +27,7 @@ ORDER = (
     "taps",
     "terms",
     "distiller",
+    "accumulation",
     "checkpoint",
     "runlog",
     "optim",

@@ -17,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.meter import LOG_EVERY
 from limbeck.runlog import RunLog
 from limbeck.tasks import Classification, LabelFree
+from test_resume import flat, timeless
 from tiny import Batch, Loader, Net, records
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
@@ -141,13 +142,14 @@ def test_a_bad_gradient_in_the_last_batch_of_an_epoch_reaches_no_checkpoint(tmp_
     assert [path.name for path in Checkpoints(tmp_path).states()] == ["step-000000004"]
 
 
-def test_clipping_is_of_the_true_gradient() -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_clipping_is_of_the_true_gradient(accumulate: int) -> None:
     """Twice, with and without a scale on the loss: with the clip behind the unscaling both give the same step."""
     moved: list[list[Tensor]] = []
     real_scaler = torch.amp.GradScaler
     for scale in (1.0, 1024.0):
-        distiller = alone()
-        before = [p.detach().clone() for p in distiller.student.parameters()]
+        distiller = tiny.distiller()
+        before = {name: p.detach().clone() for name, p in distiller.trainable_parameters().items()}
         optimizer = torch.optim.SGD(distiller.trainable_parameters().values(), lr=1.0)
         with pytest.MonkeyPatch.context() as patch:
             if scale > 1:
@@ -156,8 +158,9 @@ def test_clipping_is_of_the_true_gradient() -> None:
                     return real_scaler("cpu", init_scale=scale, enabled=True)
 
                 patch.setattr(torch.amp, "GradScaler", scaler)
-            fit(distiller, Loader(8, 8), epochs=1, optimizer=optimizer, clip=0.01, cpu=True)
-        moved.append([p.detach() - b for p, b in zip(distiller.student.parameters(), before, strict=True)])
+            loader = Loader(8 * accumulate, 8)
+            fit(distiller, loader, epochs=1, optimizer=optimizer, clip=0.01, accumulate=accumulate, cpu=True)
+        moved.append([p.detach() - before[name] for name, p in distiller.trainable_parameters().items()])
         norm = torch.sqrt(sum((step**2).sum() for step in moved[-1]))
         assert norm.item() == pytest.approx(0.01, rel=1e-3)
     for a, b in zip(*moved, strict=True):
@@ -192,10 +195,58 @@ def test_a_short_last_group_is_averaged_over_its_own_batches() -> None:
     assert tiny.same_bytes(state(subject), state(twin))
 
 
-def test_accumulating_with_a_term_is_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    fit(tiny.distiller(), Loader(32, 8), epochs=1, accumulate=2, log=RunLog(tmp_path), cpu=True)
-    assert "see one batch at a time" in capfd.readouterr().err
-    assert records(tmp_path)[0]["kind"] == "note"
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+def test_accumulated_batches_are_one_large_batch_for_the_terms_and_all_else(accumulate: int, tmp_path: Path) -> None:
+    """Weights, moving average, schedules, clipping, counters, figures and log."""
+    outcomes: list[tuple[dict[str, Tensor], dict[str, Tensor], Any]] = []
+    for batch, count, name in ((4, accumulate, "small"), (4 * accumulate, 1, "large")):
+        subject = tiny.distiller().double()
+        subject.weights["feature"] = lambda done: 1 - done
+        result = fit(
+            subject,
+            Loader(48, batch, dtype=torch.float64),
+            [Batch(images.double(), target) for images, target in Loader(16, 8, seed=1)],
+            epochs=3,
+            optimizer=plain_sgd(subject),
+            rate=optim.cosine(3, warmup=1),
+            clip=0.5,
+            accumulate=count,
+            ema_decay=0.8,
+            log=RunLog(tmp_path / name),
+            cpu=True,
+        )
+        figures = (result.last, result.counters.step, result.counters.images)
+        outcomes.append((state(subject), result.student.state_dict(), figures))
+    (small, small_average, small_figures), (large, large_average, large_figures) = outcomes
+    for found, expected in ((small, large), (small_average, large_average)):
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-12), name
+    assert small_figures == (pytest.approx(large_figures[0]), *large_figures[1:])
+    logs = [[flat(record) for record in timeless(folder)] for folder in (tmp_path / "small", tmp_path / "large")]
+    assert len(logs[0]) == len(logs[1]) == 6
+    assert len(records(tmp_path / "small")) == 6  # nothing to note
+    for found, expected in zip(*logs, strict=True):
+        assert found == {k: v if isinstance(v, str) else pytest.approx(v, rel=1e-5) for k, v in expected.items()}
+
+
+def test_unequal_batches_count_by_their_rows() -> None:
+    """Of 28 images in eights, two by two, the last four belong to a whole of twelve."""
+    images, target = tiny.images(28)
+    data = TensorDataset(images.double(), target)
+    for build in (tiny.distiller, alone):
+        small, large = build().double(), build().double()
+        fit(small, DataLoader(data, batch_size=8), epochs=2, optimizer=plain_sgd(small), accumulate=2, cpu=True)
+        fit(large, DataLoader(data, batch_size=16), epochs=2, optimizer=plain_sgd(large), cpu=True)
+        for name, value in state(large).items():
+            assert torch.allclose(state(small)[name], value, rtol=1e-10, atol=1e-12), name
+
+
+def test_bad_numbers_in_a_later_batch_of_a_group_stop_before_its_step() -> None:
+    for build in (tiny.distiller, alone):
+        distiller = build()
+        with pytest.raises(UserError, match=r"not finite at step 4 \(epoch 2\)"):
+            fit(distiller, Poisoned(32, 8), epochs=3, accumulate=2, cpu=True)
+        optim.check_finite(distiller)
 
 
 def test_the_moving_average_equals_its_formula_and_is_what_is_evaluated() -> None:
@@ -342,11 +393,13 @@ def test_a_plain_data_loader_with_a_short_last_batch() -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_autocast_trains_float32_weights(precision: torch.dtype) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_autocast_trains_float32_weights(precision: torch.dtype, accumulate: int) -> None:
     distiller = tiny.distiller()
     seen: list[torch.dtype] = []
     distiller.student.fc.register_forward_hook(lambda module, _, output: seen.append(output.dtype))
-    result = fit(distiller, Loader(32, 8), list(Loader(8, 8)), epochs=1, precision=precision, cpu=True)
-    assert seen == [precision] * 4 + [torch.float32]  # evaluation is in float32
+    more = {"epochs": 1, "precision": precision, "accumulate": accumulate, "cpu": True}
+    result = fit(distiller, Loader(32, 8), list(Loader(8, 8)), **more)
+    assert seen == [precision] * 4 * accumulate + [torch.float32]  # two passes if so; evaluation is in float32
     assert all(p.dtype == torch.float32 for p in distiller.trainable_parameters().values())
     assert math.isfinite(result.last["loss"])

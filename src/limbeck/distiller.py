@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,20 @@ class StepResult:
     parts: dict[str, Tensor]
     output: Tensor
     readings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class Pull(NamedTuple):
+    """Gradients of a loss that was computed before, for the forward pass that takes them to the student.
+
+    Attributes:
+        output: Of the student's output, of its shape; None where the loss does not depend on it.
+        features: Tap name to the gradient of that feature, for those that the loss depends on.
+        terms: Name to the gradient of a parameter of the terms, as ``term_modules`` spells it.
+    """
+
+    output: Tensor | None
+    features: dict[str, Tensor]
+    terms: dict[str, Tensor]
 
 
 class FrozenTeacher(nn.Module):
@@ -151,26 +165,32 @@ class Distiller(nn.Module):
         self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
         self.progress = 0.0
 
-    def forward(self, batch: Any) -> StepResult:
+    def forward(self, batch: Any, pull: Pull | None = None) -> StepResult:
         """One step on one batch.
+
+        Args:
+            batch: What the task reads.
+            pull: Instead of a loss of its own the step then has the surrogate ``sum <gradient, value>``, whose gradient
+                is that of the loss that the pull is of, see :mod:`limbeck.accumulation`; it has no parts.
 
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
+        if pull is not None:
+            return self._pulled(self.capture_student(batch), pull)
         student, teacher = self.capture(batch)
-        return self.combine(student, teacher, batch)
+        return self.compare(student, teacher, self.task.loss(student.output, batch))
 
-    def combine(self, student: Captured, teacher: Captured | None, batch: Any) -> StepResult:
-        """The losses of what student and teacher computed on a batch: ``forward`` without the two models.
+    def compare(self, student: Captured, teacher: Captured | None, task_loss: Tensor | None) -> StepResult:
+        """The loss of what student and teacher computed, from the terms and from a task loss, if there is one.
 
         Students that learn from one teacher side by side can so share its forward pass, if the teacher was tapped
         wherever their terms say.
 
         Raises:
-            UserError: As ``forward``.
+            UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
         parts: dict[str, Tensor] = {}
-        task_loss = self.task.loss(student.output, batch)
         if task_loss is not None:
             parts[TASK] = task_loss
         readings: dict[str, Tensor] = {}
@@ -199,6 +219,18 @@ class Distiller(nn.Module):
         """What the student alone computes on a batch."""
         target, index = self.task.target(batch), self.task.index(batch)
         return self._student_taps(self.task.student_input(batch))._replace(target=target, index=index)
+
+    def _pulled(self, student: Captured, pull: Pull) -> StepResult:
+        parameters: dict[str, Tensor] = dict(self.term_modules.named_parameters())
+        pairs = [(gradient, student.features[name]) for name, gradient in pull.features.items()]
+        pairs += [(gradient, parameters[name]) for name, gradient in pull.terms.items()]
+        if pull.output is not None:
+            pairs.append((pull.output, student.output))
+        # At least float32, or the sum, which nobody reads, is soon infinite; the gradient goes back in its own type.
+        wide = [
+            (gradient * value.to(torch.promote_types(value.dtype, torch.float32))).sum() for gradient, value in pairs
+        ]
+        return StepResult(sum(wide, student.output.new_zeros((), dtype=torch.float32)), {}, student.output)
 
     def with_student(self, student: nn.Module) -> "Distiller":
         """The same teacher, task, terms and weights around another student, for instance its moving average."""

@@ -1,9 +1,10 @@
 """The one visible training loop."""
 
-import contextlib
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from limbeck import collectives
+from limbeck.accumulation import Accumulation
 from limbeck.checkpoint import Checkpoints, Counters
 from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
@@ -94,8 +96,9 @@ def fit(
         rate: Factor on the learning rate, for instance :func:`cosine`; constant by default.
         precision: ``torch.float32``, or ``bfloat16`` or ``float16`` for autocast. Evaluation is always in float32.
         clip: Largest gradient norm over all trainable parameters, applied after unscaling.
-        accumulate: Batches per optimizer step. Task losses average exactly; batch norm and LogSum of a term see one
-            batch at a time, so with them this is not the same as one large batch, and the log says so.
+        accumulate: Batches that count as one: the loss and the gradient of terms are those of the whole (the student's
+            own batch norm sees one batch at a time); costs one more forward pass of the student and memory for the
+            kept features. The last ones of an epoch may be fewer, and are then a smaller whole.
         ema_decay: Decay of a moving average of the student, which is then what is evaluated and returned.
         log: Receives the records; by default nothing is kept.
         checkpoints: Keeps a state at the end of each epoch; by default none is kept.
@@ -131,8 +134,9 @@ def fit(
     model: nn.Module = accelerator.prepare_model(distiller)
     if accelerator.num_processes != collectives.world_size():
         raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
-    if accumulate > 1 and len(distiller.term_modules) > 0:
-        log.note(f"accumulating {accumulate} batches: batch norm and LogSum of the terms see one batch at a time")
+    autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
+    no_sync = functools.partial(accelerator.no_sync, model)
+    as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
 
     last: dict[str, float] = {}
     try:
@@ -141,30 +145,30 @@ def fit(
             loader.set_epoch(epoch)
             model.train()
             meter = Meter(log, counters, epoch, device)
-            log.epoch_begins(epoch + 1, epochs, len(loader))
-            for index, batch in enumerate(loader):
-                done = epoch + index / len(loader)
+            log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
+            for index, group in enumerate(_grouped(loader, accumulate)):
+                done = epoch + index * accumulate / len(loader)
                 distiller.progress = done / epochs
                 set_rate(optimizer, rate(done) if rate is not None else 1.0)
-                last_of_group = (index + 1) % accumulate == 0 or index + 1 == len(loader)
-                group_size = min(accumulate, len(loader) - index // accumulate * accumulate)
-                with contextlib.nullcontext() if last_of_group else accelerator.no_sync(model):
-                    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-                        result: StepResult = model(to_device(batch, device))
+                batches = [to_device(batch, device) for batch in group]
+                if len(batches) == 1:
+                    with autocast():
+                        result: StepResult = model(batches[0])
                     meter.check(result)
-                    scaler.scale(result.loss / group_size).backward()  # pyright: ignore[reportUnknownMemberType]
-                if last_of_group:
-                    if counters.step == 0:
-                        check_gradients(distiller)
-                    if clip is not None:
-                        scaler.unscale_(optimizer)
-                        nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
-                    scaler.step(optimizer)
-                    scaler.update()
-                    optimizer.zero_grad(set_to_none=True)
-                    counters.step += 1
-                    if average is not None:
-                        average.update_parameters(distiller.student)
+                    scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
+                else:
+                    result = as_one(batches, meter.check)
+                if counters.step == 0:
+                    check_gradients(distiller)
+                if clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                counters.step += 1
+                if average is not None:
+                    average.update_parameters(distiller.student)
                 meter.add(result, optimizer)
             train = meter.finish()
             check_finite(distiller)
@@ -186,6 +190,13 @@ def fit(
     if not last and val_loader is not None:  # resumed behind the last epoch
         last = validate(distiller, evaluated, val_loader, device)
     return FitResult(evaluated, last, counters.best, counters)
+
+
+def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The batches in groups; the last one may be smaller."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
 def _keep_best(counters: Counters, figures: Mapping[str, float]) -> bool:

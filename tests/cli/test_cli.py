@@ -28,8 +28,9 @@ FLAGS = {
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --skip-bad-images --workers
-        --method --feature-loss --alpha --feature-weight --projector --projector-hidden --student-norm --teacher-norm
-        --logit-loss --logit-weight --temperature --task-weight --label-smoothing
+        --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
+        --projector-count --projector-rank --input-norm --student-norm --teacher-norm
+        --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
         --seed --precision --memory-format --device
@@ -160,7 +161,10 @@ FAULTS: list[tuple[str, str]] = [
     ("distill --recipe digits --epochs 3 4", 'unexpected "4"; a flag begins with --, and takes one value'),
     ("distill digits", 'unexpected "digits"; a flag begins with --'),
     ("distill --labels False", 'unexpected "False"; a flag begins with --'),
-    ("distill --recipe digits --method kdd", "--method: expected one of alone, kd, projector, projector+kd, got 'kdd'"),
+    (
+        "distill --recipe digits --method kdd",
+        "--method: expected one of alone, kd, projector, projector+kd, fitnet, at, nst, ",
+    ),
     ("distill --recipe digits --teacher-pool tokn_mean", "--teacher-pool: expected one of automatic, vector, "),
     ("distill --recipe digits --milestones 3 x", "--milestones: expected a number above 0, got 'x'"),
     ("distill --recipe digits --milestones 3", "--milestones: only for schedule step, got schedule cosine"),
