@@ -60,7 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train_limit": 5, "subset": 0.5}, "train_limit: give either train_limit (5) or subset (0.5), not both"),
     ({"precision": "fp16", "device": "cpu"}, "precision: fp16 is for a GPU, got device cpu"),
     ({"feature_loss": "correlation_power", "student_norm": "l2"}, "student_norm: feature_loss correlation_power is"),
-    ({"feature_loss": "gaussian_wasserstein"}, "student_pool: gaussian_wasserstein compares positions"),
+    ({"feature_loss": "gaussian_wasserstein"}, "student_pool: feature_loss gaussian_wasserstein compares"),
     ({"method": "at", "rival_weight": 0, "task_weight": 0}, "method: every weight of at is zero"),
     ({"schedule": "step"}, "milestones: schedule step needs the epochs of its steps, for example 30 60 90"),
     ({"milestones": [3]}, "milestones: only for schedule step, got schedule cosine with milestones 3"),

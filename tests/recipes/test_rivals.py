@@ -83,15 +83,15 @@ def test_crd_has_negatives_of_other_classes_where_there_are_labels(data: Data, t
 
 @pytest.mark.parametrize("rival", ["fitnet", "vid", "review"])
 def test_maps_against_tokens_are_refused_where_the_method_has_no_way(rival: str, data: Data) -> None:
-    vit = build("small/vit-16", num_classes=10, size=8)
+    vit = build("small/vit-32", num_classes=10, size=8)
     with pytest.raises(UserError, match=f"method {rival} compares maps"):
-        build_parts(recipe(method=rival, teacher="small/vit-16"), data, vit)
+        build_parts(recipe(method=rival, teacher="small/vit-32"), data, vit)
 
 
 @pytest.mark.parametrize("rival", ["at", "nst", "sp", "crd"])
 def test_a_vit_can_teach_a_cnn(rival: str, data: Data) -> None:
-    vit = build("small/vit-16", num_classes=10, size=8)
-    assert step(build_parts(recipe(method=rival, teacher="small/vit-16"), data, vit))
+    vit = build("small/vit-32", num_classes=10, size=8)
+    assert step(build_parts(recipe(method=rival, teacher="small/vit-32"), data, vit))
 
 
 @pytest.mark.parametrize("name", get_args(Projector))

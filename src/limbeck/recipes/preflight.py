@@ -16,11 +16,18 @@ from limbeck.evaluation import evaluate, to_device
 from limbeck.models import Model
 from limbeck.optim import check_gradients, check_optimizer
 from limbeck.recipes.build import CARD, Parts, tap_shape
+from limbeck.terms import FeatureTerm, Form
 
 Level = Literal["ok", "note", "warning", "error"]
 
 # Ratio of a term's weighted gradient norm to the task's, beyond which one of the two hardly counts in a sum.
 UNBALANCED = 30.0
+
+FORMS = {
+    Form.DIRECT: "direct: all rows are projected and normalized, the quickest for few rows",
+    Form.MOMENTS: "moments: from covariances, without the projected features, the quickest for many rows",
+    Form.CHUNKED: "chunked: block of rows by block of rows, so that memory does not grow with them",
+}
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,9 @@ def _check_first_step(parts: Parts, optimizer: torch.optim.Optimizer, device: to
         message = f"{', '.join(bad)} not finite at step 0 ({parts_text})"
         return [*findings, Finding("error", "losses", message, "check weights and images for NaN")]
     findings.append(Finding("ok", "losses at step 0", parts_text))
+    for name, term in distiller.terms.items():
+        if isinstance(term, FeatureTerm):
+            findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
     return findings + _check_balance(norms, distiller.current_weights())
 
 
