@@ -186,7 +186,10 @@ def outcomes(projector: str, norm: str, distance: str) -> list[Outcome]:
     """All runs of one combination."""
     runs = itertools.product(Form, FEATURES, PRECISIONS)
     found = [train(projector, norm, distance, form, feature, precision) for form, feature, precision in runs]
-    return [outcome for outcome in found if outcome is not None]
+    ran = [outcome for outcome in found if outcome is not None]
+    trained = {(o.feature, o.precision) for o in ran if o.form is Form.DIRECT and not o.refused}
+    # What one form computes, another must not refuse.
+    return [o._replace(failed=o.refused) if o.refused and (o.feature, o.precision) in trained else o for o in ran]
 
 
 def verdict(found: list[Outcome]) -> str:
