@@ -2,7 +2,12 @@
 
 import copy
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -351,3 +356,17 @@ def test_a_projector_that_is_bf16_as_a_whole(form: Form) -> None:
     value.backward()
     assert value.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in term.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # the compiler takes seconds for each, and other tests run beside it
+def test_compiled_it_is_the_same() -> None:
+    """Direct and moments as one graph; in a process without the run-time shape checks, as a user has it."""
+    worker = Path(__file__).with_name("forms_compile_worker.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    differences: dict[str, float | str] = json.loads(result.stdout)
+    assert len(differences) >= 15
+    wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}
+    assert wrong == {}
