@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reference
 from limbeck import FeatureTerm, chunked, losses, norms, pooling, projectors, terms
 from limbeck.errors import UserError
 from limbeck.projectors import Ridge
@@ -327,6 +328,53 @@ def test_unequal_rows_are_an_error_in_each_form(form: Form | None) -> None:
     term = build("linear", "batch", "mean_squared_error", form=form)
     with pytest.raises(UserError, match=r"is \(9, 4, 4\) and .* is \(9, 6, 4\); expected equal shapes"):
         of_term(term, draw(N, D_S, 2, 2), draw(N, D_T, 2, 3))
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_batch_norm_of_another_width_is_an_error_in_each_form(form: Form) -> None:
+    term = build("linear", "batch", "mean_squared_error", form=form)
+    for side in ("student_norm", "teacher_norm"):
+        other = copy.deepcopy(term)
+        setattr(other, side, norms.BatchNorm(D_T + 1))
+        with reference.as_a_user(), pytest.raises(UserError, match=r"BatchNorm: got \(9, 4, 4\); expected \(n, 5\)"):
+            of_term(other, *maps("linear"))
+
+
+@pytest.mark.parametrize(
+    ("form", "norm"), [*((form, "batch") for form in Form), (Form.DIRECT, "none"), (Form.CHUNKED, "none")]
+)
+def test_no_rows_are_an_error_in_each_form(form: Form, norm: str) -> None:
+    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+        with reference.as_a_user(), pytest.raises(UserError, match=r"expected .*at least one|need at least 2"):
+            of_term(build("linear", norm, loss, form=form), draw(0, D_S, 2, 2), draw(0, D_T, 2, 2))
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradient_the_value_is_the_same(form: Form, mode: Callable[[], Any]) -> None:
+    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+        term = build("mlp", "batch", loss, form=form)
+        expected = of_term(term, *maps("mlp")).detach()
+        readings = dict(term.readings)
+        with mode():
+            value = of_term(term, *maps("mlp"))
+        assert not value.requires_grad
+        assert_equal({"value": value} | term.readings, {"value": expected} | readings, loss)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("scale", [1e-3, 1e12, 1e17])
+def test_large_features_in_float32(form: Form, scale: float) -> None:
+    """Whose variance is a float32 number, and the product of two variances none."""
+    z_s, z_t = (scale * z for z in maps("linear"))
+    expected = of_term(build("linear", "batch", "mean_squared_error"), z_s, z_t).item()
+    term = build("linear", "batch", "mean_squared_error", form=form).float()
+    x = z_s.float().requires_grad_()
+    value = of_term(term, x, z_t.float())
+    value.backward()
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("projector", "norm"), pairs(0, ["none", "batch", "L2", "ZCA"]))

@@ -205,6 +205,9 @@ class FeatureTerm(nn.Module):
             raise self._misfit((*x.shape[:-1], width), y)
         if last is None or self.used is Form.DIRECT:
             return self._directly(x, y)
+        for norm in (self.student_norm, self.teacher_norm):
+            if isinstance(norm, norms.BatchNorm) and norm.d != width:  # what the norm would say, were it called
+                raise UserError(f"BatchNorm: got {tuple(y.shape)}; expected (n, {norm.d})")
         x = last.body(x)
         with torch.autocast(x.device.type, enabled=False):
             if self.used is Form.CHUNKED:
