@@ -170,17 +170,24 @@ def step(subject: Distiller) -> dict[str, Tensor]:
     return found
 
 
-def sharded() -> dict[str, Tensor | str]:
-    """The distiller wrapped as a whole in FSDP2."""
+def sharded(*, in_units: bool) -> dict[str, Tensor | str]:
+    """The distiller wrapped as a whole in FSDP2, and, if asked for, layers, teacher and terms by themselves in it."""
     from torch.distributed.fsdp import fully_shard
 
     subject = distiller()
-    fully_shard(subject, mesh=init_device_mesh("cpu", (collectives.world_size(),)))
+    mesh = init_device_mesh("cpu", (collectives.world_size(),))
+    if in_units:
+        assert isinstance(subject.student, tiny.Net)
+        assert subject.teacher is not None
+        units = [subject.student.conv1, subject.student.conv2, subject.teacher.model, *subject.term_modules.values()]
+        for unit in units:
+            fully_shard(unit, mesh=mesh)
+    fully_shard(subject, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in subject.trainable_parameters().values())
     try:
         found: dict[str, Tensor | str] = dict(step(subject))
     except RuntimeError as error:
-        if "does not support" not in str(error):  # gloo scatters no sums before PyTorch 2.7
+        if "does not support" not in str(error):  # the gloo of older versions scatters no sums
             raise
         return {"unsupported": str(error).splitlines()[0]}
     forms = {name: term.used.value for name, term in subject.terms.items() if isinstance(term, FeatureTerm)}
@@ -194,7 +201,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     found: dict[str, Any] = {"terms": everything(world_size), "forms": forms()}
     if world_size == 2:
-        found["sharded"] = sharded()
+        found |= {"sharded": sharded(in_units=False), "sharded in units": sharded(in_units=True)}
     torch.save(found, folder / f"rank{rank}.pt")
     collectives.barrier()
     dist.destroy_process_group()

@@ -79,12 +79,13 @@ def test_no_process_sends_its_rows_where_it_need_not(several: list[dict[str, Any
         assert forms["ZCA in front, moments"] == Form.MOMENTS.value
 
 
-def test_a_distiller_sharded_by_fsdp_takes_the_same_step(two: list[dict[str, Any]]) -> None:
-    if "unsupported" in two[0]["sharded"]:
-        pytest.skip(two[0]["sharded"]["unsupported"])
+@pytest.mark.parametrize("what", ["sharded", "sharded in units"])
+def test_a_distiller_sharded_by_fsdp_takes_the_same_step(two: list[dict[str, Any]], what: str) -> None:
+    if "unsupported" in two[0][what]:
+        pytest.skip(two[0][what]["unsupported"])
     expected = moments_worker.step(moments_worker.distiller())
     for rank, found in enumerate(two):
-        sharded = dict(found["sharded"])
-        assert sharded.pop("form moments") == Form.MOMENTS.value
-        assert sharded.pop("form blocks") == Form.CHUNKED.value
-        assert_close(sharded, expected, f"process {rank}")
+        step = dict(found[what])
+        assert step.pop("form moments") == Form.MOMENTS.value
+        assert step.pop("form blocks") == Form.CHUNKED.value
+        assert_close(step, expected, f"process {rank}")
