@@ -2,13 +2,19 @@
 
 import copy
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import reference
 from limbeck import FeatureTerm, chunked, losses, norms, pooling, projectors, terms
 from limbeck.errors import UserError
 from limbeck.projectors import Ridge
@@ -324,6 +330,53 @@ def test_unequal_rows_are_an_error_in_each_form(form: Form | None) -> None:
         of_term(term, draw(N, D_S, 2, 2), draw(N, D_T, 2, 3))
 
 
+@pytest.mark.parametrize("form", Form)
+def test_a_batch_norm_of_another_width_is_an_error_in_each_form(form: Form) -> None:
+    term = build("linear", "batch", "mean_squared_error", form=form)
+    for side in ("student_norm", "teacher_norm"):
+        other = copy.deepcopy(term)
+        setattr(other, side, norms.BatchNorm(D_T + 1))
+        with reference.as_a_user(), pytest.raises(UserError, match=r"BatchNorm: got \(9, 4, 4\); expected \(n, 5\)"):
+            of_term(other, *maps("linear"))
+
+
+@pytest.mark.parametrize(
+    ("form", "norm"), [*((form, "batch") for form in Form), (Form.DIRECT, "none"), (Form.CHUNKED, "none")]
+)
+def test_no_rows_are_an_error_in_each_form(form: Form, norm: str) -> None:
+    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+        with reference.as_a_user(), pytest.raises(UserError, match=r"expected .*at least one|need at least 2"):
+            of_term(build("linear", norm, loss, form=form), draw(0, D_S, 2, 2), draw(0, D_T, 2, 2))
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradient_the_value_is_the_same(form: Form, mode: Callable[[], Any]) -> None:
+    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+        term = build("mlp", "batch", loss, form=form)
+        expected = of_term(term, *maps("mlp")).detach()
+        readings = dict(term.readings)
+        with mode():
+            value = of_term(term, *maps("mlp"))
+        assert not value.requires_grad
+        assert_equal({"value": value} | term.readings, {"value": expected} | readings, loss)
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("scale", [1e-3, 1e12, 1e17])
+def test_large_features_in_float32(form: Form, scale: float) -> None:
+    """Whose variance is a float32 number, and the product of two variances none."""
+    z_s, z_t = (scale * z for z in maps("linear"))
+    expected = of_term(build("linear", "batch", "mean_squared_error"), z_s, z_t).item()
+    term = build("linear", "batch", "mean_squared_error", form=form).float()
+    x = z_s.float().requires_grad_()
+    value = of_term(term, x, z_t.float())
+    value.backward()
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(("projector", "norm"), pairs(0, ["none", "batch", "L2", "ZCA"]))
 def test_bf16_autocast_gives_a_float32_loss_and_finite_gradients(projector: str, norm: str) -> None:
     z_s, z_t = (z.bfloat16() for z in maps(projector))
@@ -351,3 +404,17 @@ def test_a_projector_that_is_bf16_as_a_whole(form: Form) -> None:
     value.backward()
     assert value.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in term.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # the compiler takes seconds for each, and other tests run beside it
+def test_compiled_it_is_the_same() -> None:
+    """Direct and moments as one graph; in a process without the run-time shape checks, as a user has it."""
+    worker = Path(__file__).with_name("forms_compile_worker.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    differences: dict[str, float | str] = json.loads(result.stdout)
+    assert len(differences) >= 15
+    wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}
+    assert wrong == {}

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck import collectives, norms
+from limbeck.errors import UserError
 from limbeck.moments import blocks, moments, row_count, rows
 
 BLOCK_ELEMENTS_CPU = 2**20  # 4 MiB in float32: what a core's cache holds
@@ -67,6 +68,9 @@ def chunked(
     Returns:
         The loss, in at least float32, and the mean product of both sides (without gradient).
 
+    Raises:
+        UserError: If there are no rows on any process, or fewer than two and a side has batch norm.
+
     Deviates from: the direct form in rounding only.
 
     References:
@@ -74,6 +78,8 @@ def chunked(
         blocks whose share is known at the end).
     """
     count = row_count(z_s)
+    if count == 0:
+        raise UserError(f"chunked: both sides have no rows ({tuple(z_s.shape)}); expected at least one")
     dtype = torch.promote_types(torch.promote_types(z_s.dtype, z_t.dtype), torch.float32)
     weight, bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
     center_s, center_t = z_s.new_zeros(z_s.shape[-1], dtype=dtype), z_t.new_zeros(z_t.shape[-1], dtype=dtype)
@@ -94,7 +100,10 @@ def chunked(
         a, t = rest_s(a), rest_t(t)
         return compare(a, t), torch.vdot(a.detach().flatten(), t.detach().flatten())
 
-    value, product = _InBlocks.apply(z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count)  # pyright: ignore
+    wanted = torch.is_grad_enabled()  # in an autograd.Function it never is
+    value, product = _InBlocks.apply(  # pyright: ignore
+        z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count, wanted
+    )
     product = collectives.sum_across(product) / (count * z_t.shape[-1])
     if combine is not Combine.LOG_SUM:
         return ChunkedValue(collectives.all_sum(value), product)
@@ -120,24 +129,28 @@ class _InBlocks(torch.autograd.Function):
         block_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         combine: Combine,
         count: int,
+        wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         each = z_s.shape[1:-1].numel()
         elements = BLOCK_ELEMENTS_CPU if z_s.device.type == "cpu" else BLOCK_ELEMENTS_GPU
         grad_s = torch.empty_like(z_s)
-        leaves = [weight.detach().requires_grad_()] + ([] if bias is None else [bias.detach().requires_grad_()])
-        sums = [torch.zeros_like(leaf) for leaf in leaves]  # gradients of the leaves, in units of exp(total) for LogSum
+        leaves = [leaf.detach().requires_grad_(wanted) for leaf in (weight, bias) if leaf is not None]
+        # Gradients of the leaves, in units of exp(total) for LogSum.
+        sums = [torch.zeros_like(leaf) for leaf in leaves] if wanted else []
         total = weight.new_full((), -torch.inf if combine is Combine.LOG_SUM else 0.0)
         product = weight.new_zeros(())
         parts: list[tuple[slice, Tensor]] = []
-        with torch.autocast(z_s.device.type, enabled=False), torch.enable_grad():
+        with torch.autocast(z_s.device.type, enabled=False), torch.set_grad_enabled(wanted):
             for block in blocks(z_s.shape[0], each, least=max(1, elements // z_t.shape[-1])):
-                s = rows(z_s[block].detach(), center_s.detach()).requires_grad_()
+                s = rows(z_s[block].detach(), center_s.detach()).requires_grad_(wanted)
                 t = rows(z_t[block].detach(), center_t) * scale_t
                 value, dot = block_loss(F.linear(s, *leaves), t)
                 if combine is Combine.MEAN:
                     value = value * (s.shape[0] / count)
-                grad, *found = torch.autograd.grad(value, [s, *leaves])
-                grad_s[block] = grad.view(z_s[block].shape)
+                found: list[Tensor] = []
+                if wanted:
+                    grad, *found = torch.autograd.grad(value, [s, *leaves])
+                    grad_s[block] = grad.view(z_s[block].shape)
                 value = value.detach()
                 product += dot
                 if combine is Combine.LOG_SUM:
@@ -162,4 +175,4 @@ class _InBlocks(torch.autograd.Function):
         grad = grads[0]
         bias = grad * sums[1] if len(sums) > 1 else None
         center = -grad * grad_s.flatten(0, -2).sum(0, dtype=sums[0].dtype)
-        return grad * grad_s, None, grad * sums[0], bias, center, None, None, None, None, None
+        return grad * grad_s, None, grad * sums[0], bias, center, None, None, None, None, None, None

@@ -122,7 +122,7 @@ def correlation(
         tensor([ 1., -1.])
     """
     covariance, variance = _projected(m, weight)
-    return covariance * torch.rsqrt((variance + eps_s) * (m.var_t + eps_t))
+    return _correlation(m, covariance, variance, eps_s, eps_t)
 
 
 def mean_squared_error(
@@ -149,7 +149,7 @@ def mean_squared_error(
         4.0
     """
     covariance, variance = _projected(m, weight)
-    c = covariance * torch.rsqrt((variance + eps_s) * (m.var_t + eps_t))
+    c = _correlation(m, covariance, variance, eps_s, eps_t)
     return (variance / (variance + eps_s) + m.var_t / (m.var_t + eps_t) - 2 * c).mean(), c
 
 
@@ -158,6 +158,11 @@ def _projected(m: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.to(m.cov_s.dtype)
     variance = ((weight @ m.cov_s) * weight).sum(1)
     return (weight * m.cov_st.T).sum(1), variance.clamp(min=0)  # rounding may leave a constant channel below zero
+
+
+def _correlation(m: Moments, covariance: Tensor, variance: Tensor, eps_s: float, eps_t: float) -> Tensor:
+    # One factor after the other: the product of two variances overflows where neither does.
+    return covariance * torch.rsqrt(variance + eps_s) * torch.rsqrt(m.var_t + eps_t)
 
 
 def row_count(z: Tensor) -> int:

@@ -1,5 +1,6 @@
 """Distillation terms: each owns what it reads, its projector, its norms and its loss."""
 
+import contextlib
 import enum
 import functools
 import math
@@ -189,7 +190,8 @@ class FeatureTerm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = self.input_norm(collectives.gather_rows(_at_least_float32(x)))
             y = collectives.gather_rows(_at_least_float32(y))
-        with collectives.alone():
+        # One process is alone anyway, and a compiler does not trace the change of a context variable.
+        with collectives.alone() if collectives.world_size() > 1 else contextlib.nullcontext():
             if isinstance(self.projector, Ridge) and self.training:
                 y_norm = self.student_norm if self.inverted else self.teacher_norm
                 self.projector.observe(x, y_norm(y))
@@ -203,6 +205,9 @@ class FeatureTerm(nn.Module):
             raise self._misfit((*x.shape[:-1], width), y)
         if last is None or self.used is Form.DIRECT:
             return self._directly(x, y)
+        for norm in (self.student_norm, self.teacher_norm):
+            if isinstance(norm, norms.BatchNorm) and norm.d != width:  # what the norm would say, were it called
+                raise UserError(f"BatchNorm: got {tuple(y.shape)}; expected (n, {norm.d})")
         x = last.body(x)
         with torch.autocast(x.device.type, enabled=False):
             if self.used is Form.CHUNKED:
