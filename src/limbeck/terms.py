@@ -376,8 +376,8 @@ class LogitTerm:
 
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
         """The loss of one batch; UserError when the two models do not have the same classes."""
-        self.readings = _agreement(student, teacher)
-        y_s, y_t = _gathered(student.output, teacher.output)
+        y_s, y_t = _gathered(student, teacher)
+        self.readings = _agreement(y_s, y_t)
         return self.loss(y_s, y_t)
 
 
@@ -401,24 +401,24 @@ class LabelledLogitTerm:
             raise UserError(
                 "this logit loss needs labels, and the batch has none; use kl_divergence for unlabelled images"
             )
-        self.readings = _agreement(student, teacher)
-        y_s, y_t = _gathered(student.output, teacher.output)
+        y_s, y_t = _gathered(student, teacher)
+        self.readings = _agreement(y_s, y_t)
         return self.loss(y_s, y_t, collectives.gather_rows(student.target))
 
 
-def _agreement(student: Captured, teacher: Captured) -> dict[str, Tensor]:
-    """Share of the batch for which both put the same class first."""
-    y_s, y_t = student.output.detach(), teacher.output
+def _gathered(student: Captured, teacher: Captured) -> tuple[Tensor, Tensor]:
+    """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
+    y_s, y_t = student.output, teacher.output
     if y_s.shape != y_t.shape:
         raise UserError(
             f"the student has {y_s.shape[-1]} classes and the teacher {y_t.shape[-1]}; logit losses need the same ones"
         )
-    return {"agreement": (y_s.argmax(-1) == y_t.argmax(-1)).float().mean()}
-
-
-def _gathered(y_s: Tensor, y_t: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
     return collectives.gather_rows(_at_least_float32(y_s)), collectives.gather_rows(_at_least_float32(y_t))
+
+
+def _agreement(y_s: Tensor, y_t: Tensor) -> dict[str, Tensor]:
+    """Share of the batch for which both put the same class first."""
+    return {"agreement": (y_s.detach().argmax(-1) == y_t.argmax(-1)).float().mean()}
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
