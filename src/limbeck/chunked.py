@@ -134,37 +134,39 @@ class _InBlocks(torch.autograd.Function):
         each = z_s.shape[1:-1].numel()
         elements = BLOCK_ELEMENTS_CPU if z_s.device.type == "cpu" else BLOCK_ELEMENTS_GPU
         grad_s = torch.empty_like(z_s)
-        leaves = [leaf.detach().requires_grad_(wanted) for leaf in (weight, bias) if leaf is not None]
-        # Gradients of the leaves, in units of exp(total) for LogSum.
-        sums = [torch.zeros_like(leaf) for leaf in leaves] if wanted else []
+        # Gradients of weight and bias, in units of exp(total) for LogSum.
+        sums = [torch.zeros_like(leaf) for leaf in (weight, bias) if leaf is not None] if wanted else []
         total = weight.new_full((), -torch.inf if combine is Combine.LOG_SUM else 0.0)
         product = weight.new_zeros(())
-        parts: list[tuple[slice, Tensor]] = []
-        with torch.autocast(z_s.device.type, enabled=False), torch.set_grad_enabled(wanted):
+        scales: list[tuple[slice, Tensor]] = []
+        with torch.autocast(z_s.device.type, enabled=False):
             for block in blocks(z_s.shape[0], each, least=max(1, elements // z_t.shape[-1])):
-                s = rows(z_s[block].detach(), center_s.detach()).requires_grad_(wanted)
-                t = rows(z_t[block].detach(), center_t) * scale_t
-                value, dot = block_loss(F.linear(s, *leaves), t)
-                if combine is Combine.MEAN:
-                    value = value * (s.shape[0] / count)
-                found: list[Tensor] = []
-                if wanted:
-                    grad, *found = torch.autograd.grad(value, [s, *leaves])
-                    grad_s[block] = grad.view(z_s[block].shape)
+                s = rows(z_s[block], center_s)
+                t = rows(z_t[block], center_t).mul_(scale_t)
+                a = F.linear(s, weight, bias).requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    value, dot = block_loss(a, t)
+                    (grad,) = torch.autograd.grad(value, a) if wanted else (a,)
                 value = value.detach()
                 product += dot
                 if combine is Combine.LOG_SUM:
-                    parts.append((block, value))
                     joint = torch.logaddexp(total, value)
-                    for sum_, part in zip(sums, found, strict=True):
-                        sum_.mul_(torch.exp(total - joint)).add_(part * torch.exp(value - joint))
+                    share = torch.exp(value - joint)
+                    for sum_ in sums:
+                        sum_.mul_(torch.exp(total - joint))
+                    scales.append((block, joint))
                     total = joint
                 else:
-                    total = total + value
-                    for sum_, part in zip(sums, found, strict=True):
-                        sum_.add_(part)
-            for block, value in parts:
-                grad_s[block] *= torch.exp(value - total)
+                    share = s.shape[0] / count if combine is Combine.MEAN else 1.0
+                    total = total + share * value
+                if wanted:
+                    grad = grad * share
+                    grad_s[block] = (grad @ weight).view(z_s[block].shape)
+                    sums[0].addmm_(grad.T, s)
+                    if len(sums) > 1:
+                        sums[1] += grad.sum(0)
+            for block, joint in scales:
+                grad_s[block] *= torch.exp(joint - total)
         ctx.save_for_backward(grad_s, *sums)
         ctx.mark_non_differentiable(product)
         return total, product
