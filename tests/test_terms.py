@@ -193,6 +193,21 @@ def test_one_loss_and_the_norms_it_needs() -> None:
         FeatureTerm("z", "z", projector=projector, student_norm=batch, correlation_loss=losses.log_correlation)
 
 
+def test_ridge_refuses_a_norm_that_would_count_each_batch_twice() -> None:
+    for inverted in (False, True):
+        side = "student_norm" if inverted else "teacher_norm"
+        with pytest.raises(UserError, match="without running statistics"):
+            FeatureTerm(
+                "z",
+                "z",
+                projector=projectors.Ridge(D_S, D_T),
+                loss=losses.mean_squared_error,
+                inverted=inverted,
+                **{side: norms.ZCA(D_T, momentum=0.1)},
+            )
+    FeatureTerm("z", "z", projector=projectors.Ridge(D_S, D_T), loss=losses.l1, teacher_norm=norms.ZCA(D_T))
+
+
 def test_widths_that_do_not_fit_name_both_taps_and_shapes() -> None:
     subject = FeatureTerm("layer4", "stages.3", projector=projectors.linear(D_S, D_T), loss=losses.squared_error)
     student = captured(draw(N, D_S).float())._replace(features={"layer4": draw(N, D_S).float()})

@@ -160,6 +160,10 @@ class FeatureTerm(nn.Module):
             raise UserError("a correlation_loss needs BatchNorm as student_norm and as teacher_norm")
         if isinstance(teacher_norm if inverted else student_norm, norms.BatchNorm):
             _refuse_dead_bias(projector)
+        other = student_norm if inverted else teacher_norm
+        keeps_statistics = isinstance(other, (norms.ZCA, norms.Cholesky)) and other.running is not None
+        if isinstance(projector, Ridge) and keeps_statistics:
+            raise UserError("Ridge reads the other side's norm twice a batch; build it without running statistics")
         self.student_taps = (student_tap,)
         self.teacher_taps = (teacher_tap,)
         self.projector = projector
