@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, norms
 from limbeck.errors import UserError
-from limbeck.moments import blocks, moments, row_count, rows
+from limbeck.moments import blocks, moments, projected_variance, row_count, rows
 
 BLOCK_ELEMENTS_CPU = 2**20  # 4 MiB in float32: what a core's cache holds
 BLOCK_ELEMENTS_GPU = 2**26
@@ -88,7 +88,7 @@ def chunked(
     if folded:
         m = moments(z_s, z_t, cross=False)
         if isinstance(student_norm, norms.BatchNorm):
-            variance = ((weight @ m.cov_s) * weight).sum(1).clamp(min=0)
+            variance = projected_variance(m, weight)
             weight = weight * torch.rsqrt(variance + student_norm.eps)[:, None]
             center_s, bias = m.mean_s, None
         if isinstance(teacher_norm, norms.BatchNorm):

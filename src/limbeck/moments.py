@@ -156,8 +156,12 @@ def mean_squared_error(
 def _projected(m: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Covariance with the teacher, and variance, of each projected channel."""
     weight = weight.to(m.cov_s.dtype)
-    variance = ((weight @ m.cov_s) * weight).sum(1)
-    return (weight * m.cov_st.T).sum(1), variance.clamp(min=0)  # rounding may leave a constant channel below zero
+    return (weight * m.cov_st.T).sum(1), projected_variance(m, weight)
+
+
+def projected_variance(m: Moments, weight: Tensor) -> Tensor:
+    """Variance ``w_j^T S w_j`` of each projected channel; rounding may leave a constant one below zero."""
+    return ((weight @ m.cov_s) * weight).sum(1).clamp(min=0)
 
 
 def _correlation(m: Moments, covariance: Tensor, variance: Tensor, eps_s: float, eps_t: float) -> Tensor:
