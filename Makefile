@@ -32,7 +32,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/step.py $(ARGS)
+	$(BIN)/limbeck benchmark $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)

@@ -39,7 +39,7 @@ ORDER = (
     ("cache", "diagnostics"),
     "report",
     "recipes",
-    "export",
+    ("benchmark", "export"),
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in ([names] if isinstance(names, str) else names)}

@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "methods x seeds on one recipe: a table with intervals",
     "evaluate": "score a run's student",
     "export": "write a run's student as safetensors, ONNX or torch-export",
+    "benchmark": "time a training step against its floor and against peers",
     "doctor": "check models, data and losses before training",
     "recipes": "list the named recipes, or print one",
 }
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())), end="")
         return 0
     if words[0] == "--version":
         import limbeck

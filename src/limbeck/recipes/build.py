@@ -98,6 +98,18 @@ def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
 def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:
     """Student, terms and distiller for data and a teacher that are there already."""
     student = build_student(recipe, data, teacher)
+    return Parts(recipe, data, student, teacher, build_distiller(recipe, student, teacher, data))
+
+
+def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: Data | None) -> Distiller:
+    """The terms between two models that are there already.
+
+    Args:
+        recipe: What teaches the student, and how.
+        student: The student.
+        teacher: The teacher, or None.
+        data: Only rivals look at the images, for how many they are and their labels.
+    """
     task = build_task(recipe, student, teacher)
     terms: dict[str, Term] = {}
     weights: dict[str, Any] = {"task": recipe.task_weight}
@@ -108,12 +120,14 @@ def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:
         terms["logit"] = build_logit_term(recipe)
         weights["logit"] = recipe.logit_weight
     if teacher is not None and recipe.rival is not None:
+        if data is None:
+            raise UserError(f"method {recipe.rival} needs images; expected one of alone, kd, projector, projector+kd")
         rivals = build_rival_terms(recipe, student, teacher, data)
         weight = WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
         terms |= rivals
         weights |= dict.fromkeys(rivals, weight)
     frozen = teacher.module if teacher is not None and terms else None
-    return Parts(recipe, data, student, teacher, Distiller(student.module, frozen, task, terms=terms, weights=weights))
+    return Distiller(student.module, frozen, task, terms=terms, weights=weights)
 
 
 def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classification | LabelFree:

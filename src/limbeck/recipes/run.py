@@ -79,7 +79,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
-        log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=_device_name(device))
+        log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=device_name(device))
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
             save_student_card(folder, recipe, parts.student, data)
@@ -133,7 +133,7 @@ def _summary(parts: Parts, checked: Preflight, result: FitResult, device: torch.
         },
         "versions": _versions(),
         "commit": _commit(),
-        "device": _device_name(device),
+        "device": device_name(device),
     }
 
 
@@ -266,7 +266,8 @@ def _versions() -> dict[str, str]:
     return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device in words, of a CPU with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

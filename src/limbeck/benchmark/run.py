@@ -1,0 +1,186 @@
+"""One pair of models, every loop that can train it, in one interleaved run."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck import models
+from limbeck.benchmark.loops import by_hand, with_fit
+from limbeck.benchmark.peers import peers
+from limbeck.benchmark.timing import Loop, Timing, compare, interleave
+from limbeck.distiller import Distiller
+from limbeck.errors import UserError
+from limbeck.hardware import PRECISIONS, Settings, apply_settings, choose
+from limbeck.models import Model
+from limbeck.recipes.build import build_distiller, build_optimizer, build_task
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.run import device_name, device_of
+
+FLOOR, FULL = "floor", "limbeck"
+ALONE_FLOOR, ALONE = "student alone, by hand", "student alone, limbeck"
+WRITTEN = "as usually written"
+LEARNING_RATE = 1e-3  # small: after many steps on one batch the numbers are still ordinary ones
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What an interleaved run gave.
+
+    Attributes:
+        settings: Which pair, which settings, which machine.
+        timings: Loop to its timing against the floor.
+        alone: The loops without a teacher's pass, against the student alone by hand.
+    """
+
+    settings: dict[str, Any]
+    timings: dict[str, Timing]
+    alone: dict[str, Timing]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "settings": self.settings,
+            "against the floor": {name: asdict(timing) for name, timing in self.timings.items()},
+            "against the student alone": {name: asdict(timing) for name, timing in self.alone.items()},
+        }
+
+    def table(self) -> str:
+        """As lines for people."""
+        rows = [("", "ms a step", "ratio", "quartiles")]
+        for timings in (self.timings, self.alone):
+            rows += [
+                (name, f"{1000 * timing.seconds:.1f}", f"{timing.ratio:.3f}", f"{timing.low:.3f} to {timing.high:.3f}")
+                for name, timing in timings.items()
+            ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines[: len(self.timings) + 1], "", *lines[len(self.timings) + 1 :]])
+
+
+def benchmark(
+    recipe: Recipe, *, classes: int, rounds: int, with_peers: bool, say: Say, on_round: Callable[[int, int], None]
+) -> Benchmark:
+    """Time a recipe's training step on random images, on one device.
+
+    The floor is the two networks and the optimizer alone, in the number format, layout and form of attention that
+    Limbeck chose: teacher forward without gradient, student forward and backward on cross entropy, optimizer.
+    ``limbeck`` is :func:`limbeck.fit` with all that a run has: input transforms, taps, terms, checks, meter. The same
+    pair "as usually written" is in float32 and the ordinary layout.
+
+    Args:
+        recipe: Models, terms, batch and settings; its data are not read.
+        classes: How many the random labels have.
+        rounds: Rounds that count.
+        with_peers: Also time other packages on copies of the models.
+        say: Told what was chosen, and which peer is left out.
+        on_round: Told after each round how many are done, and of how many.
+
+    Raises:
+        UserError: The recipe has no teacher, or models that do not fit each other.
+    """
+    if recipe.teacher is None or recipe.student is None or recipe.method == "alone":
+        raise UserError("a benchmark needs --teacher and --student")
+    device = device_of(recipe)
+    torch.manual_seed(recipe.seed)
+    student = models.build(recipe.student, num_classes=classes, size=recipe.size)
+    teacher = models.build(recipe.teacher, num_classes=classes, size=recipe.teacher_size or recipe.size)
+    side = max(student.input.size, teacher.input.size)
+    images = torch.rand(recipe.batch_size, 3, side, side, device=device)
+    batch = (images, torch.randint(classes, (recipe.batch_size,), device=device))
+    timed_peers: dict[str, Loop] = {}
+    for model in (student, teacher):
+        model.module.to(device)
+    if with_peers:
+        if student.input.size != teacher.input.size:
+            say("peers: left out: they give both models the same input, and these differ in size")
+        else:
+            timed_peers = peers(student, teacher, *batch, say=say)
+    distiller = build_distiller(recipe, student, teacher, None).to(device).train()
+    settings = choose(distiller, batch, precision=recipe.precision, memory_format=recipe.memory_format, device=device)
+    say(f"{device.type}: {settings.precision}, {settings.memory_format} ({settings.reason})")
+    threads = torch.get_num_threads()
+    if settings.single_thread:
+        torch.set_num_threads(1)
+    written = Pair(student, teacher).copied()
+    loops = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student), *batch)}
+    loops = _loops(recipe, Pair(student, teacher), batch, settings) | loops | timed_peers
+    try:
+        seconds = interleave(loops, rounds=rounds, device=device, said=on_round)
+    finally:
+        torch.set_num_threads(threads)
+    without = {name: seconds.pop(name) for name in (ALONE_FLOOR, ALONE)}
+    described = {
+        "student": recipe.student,
+        "teacher": recipe.teacher,
+        "method": recipe.method,
+        "size": [student.input.size, teacher.input.size],
+        "batch_size": recipe.batch_size,
+        "classes": classes,
+        "rounds": rounds,
+        "precision": settings.precision,
+        "memory_format": settings.memory_format,
+        "device": device_name(device),
+        "threads": 1 if settings.single_thread else threads,
+        "torch": torch.__version__,
+    }
+    return Benchmark(described, compare(seconds, FLOOR), compare(without, ALONE_FLOOR))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and a teacher."""
+
+    student: Model
+    teacher: Model
+
+    def copied(self) -> "Pair":
+        """Copies, so that one loop does not train what another one is timed with."""
+        student, teacher = (replace(each, module=copy.deepcopy(each.module)) for each in (self.student, self.teacher))
+        return Pair(student, teacher)
+
+    def frozen(self) -> nn.Module:
+        """The teacher as a loop written by hand has it."""
+        return self.teacher.module.eval().requires_grad_(False)
+
+
+def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settings: Settings) -> dict[str, Loop]:
+    """The floor and Limbeck's loops, in the same settings, each on models of its own."""
+    images = batch[0]
+    device, dtype = images.device, PRECISIONS[settings.precision]
+    channels_last = settings.memory_format == "channels_last"
+    laid_out = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    floor, alone = pair.copied(), pair.copied()
+    for each in (floor, alone):
+        for model in (each.student, each.teacher):
+            apply_settings(model.module, settings, device)
+    hand = (laid_out, batch[1])
+    loops = {
+        FLOOR: by_hand(floor.student.module, floor.frozen(), _sgd(recipe, floor.student), *hand, precision=dtype),
+        ALONE_FLOOR: by_hand(alone.student.module, None, _sgd(recipe, alone.student), *hand, precision=dtype),
+    }
+    recipe = recipe.changed({"lr": LEARNING_RATE})
+    full, own = pair.copied(), pair.copied()
+    distillers = {
+        FULL: build_distiller(recipe, full.student, full.teacher, None),
+        ALONE: Distiller(own.student.module, None, build_task(recipe, own.student, None)),
+    }
+    for name, distiller in distillers.items():
+        apply_settings(distiller.to(device).train(), settings, device)
+        optimizer = build_optimizer(recipe, distiller)
+        loops[name] = with_fit(distiller, optimizer, batch, precision=dtype, cpu=device.type == "cpu")
+    return loops
+
+
+def _sgd(recipe: Recipe, student: Model) -> Optimizer:
+    """The recipe's kind of optimizer over a bare model."""
+    parameters = student.module.parameters()
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, LEARNING_RATE, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
