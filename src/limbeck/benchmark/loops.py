@@ -60,18 +60,27 @@ def with_fit(distiller: Distiller, optimizer: Optimizer, batch: Any, *, precisio
     return loop
 
 
+Step = Callable[[Tensor, Tensor], None]
+"""One step of training on images and labels."""
+
+
+def repeated(step: Step, images: Tensor, labels: Tensor) -> Loop:
+    """A step on one batch again and again."""
+
+    def loop(steps: int, clock: Clock) -> None:
+        for _ in range(steps):
+            step(images, labels)
+            clock.tick()
+
+    return loop
+
+
 def by_hand(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    optimizer: Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    precision: torch.dtype = torch.float32,
-) -> Loop:
+    student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer, *, precision: torch.dtype = torch.float32
+) -> Step:
     """The floor: teacher forward without gradient, student forward and backward on cross entropy, the optimizer."""
 
-    def forward() -> Tensor:
+    def forward(images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
             if teacher is not None:
                 with torch.no_grad():
@@ -81,14 +90,12 @@ def by_hand(
     return plain(forward, optimizer)
 
 
-def plain(forward: Callable[[], Tensor], optimizer: Optimizer) -> Loop:
-    """The usual loop around a function that gives the loss."""
+def plain(forward: Callable[[Tensor, Tensor], Tensor], optimizer: Optimizer) -> Step:
+    """The usual step around a function that gives the loss."""
 
-    def loop(steps: int, clock: Clock) -> None:
-        for _ in range(steps):
-            forward().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            clock.tick()
+    def step(images: Tensor, labels: Tensor) -> None:
+        forward(images, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    return loop
+    return step

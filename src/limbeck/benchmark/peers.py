@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from limbeck.benchmark.loops import plain
-from limbeck.benchmark.timing import Clock, Loop
+from limbeck.benchmark.loops import Step, plain
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.models.stages import stages
@@ -25,23 +23,19 @@ TIMM, TIMM_FAST, TORCHDISTILL = "timm task", "timm task, bf16 channels-last", "t
 LEARNING_RATE = 1e-3
 
 
-def peers(
-    student: Model, teacher: Model, images: Tensor, labels: Tensor, *, say: Callable[[str], None]
-) -> dict[str, Loop]:
-    """A loop for each peer that can train this pair, on copies of the models.
+def peers(student: Model, teacher: Model, *, say: Callable[[str], None]) -> dict[str, Step]:
+    """A step of each peer that can train this pair, on copies of the models.
 
     Args:
-        student: The student; not changed.
-        teacher: The teacher; not changed.
-        images: A batch, as the models read it.
-        labels: Its classes.
+        student: The student, on the device; not changed.
+        teacher: The teacher, on the device; not changed.
         say: Told which peer is left out, and why.
     """
-    found: dict[str, Loop] = {}
-    made: dict[str, Callable[[], Loop]] = {
-        TIMM: lambda: timm_task(student, teacher, images, labels, fast=False),
-        TIMM_FAST: lambda: timm_task(student, teacher, images, labels, fast=True),
-        TORCHDISTILL: lambda: torchdistill_srd(student, teacher, images, labels),
+    found: dict[str, Step] = {}
+    made: dict[str, Callable[[], Step]] = {
+        TIMM: lambda: timm_task(student, teacher, fast=False),
+        TIMM_FAST: lambda: timm_task(student, teacher, fast=True),
+        TORCHDISTILL: lambda: torchdistill_srd(student, teacher),
     }
     for name, make in made.items():
         try:
@@ -51,14 +45,12 @@ def peers(
     return found
 
 
-def timm_task(student: Model, teacher: Model, images: Tensor, labels: Tensor, *, fast: bool) -> Loop:
-    """A loop around timm's ``FeatureDistillationTask``, as its ``train.py`` has it.
+def timm_task(student: Model, teacher: Model, *, fast: bool) -> Step:
+    """A step with timm's ``FeatureDistillationTask``, as its ``train.py`` has it.
 
     Args:
         student: The student.
         teacher: The teacher.
-        images: A batch.
-        labels: Its classes.
         fast: With the flags ``--amp --amp-dtype bfloat16 --channels-last`` of that script.
 
     Raises:
@@ -69,7 +61,7 @@ def timm_task(student: Model, teacher: Model, images: Tensor, labels: Tensor, *,
     for model in (student, teacher):
         if not hasattr(model.module, "forward_head"):
             raise UserError(f"{model.name} is not a model of timm")
-    device = images.device
+    device = _device(student)
     task: Any = FeatureDistillationTask(
         student_model=_copied(student.module),
         teacher_model=_copied(teacher.module),
@@ -82,40 +74,40 @@ def timm_task(student: Model, teacher: Model, images: Tensor, labels: Tensor, *,
     task.to(device).train()
     if fast:
         task.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=LEARNING_RATE, momentum=0.9)
 
-    def forward() -> Tensor:
+    def forward(images: Tensor, labels: Tensor) -> Tensor:
+        if fast:
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
             return task(images, labels)["loss"]
 
     return plain(forward, optimizer)
 
 
-def torchdistill_srd(student: Model, teacher: Model, images: Tensor, labels: Tensor) -> Loop:
-    """The loop of torchdistill's example around its box, which reads the loss and its meters at every step.
+def torchdistill_srd(student: Model, teacher: Model) -> Step:
+    """The step of torchdistill's example around its box, which reads the loss and its meters every time.
 
     Raises:
         UserError: torchdistill is not installed.
     """
-    box = torchdistill_box(student, teacher, images, labels)
+    box = torchdistill_box(student, teacher)
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 
-    def loop(steps: int, clock: Clock) -> None:
-        metrics = MetricLogger(delimiter="  ")
-        metrics.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
-        for _ in range(steps):
-            loss = box.forward_process(images, labels, {})
-            box.post_forward_process(loss=loss)
-            metrics.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
-            if torch.isnan(loss) or torch.isinf(loss):
-                raise RuntimeError(f"torchdistill's loss is {float(loss)}")
-            clock.tick()
+    metrics = MetricLogger(delimiter="  ")
+    metrics.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
 
-    return loop
+    def step(images: Tensor, labels: Tensor) -> None:
+        loss = box.forward_process(images, labels, {})
+        box.post_forward_process(loss=loss)
+        metrics.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
+        if torch.isnan(loss) or torch.isinf(loss):
+            raise RuntimeError(f"torchdistill's loss is {float(loss)}")
+
+    return step
 
 
-def torchdistill_box(student: Model, teacher: Model, images: Tensor, labels: Tensor) -> Any:
+def torchdistill_box(student: Model, teacher: Model) -> Any:
     """The box of torchdistill with the terms and wrappers of its SRD configuration, around copies of the models.
 
     Raises:
@@ -127,24 +119,17 @@ def torchdistill_box(student: Model, teacher: Model, images: Tensor, labels: Ten
     from torchdistill.core.distillation import get_distillation_box
 
     maps = [_with_map(model) for model in (student, teacher)]
-    narrow, wide = (_width(module, path, images[:2]) for module, path in maps)
-    loader = {
-        "dataset_id": "batch",
-        "sampler": {"class_or_func": torch.utils.data.RandomSampler, "kwargs": {}},
-        "kwargs": {"batch_size": len(images)},
-    }
+    images = torch.zeros(2, 3, student.input.size, student.input.size, device=_device(student))
+    narrow, wide = (_width(module, path, images) for module, path in maps)
     config = {
         "num_epochs": 1,
-        "train_data_loader": loader,
+        "train_data_loader": {},  # the batches come from outside
         "teacher": {**_srd_side(maps[1][1], wide, None), "requires_grad": False},
         "student": {**_srd_side(maps[0][1], wide, narrow), "requires_grad": True},
         "optimizer": {"key": "SGD", "kwargs": {"lr": LEARNING_RATE, "momentum": 0.9, "weight_decay": 1e-4}},
         "criterion": _srd_criterion(),
     }
-    device, data = images.device, {"batch": TensorDataset(images, labels)}
-    box: Any = get_distillation_box(
-        maps[1][0].to(device), maps[0][0].to(device), data, config, device, None, False, 1.0
-    )
+    box: Any = get_distillation_box(maps[1][0], maps[0][0], {}, config, images.device, None, False, 1.0)
     box.pre_epoch_process(epoch=0)
     return box
 
@@ -222,6 +207,10 @@ def _width(module: nn.Module, path: str, images: Tensor) -> int:
 
     with evaluating(module):
         return Taps(module, [path])(images).features[path].shape[1]
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.module.parameters()).device
 
 
 def _copied(module: nn.Module) -> nn.Module:

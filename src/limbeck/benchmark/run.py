@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import models
-from limbeck.benchmark.loops import by_hand, with_fit
+from limbeck.benchmark.loops import Step, by_hand, repeated, with_fit
 from limbeck.benchmark.peers import peers
 from limbeck.benchmark.timing import Loop, Timing, compare, interleave
 from limbeck.distiller import Distiller
@@ -94,14 +94,14 @@ def benchmark(
     side = max(student.input.size, teacher.input.size)
     images = torch.rand(recipe.batch_size, 3, side, side, device=device)
     batch = (images, torch.randint(classes, (recipe.batch_size,), device=device))
-    timed_peers: dict[str, Loop] = {}
+    timed_peers: dict[str, Step] = {}
     for model in (student, teacher):
         model.module.to(device)
     if with_peers:
         if student.input.size != teacher.input.size:
             say("peers: left out: they give both models the same input, and these differ in size")
         else:
-            timed_peers = peers(student, teacher, *batch, say=say)
+            timed_peers = peers(student, teacher, say=say)
     distiller = build_distiller(recipe, student, teacher, None).to(device).train()
     settings = choose(distiller, batch, precision=recipe.precision, memory_format=recipe.memory_format, device=device)
     say(f"{device.type}: {settings.precision}, {settings.memory_format} ({settings.reason})")
@@ -109,8 +109,9 @@ def benchmark(
     if settings.single_thread:
         torch.set_num_threads(1)
     written = Pair(student, teacher).copied()
-    loops = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student), *batch)}
-    loops = _loops(recipe, Pair(student, teacher), batch, settings) | loops | timed_peers
+    others = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student)), **timed_peers}
+    loops = _loops(recipe, Pair(student, teacher), batch, settings)
+    loops |= {name: repeated(step, *batch) for name, step in others.items()}
     try:
         seconds = interleave(loops, rounds=rounds, device=device, said=on_round)
     finally:
@@ -160,11 +161,11 @@ def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settings: S
     for each in (floor, alone):
         for model in (each.student, each.teacher):
             apply_settings(model.module, settings, device)
-    hand = (laid_out, batch[1])
-    loops = {
-        FLOOR: by_hand(floor.student.module, floor.frozen(), _sgd(recipe, floor.student), *hand, precision=dtype),
-        ALONE_FLOOR: by_hand(alone.student.module, None, _sgd(recipe, alone.student), *hand, precision=dtype),
+    hands = {
+        FLOOR: by_hand(floor.student.module, floor.frozen(), _sgd(recipe, floor.student), precision=dtype),
+        ALONE_FLOOR: by_hand(alone.student.module, None, _sgd(recipe, alone.student), precision=dtype),
     }
+    loops = {name: repeated(step, laid_out, batch[1]) for name, step in hands.items()}
     recipe = recipe.changed({"lr": LEARNING_RATE})
     full, own = pair.copied(), pair.copied()
     distillers = {
