@@ -160,11 +160,11 @@ class _InBlocks(torch.autograd.Function):
                     share = s.shape[0] / count if combine is Combine.MEAN else 1.0
                     total = total + share * value
                 if wanted:
-                    grad = grad * share
-                    grad_s[block] = (grad @ weight).view(z_s[block].shape)
-                    sums[0].addmm_(grad.T, s)
+                    # The share goes to the narrow matrices: one pass less over the wide one.
+                    grad_s[block] = (grad @ weight).mul_(share).view(z_s[block].shape)
+                    sums[0].addmm_(grad.T, s.mul_(share))
                     if len(sums) > 1:
-                        sums[1] += grad.sum(0)
+                        sums[1] += grad.sum(0) * share
             for block, joint in scales:
                 grad_s[block] *= torch.exp(joint - total)
         ctx.save_for_backward(grad_s, *sums)

@@ -1,5 +1,6 @@
 """The logarithm of a sum of powers: what both forms of LogSum have in common."""
 
+import math
 from typing import Any
 
 import torch
@@ -22,24 +23,33 @@ class _LogSumOfPowers(torch.autograd.Function):
     """With its gradient written out, ``alpha sign(x) |x|^(alpha - 1) / sum``.
 
     In half the passes over x that autograd takes, and without a copy of x between forward and backward. |x| = 1e10,
-    possible without a norm, has no 4th power in float32: powers are taken in a unit, the largest |x|. Never below 1,
-    since the floor would overflow in its place.
+    possible without a norm, has no 4th power in float32: powers are then taken in a unit, the largest |x|. Never below
+    1, since the floor would overflow in its place. On a CPU that is done only where the plain sum is found not to be
+    finite; a GPU would have to be waited for to find it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: float, floor: float) -> Tensor:
+        ctx.alpha = alpha
+        if alpha == 4 and x.device.type == "cpu":
+            squares = x.square()
+            total = squares.square_().sum() + floor
+            if math.isfinite(total):
+                ctx.save_for_backward(x, None, total)
+                return torch.log(total)
         low, high = x.aminmax()
         unit = torch.maximum(-low, high).clamp(min=1)
         scaled = x * (1 / unit)
         powers = scaled.square_().square_() if alpha == 4 else scaled.abs_().pow_(alpha)
         total = powers.sum() + floor * unit.pow(-alpha)
         ctx.save_for_backward(x, unit, total)
-        ctx.alpha = alpha
         return torch.log(total) + alpha * torch.log(unit)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, unit, total = ctx.saved_tensors
+        if unit is None:
+            return x.square().mul_(x).mul_(grads[0] * ctx.alpha / total), None, None
         factor = grads[0] * ctx.alpha / (unit * total)
         scaled = x * (1 / unit)
         if ctx.alpha == 4:  # the general power of the framework takes ten times as long as two products
