@@ -17,6 +17,8 @@ teacher's pass. All else is each student's own: weights, optimizer, schedule, ra
 a CPU: so it was for digits (tests/benchmarks/test_methods.py) and, over two epochs of 1,280 images, for both students
 of docs/results.md.
 
+Of a run's step the record has its own milliseconds and those of the teacher's pass, which a run alone would have too.
+
 A run is scored after its last epoch and, for its best epoch, after each ``--every``-th before that. The seconds of a
 run are its own and its share of what the group does once. Finished groups are written to the file at once and skipped
 by the next start; what is unfinished begins again. A student whose loss is not finite leaves the group and is reported
@@ -139,6 +141,7 @@ class Lane:
         self.rate = build_rate(recipe)
         self.steps = 0
         self.seconds = 0.0
+        self.step_seconds = 0.0
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.failed: str | None = None
@@ -158,6 +161,7 @@ class Lane:
 
     def step(self, batch: Any, teacher: Captured | None, done: float) -> None:
         """One step of the optimizer, as in `limbeck.train.fit`."""
+        began = time.perf_counter()
         recipe, distiller = self.run.recipe, self.distiller
         _set_random_state(self._random, self.device)
         distiller.progress = done / recipe.epochs
@@ -177,6 +181,7 @@ class Lane:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        self.step_seconds += time.perf_counter() - began
         self._random = _random_state(self.device)
 
     def end_epoch(self, epoch: int, val_loader: Iterable[Any] | None) -> None:
@@ -188,7 +193,9 @@ class Lane:
         if not self.best or _rank(self.last) > _rank(self.best):
             self.best = {"epoch": epoch, **self.last}
 
-    def record(self, data: Data, teacher: Mapping[str, Any] | None, commit: str | None, every: int) -> Record:
+    def record(
+        self, data: Data, teacher: Mapping[str, Any] | None, teacher_ms: float, commit: str | None, every: int
+    ) -> Record:
         """The run's entry in the results."""
         recipe, distiller = self.run.recipe, self.distiller
         taught = recipe.teacher is not None
@@ -204,6 +211,8 @@ class Lane:
             **found,
             "scored_every": every,
             "seconds": round(self.seconds, 1),
+            "step_ms": round(1000 * self.step_seconds / max(self.steps, 1), 2),
+            "teacher_ms": round(teacher_ms, 2) if taught else 0.0,
             "settings": self.run.settings(),
             "parameters": {
                 "student": count_parameters(self.parts.student.module),
@@ -269,6 +278,7 @@ def train(group: Sequence[Run], folder: Path, *, every: int, keep: bool = False)
     if teacher is not None and taught is not None:
         scores = {"model": taught.teacher, **(_teacher_scores(teacher, val_loader, device) if taught.labels else {})}
     commit = _commit()
+    teacher_seconds = 0.0
     progress = Progress(len(lanes), first.epochs * len(train_loader), first.batch_size)
     for epoch in range(first.epochs):
         train_loader.set_epoch(epoch)
@@ -278,7 +288,9 @@ def train(group: Sequence[Run], folder: Path, *, every: int, keep: bool = False)
         for index, batch in enumerate(train_loader):
             running = [lane for lane in lanes if lane.failed is None]
             moved = to_device(batch, device)
+            before = time.perf_counter()
             captured = shared(moved) if shared is not None else None
+            teacher_seconds += time.perf_counter() - before
             once = (time.perf_counter() - began) / max(len(running), 1)
             for lane in running:
                 with lane.working(once):
@@ -295,7 +307,8 @@ def train(group: Sequence[Run], folder: Path, *, every: int, keep: bool = False)
             save_weights(lane.distiller.student.state_dict(), place / "student.safetensors")
             if len(lane.distiller.term_modules) > 0:
                 save_weights(lane.distiller.term_modules.state_dict(), place / "terms.safetensors")
-    return [lane.record(data, scores, commit, every) for lane in lanes]
+    teacher_ms = 1000 * teacher_seconds / (first.epochs * len(train_loader))
+    return [lane.record(data, scores, teacher_ms, commit, every) for lane in lanes]
 
 
 def _teacher_scores(teacher: Model, loader: Iterable[Any] | None, device: torch.device) -> dict[str, float]:
