@@ -81,8 +81,10 @@ class Meter:
         return self._images / (time.perf_counter() - self._started)
 
     def _read(self) -> None:
-        for step, values in self._pending:
-            numbers = [float(value) for value in values.cpu()]
+        if not self._pending:
+            return
+        rows: list[list[float]] = torch.stack([values for _, values in self._pending]).cpu().tolist()  # one read
+        for (step, _), numbers in zip(self._pending, rows, strict=True):
             for name, number in reversed(list(zip(self._names, numbers, strict=True))):
                 if not math.isfinite(number):
                     part = f'part "{name}"' if name != "loss" else "the weighted sum"
@@ -94,11 +96,17 @@ class Meter:
             self._sums = [a + b for a, b in zip(self._sums or [0.0] * len(numbers), numbers, strict=True)]
         self._pending.clear()
 
+    def _read_at_once(self) -> list[float]:
+        if not self._readings:
+            return []
+        found: list[float] = torch.stack([value.float() for value in self._readings.values()]).cpu().tolist()
+        return found
+
     def _record(self) -> None:
         self._read()
         if not self._window:
             return
-        readings = {name: float(value) for name, value in self._readings.items()}
+        readings = dict(zip(self._readings, self._read_at_once(), strict=True))
         means = [sum(column) / len(self._window) for column in zip(*self._window, strict=True)]
         shared = collectives.mean_across([*means, *readings.values()], self._device)
         named = dict(zip(self._names, shared, strict=False))
