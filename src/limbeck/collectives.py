@@ -160,7 +160,7 @@ def from_first(text: str, device: torch.device) -> str:
     if rank() > 0:
         encoded = torch.empty(int(length), dtype=torch.uint8, device=device)
     dist.broadcast(encoded, src=0)
-    return bytes(encoded.cpu().tolist()).decode()
+    return bytes(int(value) for value in encoded.cpu()).decode()
 
 
 def barrier() -> None:

@@ -195,14 +195,18 @@ def _affordable(subject: Distiller, batch: Any, choice: Sequence[Settings], devi
 
 def rows(batch: Any, count: int, kept: int) -> Any:
     """The first rows of a batch of ``count``: of every tensor in it that has so many."""
-    return tree_map(lambda x: x[:kept] if isinstance(x, Tensor) and x.shape[:1] == (count,) else x, batch)
+
+    def first(value: Any) -> Any:
+        return value[:kept] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+
+    return tree_map(first, batch)
 
 
 @contextlib.contextmanager
 def trial(distiller: Distiller, device: torch.device) -> Generator[Distiller, None, None]:
     """A copy in training mode; random numbers that are drawn meanwhile are drawn again afterwards."""
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
+    with torch.random.fork_rng([device] if on_gpu else []):  # pyright: ignore[reportUnknownMemberType]
         yield copy.deepcopy(distiller).train()
     if on_gpu:
         torch.cuda.empty_cache()  # the run's own sizes may be others

@@ -83,7 +83,7 @@ class Meter:
     def _read(self) -> None:
         if not self._pending:
             return
-        rows: list[list[float]] = torch.stack([values for _, values in self._pending]).cpu().tolist()  # one read
+        rows = _numbers([values for _, values in self._pending])
         for (step, _), numbers in zip(self._pending, rows, strict=True):
             for name, number in reversed(list(zip(self._names, numbers, strict=True))):
                 if not math.isfinite(number):
@@ -96,17 +96,14 @@ class Meter:
             self._sums = [a + b for a, b in zip(self._sums or [0.0] * len(numbers), numbers, strict=True)]
         self._pending.clear()
 
-    def _read_at_once(self) -> list[float]:
-        if not self._readings:
-            return []
-        found: list[float] = torch.stack([value.float() for value in self._readings.values()]).cpu().tolist()
-        return found
-
     def _record(self) -> None:
         self._read()
         if not self._window:
             return
-        readings = dict(zip(self._readings, self._read_at_once(), strict=True))
+        readings: dict[str, float] = {}
+        if self._readings:
+            values = _numbers([torch.stack([value.float() for value in self._readings.values()])])[0]
+            readings = dict(zip(self._readings, values, strict=True))
         means = [sum(column) / len(self._window) for column in zip(*self._window, strict=True)]
         shared = collectives.mean_across([*means, *readings.values()], self._device)
         named = dict(zip(self._names, shared, strict=False))
@@ -121,3 +118,9 @@ class Meter:
             images_per_second=self._speed(),
         )
         self._window.clear()
+
+
+def _numbers(rows: list[Tensor]) -> list[list[float]]:
+    """The numbers of vectors of one length, in one read from their device."""
+    found: list[list[float]] = torch.stack(rows).cpu().tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return found
