@@ -154,7 +154,7 @@ def from_first(text: str, device: torch.device) -> str:
     """The text of the first process, for decisions that all must share; ``device`` is one they can talk through."""
     if world_size() == 1:
         return text
-    encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
+    encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     length = torch.tensor([encoded.shape[0]], device=device)
     dist.broadcast(length, src=0)
     if rank() > 0:
