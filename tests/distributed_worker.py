@@ -203,6 +203,9 @@ def only_here(folder: Path) -> dict[str, Any]:
         "unchanged": values.tolist(),
         "mean": collectives.mean_across([1.0 + rank, 2.0], CPU),
         "alone": alone,
+        "told": [
+            collectives.from_first(texts[rank], CPU) for texts in (("\u00e4 0", ""), ("", "1"), ("short", "longer"))
+        ],
         "loader": (counters.step, counters.images),
     }
 

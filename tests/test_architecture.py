@@ -34,6 +34,7 @@ ORDER = (
     "evaluation",
     "meter",
     "hardware",
+    "compiling",
     "train",
     ("models", "data", "tasks", "rivals"),
     ("cache", "diagnostics"),

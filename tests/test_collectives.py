@@ -13,6 +13,7 @@ def test_on_one_process_everything_is_the_identity() -> None:
     assert collectives.gather_rows(x) is x
     assert collectives.sum_across(x) is x
     assert collectives.mean_across([1.0, 2.5], torch.device("cpu")) == [1.0, 2.5]
+    assert collectives.from_first("x", torch.device("cpu")) == "x"
     collectives.barrier()
 
 

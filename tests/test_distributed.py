@@ -112,6 +112,7 @@ def test_the_small_collectives(two: list[dict[str, Any]]) -> None:
         assert here["unchanged"] == [1.0 + rank, 2.0]
         assert here["mean"] == [1.5, 2.0]
         assert here["alone"] == (1, 0, [1.0 + rank, 2.0])
+        assert here["told"] == ["ä 0", "", "short"]  # what the first one said, whatever the others have
         assert here["loader"] == (3, 24)  # of 6 batches, each process has 3
 
 

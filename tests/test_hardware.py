@@ -1,9 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 import tiny
 from limbeck import hardware, models
-from limbeck.hardware import Settings, apply_settings, bf16_is_native, choose
+from limbeck.hardware import Settings, apply_settings, bf16_is_native, candidates, choose, measure
 
 CPU = torch.device("cpu")
 
@@ -25,17 +28,89 @@ def test_small_models_stay_in_float32_on_one_thread() -> None:
     assert "GFLOP" in settings.reason
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_large_models_take_bf16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16 channels_last"), (False, "float32 channels_last")])
+def test_large_models_take_what_is_quickest(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
     monkeypatch.setattr(hardware, "SMALL", 1.0)
     monkeypatch.setattr(hardware, "bf16_is_native", lambda _: native)
+    tried = slow_down(monkeypatch, {"float32 contiguous": 5, "float32 channels_last": 4, "bf16 contiguous": 3})
     settings = settle()
-    assert settings.precision == ("bf16" if native else "float32")
-    assert settings.memory_format == "channels_last"
+    assert settings.name == expected
     assert not settings.single_thread
+    assert set(settings.seconds) == set(tried) == {f"{p} {m}" for p, m in product(native)}
+    assert "1.00" in settings.reason
 
 
-def test_one_forced_setting_leaves_the_other_to_the_rule() -> None:
+def product(native: bool) -> list[tuple[str, str]]:
+    return [(p, m) for p in ("float32", *(["bf16"] if native else [])) for m in ("contiguous", "channels_last")]
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> list[str]:
+    """The settings of each step that was timed; every step is said to have taken what ``times`` has, or else 1."""
+    tried: list[str] = []
+    real, now = hardware.apply_settings, hardware.timed
+
+    def apply(module: nn.Module, settings: Settings, device: torch.device) -> None:
+        tried.append(settings.name)
+        real(module, settings, device)
+
+    def timed(step: Callable[[], None], device: torch.device) -> float:
+        now(step, device)  # it does run
+        return times.get(tried[-1], 1) * 1e-3 if tried else 1e-6
+
+    monkeypatch.setattr(hardware, "apply_settings", apply)
+    monkeypatch.setattr(hardware, "timed", timed)
+    return tried
+
+
+def test_candidates_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = slow_down(monkeypatch, {})
+    measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
+    assert tried == ["float32 contiguous", "float32 channels_last"] * (hardware.ROUNDS + 1)
+
+
+def test_a_step_that_is_too_long_for_the_budget_is_timed_once_and_on_fewer_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(hardware, "BUDGET", 0.0)
+    distiller = tiny.distiller()
+    monkeypatch.setattr(
+        type(distiller.task), "student_input", lambda task, batch: rows.append(len(batch[0])) or batch[0]
+    )
+    measure(distiller, tiny.Batch(*tiny.images(64)), candidates("float32", "auto", CPU), CPU)
+    assert rows[0] == 64  # asked how many there are
+    assert rows[1:] == [8] * (2 + 2 * 2)  # a look at the cost, the warm-up, and one round
+
+
+def test_what_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert hardware.timed(full, CPU) == float("inf")
+    slow_down(monkeypatch, {"float32 contiguous": float("inf")})
+    settings = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
+    assert settings.memory_format == "channels_last"
+
+
+def test_measuring_changes_neither_models_nor_randomness() -> None:
+    distiller = tiny.distiller(norm=True, dropout=0.5).train()
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    modes = [module.training for module in distiller.modules()]
+    attention = models.build("small/vit-32", num_classes=3, size=8).module
+    distiller.student.attention = attention.blocks[0].attn  # not used; measuring sets it, on its copy
+    state = torch.get_rng_state()
+    choice = candidates("auto", "auto", CPU) + candidates("bf16", "auto", CPU)
+    measure(distiller, tiny.Batch(*tiny.images(8)), choice, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert attention.blocks[0].attn.fused_attn
+    del distiller.student.attention
+    assert tiny.same_bytes(before, distiller.state_dict())
+    assert modes == [module.training for module in distiller.modules()]
+    assert all(p.grad is None for p in distiller.parameters())
+    assert distiller.student.conv2.weight.is_contiguous()
+
+
+def test_one_forced_setting_leaves_the_other_to_the_choice() -> None:
     assert (settle("bf16").precision, settle("bf16").memory_format) == ("bf16", "contiguous")
     assert settle(memory_format="channels_last").memory_format == "channels_last"
 

@@ -1,7 +1,10 @@
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.optim import Optimizer
 
 import tiny
 from limbeck import optim
@@ -26,6 +29,52 @@ def test_adamw_decays_matrices_and_projectors_only() -> None:
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in exempt["params"])
     assert any(p is distiller.terms["feature"].projector.weight for p in decayed["params"])
+
+
+@pytest.mark.parametrize("make", [optim.sgd, optim.adamw])
+def test_fused_steps_are_those_of_the_loop_over_parameters(make: Callable[..., Optimizer]) -> None:
+    subject, twin = tiny.distiller(), tiny.distiller()
+    fused, loop = make(subject, lr=0.1), make(twin, lr=0.1)
+    assert all(group["fused"] for group in fused.param_groups)
+    for group in loop.param_groups:
+        group["fused"], group["foreach"] = False, False
+    for _ in range(5):
+        for a, b in zip(subject.trainable_parameters().values(), twin.trainable_parameters().values(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        fused.step()
+        loop.step()
+    for a, b in zip(subject.trainable_parameters().values(), twin.trainable_parameters().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("make", [functools.partial(optim.sgd, scaled=True), optim.adamw])
+def test_a_step_that_overflows_leaves_no_trace(make: Callable[..., Optimizer]) -> None:
+    """What torch's fused SGD does not hold."""
+    distiller = tiny.distiller()
+    optimizer = make(distiller, lr=0.1)
+    optim.check_scaled(optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    before = {name: p.detach().clone() for name, p in distiller.trainable_parameters().items()}
+    for p in distiller.trainable_parameters().values():
+        p.grad = torch.full_like(p, math.inf)
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    scaler.update()
+    assert tiny.same_bytes(before, {name: p.detach() for name, p in distiller.trainable_parameters().items()})
+    for p in distiller.trainable_parameters().values():
+        p.grad = torch.ones_like(p)
+    scaler.step(optimizer)
+    optim.check_finite(distiller)
+
+
+def test_fused_sgd_is_refused_where_the_loss_is_scaled() -> None:
+    with pytest.raises(UserError, match="fused SGD does not skip"):
+        optim.check_scaled(optim.sgd(tiny.distiller()))
+
+
+def test_where_there_is_no_fused_kernel_torch_chooses() -> None:
+    assert optim.sgd(tiny.distiller().to("meta")).param_groups[0]["fused"] is None
 
 
 def test_an_optimizer_without_the_projector_is_refused_by_name() -> None:

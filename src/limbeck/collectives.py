@@ -150,6 +150,19 @@ def mean_across(values: Sequence[float], device: torch.device) -> list[float]:
     return [float(value) / world_size() for value in total]
 
 
+def from_first(text: str, device: torch.device) -> str:
+    """The text of the first process, for decisions that all must share; ``device`` is one they can talk through."""
+    if world_size() == 1:
+        return text
+    encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor([encoded.shape[0]], device=device)
+    dist.broadcast(length, src=0)
+    if rank() > 0:
+        encoded = torch.empty(int(length), dtype=torch.uint8, device=device)
+    dist.broadcast(encoded, src=0)
+    return bytes(int(value) for value in encoded.cpu()).decode()
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:

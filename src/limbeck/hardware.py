@@ -1,16 +1,27 @@
-"""Which number format and memory layout suit this machine: a rule, so that equal runs get equal settings."""
+"""Which number format and memory layout are quick on this machine: timed on the run's own step, where it matters."""
 
-from dataclasses import dataclass
+import contextlib
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.distiller import Distiller, evaluating
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SMALL = 5e8  # floating point operations of one forward pass below which calls, not arithmetic, cost the time
+MARGIN = 0.95  # bf16 has to take less than this share of float32's time: float32 is the safer one
+BUDGET = 4.0  # seconds after which no further round is timed
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -22,21 +33,26 @@ class Settings:
         memory_format: "contiguous" or "channels_last".
         single_thread: Whether operations are too small to be worth splitting over cores.
         reason: Why, for the log.
+        seconds: What each candidate took for a step, by its name; empty where nothing was timed.
     """
 
     precision: str
     memory_format: str
     single_thread: bool
     reason: str
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def name(self) -> str:
+        """Number format and layout, as the keys of ``seconds`` have it."""
+        return f"{self.precision} {self.memory_format}"
 
 
 def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device) -> Settings:
-    """Settle what a recipe leaves on ``"auto"``.
+    """Settle what a recipe leaves on ``"auto"``: by :func:`obvious`, or else by :func:`measure`.
 
-    bf16 where the device multiplies it natively, and channels-last; but float32 in the ordinary layout and one thread
-    on a CPU for models so small that conversions and hand-overs cost more than they save. A rule on the device and on
-    the counted operations rather than a timing: a timing differs from run to run, and then so would the results of
-    equal recipes.
+    Timings differ from run to run, so what came out has to be kept for equal runs to get equal settings, as
+    :mod:`limbeck.recipes.settings` does.
 
     Args:
         distiller: Student, teacher and terms; not changed.
@@ -45,24 +61,34 @@ def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: s
         memory_format: "auto", "contiguous" or "channels_last".
         device: Where training will run.
     """
-    native = bf16_is_native(device)
-    chosen, layout = ("bf16" if native else "float32"), "channels_last"
-    why = f"bf16 is {'' if native else 'not '}native"
-    small = False
-    if device.type == "cpu":
-        flops = _forward_flops(distiller, batch)
-        small = flops < SMALL
-        if small:
-            chosen, layout, why = "float32", "contiguous", "the models are small"
-        why += f", {flops / 1e9:.2g} GFLOP forward a batch"
+    found = obvious(distiller, batch, precision=precision, memory_format=memory_format, device=device)
+    return found or measure(distiller, batch, candidates(precision, memory_format, device), device)
+
+
+def obvious(
+    distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device
+) -> Settings | None:
+    """The settings where they need no timing: both are given, or the models are small; the arguments of ``choose``.
+
+    Models so small that on a CPU conversions and hand-overs cost more than they save get float32 in the ordinary layout
+    and one thread, by a rule on the counted operations of a forward pass.
+    """
     forced = [name for name in (precision, memory_format) if name != "auto"]
-    if forced:
-        why += f"; {' and '.join(forced)} as the recipe says"
+    flops = _forward_flops(distiller, batch) if device.type == "cpu" else math.inf
+    if len(forced) == 2:
+        return Settings(precision, memory_format, flops < SMALL, "as the recipe says")
+    if flops >= SMALL:
+        return None
     return Settings(
-        precision if precision != "auto" else chosen,
-        memory_format if memory_format != "auto" else layout,
-        small,
-        why,
+        precision if precision != "auto" else "float32",
+        memory_format if memory_format != "auto" else "contiguous",
+        True,
+        "; ".join(
+            [
+                f"the models are small, {flops / 1e9:.2g} GFLOP forward a batch",
+                *(f"{name} as the recipe says" for name in forced),
+            ]
+        ),
     )
 
 
@@ -81,12 +107,138 @@ def apply_settings(module: nn.Module, settings: Settings, device: torch.device) 
     timm's blocks call the fused attention, whose bf16 backward is slow on CPUs: written out, the step of a ViT of width
     96 on 64 tokens took 0.53 of the time (AMD EPYC, one thread, torch 2.15). In float32 the fused form is quicker.
     """
-    if settings.memory_format == "channels_last":
-        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module.to(memory_format=LAYOUTS[settings.memory_format])  # pyright: ignore[reportCallIssue]
     if device.type == "cpu" and settings.precision == "bf16":
-        for part in module.modules():
-            if hasattr(part, "fused_attn"):
-                setattr(part, "fused_attn", False)  # noqa: B010  (timm declares no type for it)
+        for part in _fused_attentions(module):
+            setattr(part, "fused_attn", False)  # noqa: B010  (timm declares no type for it)
+
+
+def candidates(precision: str, memory_format: str, device: torch.device) -> list[Settings]:
+    """What may be chosen."""
+    precisions = ["float32", *(["bf16"] if bf16_is_native(device) else [])] if precision == "auto" else [precision]
+    layouts = list(LAYOUTS) if memory_format == "auto" else [memory_format]
+    return [Settings(p, m, False, "") for p, m in itertools.product(precisions, layouts)]
+
+
+def measure(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Settings:
+    """The quickest of some settings, each timed in turn, so that what else the machine does falls on all of them.
+
+    A step is forward and backward of a copy in training mode, and a candidate's time the least of a few rounds. bf16 is
+    taken only where it saves 5% or more.
+
+    Args:
+        distiller: Not changed; a copy is timed.
+        batch: A typical batch, on the device. Where whole ones would take too long, an eighth of it is used.
+        choice: The settings.
+        device: Where training will run.
+
+    Returns:
+        One of them, with the reason, and the seconds of all.
+    """
+    began = time.perf_counter()
+    best = {one.name: math.inf for one in choice}
+    with trial(distiller, device) as subject:
+        fused = _fused_attentions(subject)
+        batch = _affordable(subject, batch, choice, device)
+        for index in range(ROUNDS + 1):
+            for one in choice:
+                for part in fused:
+                    setattr(part, "fused_attn", True)  # noqa: B010
+                apply_settings(subject, one, device)
+                seconds = timed(step_of(subject, batch, PRECISIONS[one.precision], device), device)
+                if index > 0:  # the first round warms up
+                    best[one.name] = min(best[one.name], seconds)
+            if index > 0 and time.perf_counter() - began > BUDGET:
+                break
+    name = fastest(best)
+    chosen = next(one for one in choice if one.name == name)
+    reason = f"measured in {time.perf_counter() - began:.1f} s: {in_words(best)}"
+    return replace(chosen, reason=reason, seconds=best)
+
+
+def in_words(seconds: dict[str, float]) -> str:
+    """Times of candidates relative to the least of them.
+
+    Example:
+        >>> in_words({"float32 contiguous": 0.2, "bf16 contiguous": 0.3})
+        'float32 contiguous 1.00, bf16 contiguous 1.50'
+    """
+    least = min(seconds.values())
+    return ", ".join(f"{name} {value / least:.2f}" for name, value in seconds.items())
+
+
+def fastest(seconds: dict[str, float]) -> str:
+    """The name with the least time, but bf16 only where it saves enough.
+
+    Example:
+        >>> fastest({"float32 contiguous": 1.0, "float32 channels_last": 0.98, "bf16 channels_last": 0.94})
+        'float32 channels_last'
+        >>> fastest({"float32 contiguous": 1.0, "bf16 contiguous": 0.94})
+        'bf16 contiguous'
+    """
+    safe = {name: value for name, value in seconds.items() if not name.startswith("bf16")}
+    quick = min(seconds, key=lambda name: seconds[name])
+    if not safe or quick in safe:
+        return quick
+    safest = min(safe, key=lambda name: safe[name])
+    return quick if seconds[quick] < MARGIN * safe[safest] else safest
+
+
+def _affordable(subject: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Any:
+    """The batch, or an eighth of it where whole ones would take longer than the budget."""
+    count = subject.task.student_input(batch).shape[0]
+    few = rows(batch, count, max(2, count // 8))
+    step = step_of(subject, few, PRECISIONS[choice[0].precision], device)
+    step()
+    return few if 8 * 2 * len(choice) * timed(step, device) > BUDGET else batch
+
+
+def rows(batch: Any, count: int, kept: int) -> Any:
+    """The first rows of a batch of ``count``: of every tensor in it that has so many."""
+
+    def first(value: Any) -> Any:
+        return value[:kept] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+
+    return tree_map(first, batch)
+
+
+@contextlib.contextmanager
+def trial(distiller: Distiller, device: torch.device) -> Generator[Distiller, None, None]:
+    """A copy in training mode; random numbers that are drawn meanwhile are drawn again afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):  # pyright: ignore[reportUnknownMemberType]
+        yield copy.deepcopy(distiller).train()
+    if on_gpu:
+        torch.cuda.empty_cache()  # the run's own sizes may be others
+
+
+def step_of(subject: Distiller, batch: Any, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """A step, forward and backward, that leaves no gradient."""
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = subject(batch).loss
+        loss.backward()
+        subject.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of a step; infinite where it does not fit into memory."""
+    started = time.perf_counter()
+    try:
+        step()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+    except torch.OutOfMemoryError:
+        return math.inf
+    return time.perf_counter() - started
+
+
+def _fused_attentions(module: nn.Module) -> list[nn.Module]:
+    """The attention layers of timm that call the fused kernel."""
+    return [part for part in module.modules() if getattr(part, "fused_attn", False)]
 
 
 def _forward_flops(distiller: Distiller, batch: Any) -> int:

@@ -81,8 +81,10 @@ class Meter:
         return self._images / (time.perf_counter() - self._started)
 
     def _read(self) -> None:
-        for step, values in self._pending:
-            numbers = [float(value) for value in values.cpu()]
+        if not self._pending:
+            return
+        rows = _numbers([values for _, values in self._pending])
+        for (step, _), numbers in zip(self._pending, rows, strict=True):
             for name, number in reversed(list(zip(self._names, numbers, strict=True))):
                 if not math.isfinite(number):
                     part = f'part "{name}"' if name != "loss" else "the weighted sum"
@@ -98,7 +100,10 @@ class Meter:
         self._read()
         if not self._window:
             return
-        readings = {name: float(value) for name, value in self._readings.items()}
+        readings: dict[str, float] = {}
+        if self._readings:
+            values = _numbers([torch.stack([value.float() for value in self._readings.values()])])[0]
+            readings = dict(zip(self._readings, values, strict=True))
         means = [sum(column) / len(self._window) for column in zip(*self._window, strict=True)]
         shared = collectives.mean_across([*means, *readings.values()], self._device)
         named = dict(zip(self._names, shared, strict=False))
@@ -113,3 +118,9 @@ class Meter:
             images_per_second=self._speed(),
         )
         self._window.clear()
+
+
+def _numbers(rows: list[Tensor]) -> list[list[float]]:
+    """The numbers of vectors of one length, in one read from their device."""
+    found: list[list[float]] = torch.stack(rows).cpu().tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return found

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from limbeck.distiller import Distiller
@@ -13,11 +14,27 @@ Rate = Callable[[float], float]
 """Factor on the learning rate as a function of the epochs done, a fraction at every step."""
 
 
-def sgd(distiller: Distiller, *, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 5e-4) -> Optimizer:
-    """SGD over everything trainable; the defaults are those of the CIFAR distillation literature (RepDistiller)."""
-    return torch.optim.SGD(
-        distiller.trainable_parameters().values(), lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
+def sgd(
+    distiller: Distiller,
+    *,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    scaled: bool = False,
+) -> Optimizer:
+    """SGD over everything trainable; the defaults are those of the CIFAR distillation literature (RepDistiller).
+
+    Args:
+        distiller: On the device where it is trained.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, of all parameters.
+        scaled: Whether the loss is scaled (float16). The fused kernel is then left aside: in a step that the scale
+            makes overflow it writes into the momentum although the step is skipped (torch 2.15).
+    """
+    parameters = list(distiller.trainable_parameters().values())
+    fused = None if scaled else _can_be_fused(parameters)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 def adamw(distiller: Distiller, *, lr: float = 5e-4, weight_decay: float = 0.05) -> Optimizer:
@@ -29,8 +46,20 @@ def adamw(distiller: Distiller, *, lr: float = 5e-4, weight_decay: float = 0.05)
     ids = {id(p) for p in exempt}
     decayed = [p for p in parameters.values() if id(p) not in ids]
     return torch.optim.AdamW(
-        [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}], lr=lr, weight_decay=weight_decay
+        [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}],
+        lr=lr,
+        weight_decay=weight_decay,
+        fused=_can_be_fused(parameters.values()),
     )
+
+
+def _can_be_fused(parameters: Iterable[nn.Parameter]) -> bool | None:
+    """True asks for one kernel for all parameters; None leaves the form to torch.
+
+    On a CPU that kernel takes 0.3 to 0.5 of the time of the loop over parameters, 1.5% of a step of ResNet18
+    (docs/log.md); it rounds differently from the loop.
+    """
+    return True if all(p.device.type in ("cpu", "cuda") for p in parameters) else None
 
 
 def cosine(epochs: float, *, warmup: float = 0.0, floor: float = 0.0) -> Rate:
@@ -78,6 +107,15 @@ def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:
     missing = [name for name, p in distiller.trainable_parameters().items() if id(p) not in held]
     if missing:
         raise UserError(f"not in the optimizer: {_some(missing)}; build it over distiller.trainable_parameters()")
+
+
+def check_scaled(optimizer: Optimizer) -> None:
+    """Refuse, where the loss is scaled, torch's fused SGD, whose momentum takes up steps that are skipped."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if isinstance(optimizer, torch.optim.SGD) and fused:
+        raise UserError(
+            "fused SGD does not skip steps that overflow in float16; build it with fused=False, or use bf16"
+        )
 
 
 def check_finite(distiller: Distiller) -> None:

@@ -1,6 +1,6 @@
 """Read named submodules of any ``nn.Module`` without editing it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,9 @@ from limbeck.errors import UserError, did_you_mean
 
 OUTPUT = "output"
 INPUT_SUFFIX = ":input"
+COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "fallback_random": True  # dropout draws the numbers that it draws without the compiler
+}
 
 
 class Captured(NamedTuple):
@@ -46,8 +49,8 @@ class Taps:
     hook-based readers are errors here: a submodule that runs twice in one pass (which of the two is meant?), and a
     feature that a layer overwrote in place (``nn.ReLU(inplace=True)`` behind a batch norm).
 
-    ``torch.compile`` the module that calls the taps (the distiller), not the tapped model: a model that was compiled
-    and called without its taps no longer runs hooks, and a call with them then ends with an error.
+    To compile the model use :meth:`compile`, not ``model.compile``: a model that was compiled and called without its
+    taps no longer runs hooks, and a call with them then ends with an error.
 
     Args:
         model: Any module whose forward returns one tensor.
@@ -68,8 +71,11 @@ class Taps:
     def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         self.model = model
         self.names = tuple(dict.fromkeys(names))
+        self._features: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._compiled: Callable[[Tensor], tuple[Any, dict[str, Tensor]]] | None = None
         modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
-        self._points: list[tuple[str, nn.Module, bool]] = []
+        self._points: list[tuple[nn.Module, _Reader, bool]] = []
         for name in self.names:
             if name == OUTPUT:
                 continue
@@ -77,7 +83,18 @@ class Taps:
             if path not in modules or path == "":
                 kind = type(model).__name__
                 raise UserError(f'no submodule "{path}" in {kind}{did_you_mean(path, modules)}')
-            self._points.append((name, modules[path], name.endswith(INPUT_SUFFIX)))
+            reader = _Reader(name, self._features, self._versions)
+            self._points.append((modules[path], reader, name.endswith(INPUT_SUFFIX)))
+
+    def compile(self) -> None:
+        """From now on run the model compiled by ``torch.compile``; it is compiled in the first call of each kind.
+
+        The model itself is left alone: called without the taps it is not compiled, and its state dict has the same
+        names. The hooks are the same objects in every call, and set for its length, so that what has been compiled
+        with them holds. A compiled pass cannot see that a feature was overwritten in place: call the taps once before.
+        A copy of the taps is not compiled.
+        """
+        self._compiled = torch.compile(self._run, options=COMPILE_OPTIONS)
 
     def __call__(self, x: Tensor) -> Captured:
         """Run the model on ``x`` and return its output with the tapped features.
@@ -85,20 +102,25 @@ class Taps:
         Raises:
             UserError: If a tap did not run, ran twice, gave no tensor, or was overwritten in place.
         """
-        features: dict[str, Tensor] = {}
-        versions: dict[str, int] = {}
         handles: list[RemovableHandle] = []
         try:
-            for name, module, reads_input in self._points:
-                reader = _Reader(name, features, versions)
+            for module, reader, reads_input in self._points:
                 if reads_input:  # before the module runs: it may overwrite its input
                     handles.append(module.register_forward_pre_hook(reader.read_input))
                 else:
                     handles.append(module.register_forward_hook(reader.read_output))
-            output = self.model(x)
+            if self._compiled is None:
+                output, features = self._run(x)
+            else:
+                for dim in range(1, x.ndim):  # or the compiler, seeing two models' sizes, makes code for any size
+                    torch._dynamo.mark_static(x, dim)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+                output, features = self._compiled(x)
+            versions = dict(self._versions)
         finally:
             for handle in handles:
                 handle.remove()
+            self._features.clear()  # or they would live until the next call
+            self._versions.clear()
         if not isinstance(output, Tensor):
             kind = type(self.model).__name__
             raise UserError(f"{kind} returned {_describe(output)}; expected one tensor: wrap it so that it returns one")
@@ -106,6 +128,14 @@ class Taps:
             features[OUTPUT] = output
         self._check(features, versions)
         return Captured(output, features)
+
+    def _run(self, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """The part that can be compiled: the model, and what its hooks have put aside."""
+        output: Any = self.model(x)
+        return output, dict(self._features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # compiled code belongs to this model, not to the copy's
 
     def _check(self, features: dict[str, Tensor], versions: dict[str, int]) -> None:
         for name in self.names:
@@ -120,7 +150,7 @@ class Taps:
 
 
 class _Reader:
-    """The hooks of one tap for one call."""
+    """The hooks of one tap; what they read goes into dictionaries that all taps of a model share."""
 
     def __init__(self, name: str, features: dict[str, Tensor], versions: dict[str, int]) -> None:
         self._name = name

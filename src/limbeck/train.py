@@ -22,7 +22,7 @@ from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
 from limbeck.evaluation import to_device, validate
 from limbeck.meter import Meter
-from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, set_rate, sgd
+from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, check_scaled, set_rate, sgd
 from limbeck.runlog import RunLog
 
 
@@ -106,9 +106,9 @@ def fit(
         cpu: Stay on the CPU where there is a GPU.
 
     Raises:
-        UserError: If a trainable parameter is not in the optimizer or gets no gradient, if there is no batch, if the
-            checkpoint is of another run, or if a loss or a parameter is not finite (the message says at which step and
-            in which part; the checkpoints are from before it).
+        UserError: If a trainable parameter is not in the optimizer or gets no gradient, if SGD is fused in float16, if
+            there is no batch, if the checkpoint is of another run, or if a loss or a parameter is not finite (the
+            message says at which step and in which part; the checkpoints are from before it).
 
     Deviates from: the published DeiT code, which clips gradients that are still scaled (its ``main.py``, lines
     225-232).
@@ -120,9 +120,11 @@ def fit(
     device: torch.device = accelerator.device
     log = log if log is not None else RunLog()
     distiller.to(device)
-    optimizer = optimizer if optimizer is not None else sgd(distiller)
-    check_optimizer(distiller, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    optimizer = optimizer if optimizer is not None else sgd(distiller, scaled=scaler.is_enabled())
+    check_optimizer(distiller, optimizer)
+    if scaler.is_enabled():
+        check_scaled(optimizer)
     average = None
     if ema_decay is not None:
         blend: Any = get_ema_multi_avg_fn(ema_decay)  # pyright: ignore[reportUnknownVariableType]

@@ -33,7 +33,7 @@ FLAGS = {
         --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
-        --seed --precision --memory-format --device
+        --seed --precision --memory-format --compile --device
     """,
     "train": """
         --recipe --out --resume --dry-run --name --model --weights --pretrained --no-pretrained
@@ -41,7 +41,7 @@ FLAGS = {
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
-        --seed --precision --memory-format --device
+        --seed --precision --memory-format --compile --device
     """,
     "evaluate": "--data",
     "export": "--format --out",

@@ -142,6 +142,9 @@ positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infin
 count = st.integers(min_value=1, max_value=10**12)
 
 
+PARTICULAR = ("log_correlation", "correlation_power", "gaussian_wasserstein")  # about norms or pools
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any valid recipe of a method with a teacher."""
@@ -161,7 +164,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "labels": draw(st.booleans()),
         "workers": draw(st.none() | st.integers(0, 100)),
         "method": draw(st.sampled_from([method for method in get_args(Method) if method != "alone"])),
-        "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss != "log_correlation"])),
+        "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss not in PARTICULAR])),
         "student_norm": draw(st.sampled_from(get_args(Norm))),
         "alpha": draw(st.floats(1, 1e30)),
         "feature_weight": draw(positive),

@@ -296,7 +296,13 @@ def build_optimizer(recipe: Recipe, distiller: Distiller) -> torch.optim.Optimiz
     """SGD or AdamW over everything trainable."""
     if recipe.optimizer == "adamw":
         return adamw(distiller, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return sgd(distiller, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    return sgd(
+        distiller,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        scaled=recipe.precision == "fp16",
+    )
 
 
 def build_rate(recipe: Recipe) -> Rate:

@@ -51,6 +51,11 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _no_switch(value: object) -> object:
+    """YAML reads a bare on or off as true or false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 _Number = BeforeValidator(_no_bool)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
@@ -234,11 +239,15 @@ class Recipe(BaseModel):
     )
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Arithmetic of the models; auto: bf16 on a GPU that has it, on a CPU what is quicker.",
+        description="Arithmetic of the models; auto: bf16 where the device has it and was measured to be quicker.",
     )
     memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
         default="auto",
-        description="Layout of images in memory; auto: channels_last on a GPU, on a CPU what is quicker.",
+        description="Layout of images in memory; auto: what was measured to be quicker.",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_no_switch)] = Field(
+        default="auto",
+        description="torch.compile of models and terms; auto: on a GPU, where it is won back within the run.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where to train; auto: the fastest here."

@@ -16,9 +16,10 @@ from torch import nn
 import limbeck
 from limbeck import collectives
 from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
+from limbeck.compiling import explaining
 from limbeck.data import Data
 from limbeck.errors import UserError
-from limbeck.hardware import PRECISIONS, apply_settings, choose
+from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
 from limbeck.recipes.build import (
     CARD,
@@ -31,11 +32,13 @@ from limbeck.recipes.build import (
 )
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.settings import settle
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult, fit
 
 Summary = dict[str, Any]
+SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 
 
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
@@ -67,7 +70,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     threads = torch.get_num_threads()
-    with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored:
+    with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored, explaining():
         restored.callback(torch.set_num_threads, threads)
         device = device_of(recipe)
         try:
@@ -154,19 +157,24 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     _report(checked.findings, log)
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
-    settings = choose(
-        parts.distiller,
-        first_batch(parts, device),
-        precision=recipe.precision,
-        memory_format=recipe.memory_format,
-        device=device,
-    )
-    threads = ", one thread" if settings.single_thread else ""
-    log.note(f"{device.type}: {settings.precision}, {settings.memory_format}{threads} ({settings.reason})")
+    batch = first_batch(parts, device)
+    settled = settle(recipe, parts.distiller, batch, device, steps=recipe.epochs * _steps(parts))
+    for line in settled.lines:
+        log.note(line)
+    settings = settled.settings
     if settings.single_thread:
         torch.set_num_threads(1)
     apply_settings(parts.distiller, settings, device)
-    return parts, checked, recipe.changed({"precision": settings.precision, "memory_format": settings.memory_format})
+    if settled.compiles:
+        parts.distiller.compile_parts(batch)
+    compiles = "on" if settled.compiles else "off"
+    changes = {"precision": settings.precision, "memory_format": settings.memory_format, "compile": compiles}
+    return parts, checked, recipe.changed(changes)
+
+
+def _steps(parts: Parts) -> int:
+    """Batches an epoch."""
+    return len(parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed))
 
 
 def train_teacher(recipe: Recipe, folder: Path) -> None:
@@ -192,7 +200,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe
     if not first:
         kept = Recipe.from_yaml(folder / "recipe.yaml")
         # What the first start settled for this machine stays settled.
-        settled = {k: getattr(kept, k) for k in ("precision", "memory_format") if getattr(recipe, k) == "auto"}
+        settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
         changes = kept.difference(recipe)
         if changes and resume:
