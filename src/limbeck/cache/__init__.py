@@ -6,9 +6,9 @@ features are never cropped or flipped. See docs/decisions/0012-the-teacher-cache
 """
 
 from limbeck.cache.contents import Contents, Reduction
-from limbeck.cache.identity import digest_of, key_of
+from limbeck.cache.identity import digest_of, key_of, views_of
 from limbeck.cache.reader import CachedLoader, TaughtBatch
-from limbeck.cache.selftest import Tested, self_test
+from limbeck.cache.selftest import Tested, self_test, verify
 from limbeck.cache.store import Cache, plan_cache
 from limbeck.cache.writer import LiveTeacher, check_room, fill
 
@@ -26,4 +26,6 @@ __all__ = [
     "key_of",
     "plan_cache",
     "self_test",
+    "verify",
+    "views_of",
 ]

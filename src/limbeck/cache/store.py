@@ -1,7 +1,7 @@
 """A cache's folder: `cache.json`, which says what it is, and the shards of each view."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck import collectives
 from limbeck.cache.contents import Contents, Spec
 from limbeck.cache.identity import Identity, differences
-from limbeck.cache.shards import damaged, open_shard, shard_bytes, verify_shard, write_shard
+from limbeck.cache.shards import damaged, open_shard, shard_bytes, write_shard
 from limbeck.checkpoint import save_json
 from limbeck.data.loader import Batch, Loader
 from limbeck.errors import UserError
@@ -179,23 +179,6 @@ class Cache:
             shards.append(open_shard(path))
             self._check(path, shards[-1])
         return View(view, shards, self)
-
-    def verify(self, views: int, *, share: tuple[int, int] = (0, 1)) -> Iterator[int]:
-        """Read the shards of the first views whole and compare their checksums.
-
-        Args:
-            views: How many.
-            share: Rank and number of the processes that divide the work.
-
-        Yields:
-            The bytes of each shard that is right.
-
-        Raises:
-            UserError: If one is damaged.
-        """
-        for shard in self.shards(views)[share[0] :: share[1]]:
-            verify_shard(self.path(shard))
-            yield self.path(shard).stat().st_size
 
     def unpack(self, rows: Mapping[str, Tensor]) -> Captured:
         """What the teacher gave, from stored rows."""

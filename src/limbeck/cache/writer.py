@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from limbeck import collectives
 from limbeck.cache.pixels import sketch
+from limbeck.cache.progress import bar
 from limbeck.cache.store import Cache, Shard
 from limbeck.data.loader import Batch, Loader
 from limbeck.distiller import Distiller
@@ -111,15 +110,15 @@ def fill(
     source = loader.changed(batch_size=layout.batch_size, seed=layout.seed)
     count = sum(len(layout.steps_of(shard.number)) for shard in own) * layout.batch_size
     done, started = 0, time.perf_counter()
-    with _bar(shows) as progress:
-        bar = progress.add_task("teacher cache", total=count, rate="")
+    with bar(shows) as progress:
+        task = progress.add_task("teacher cache", total=count, rate="")
         for shard in own:
             rows: list[dict[str, Tensor]] = []
             for batch in source.stretch(shard.view, layout.steps_of(shard.number), parts=layout.parts):
                 rows.append(_rows(cache, batch, teacher(batch)))
                 done += len(batch.index)
                 rate = done * world / max(time.perf_counter() - started, 1e-9)
-                progress.update(bar, completed=done, rate=f"{rate:,.0f} images/s")
+                progress.update(task, completed=done, rate=f"{rate:,.0f} images/s")
             _write(cache, shard, rows)
     collectives.barrier()
     return done
@@ -142,17 +141,3 @@ def _remove_stale(cache: Cache) -> None:
         for path in cache.folder.glob(".*.tmp"):
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink(missing_ok=True)
-
-
-def _bar(shows: bool | None) -> Progress:
-    console = Console(stderr=True)
-    visible = (console.is_terminal if shows is None else shows) and collectives.rank() == 0
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        disable=not visible,
-        transient=True,
-    )
