@@ -84,8 +84,8 @@ class Contents:
         >>> packed = contents.pack(teacher)
         >>> sorted(packed)
         ['feature.fc:input', 'output.classes', 'output.rest', 'output.values']
-        >>> contents.unpack(packed, contents.specs(teacher), classes=4).output
-        tensor([[3., 1., 0., 0.]])
+        >>> contents.unpack(packed, contents.specs(teacher), classes=4).output.round(decimals=3).tolist()
+        [[3.0, 1.0, 0.0, 0.0]]
     """
 
     taps: tuple[str, ...]

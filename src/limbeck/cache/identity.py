@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.data.loader import Loader
 
@@ -14,13 +14,19 @@ Identity = Mapping[str, Any]
 """Name to a plain value; two caches are the same where all of them are equal."""
 
 
-def digest_of(module: nn.Module) -> str:
-    """A short digest of a module's parameters and buffers: names, shapes and every byte."""
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, shapes and every byte, whatever the order of the names."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def digest_of(module: nn.Module) -> str:
+    """The checksum of a module's parameters and buffers."""
+    return checksum_of(module.state_dict())
 
 
 def views_of(loader: Loader, *, processes: int) -> dict[str, Any]:

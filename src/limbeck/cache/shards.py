@@ -1,14 +1,13 @@
 """One shard: a safetensors file that carries its own checksum, so that it is there whole or not at all."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from limbeck.cache.identity import checksum_of
 from limbeck.checkpoint import replacing
 from limbeck.errors import UserError
 
@@ -46,7 +45,7 @@ def verify_shard(path: Path) -> None:
         UserError: If it is damaged.
     """
     tensors, checksum = _opened(path)
-    if _checksum(tensors) != checksum:
+    if checksum_of(tensors) != checksum:
         raise damaged(path, "its checksum differs")
 
 
@@ -65,13 +64,4 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _encoded(tensors: Mapping[str, Tensor]) -> bytes:
-    return save(dict(tensors), {_CHECKSUM: _checksum(tensors)})
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return save(dict(tensors), {_CHECKSUM: checksum_of(tensors)})

@@ -107,7 +107,7 @@ def plan_cache(
     Raises:
         UserError: If the folder holds another cache (the message names what differs), or something else.
     """
-    identity = json.loads(json.dumps(dict(identity)))
+    identity = dict(json.loads(json.dumps(dict(identity))))  # as it is read back: tuples are lists
     if (folder / CARD).is_file():
         card = _read(folder / CARD)
         if changed := differences(card.identity, identity):
@@ -121,7 +121,7 @@ def plan_cache(
     bytes_a_batch = plan.batch_size * sum(spec.row_bytes for spec in (specs | EXTRA).values())
     batches = max(1, min(SHARD_BYTES // bytes_a_batch, SHARD_IMAGES // plan.batch_size))
     layout = Layout(plan.batch_size, plan.seed, parts, loader.steps_of_view, batches)
-    card = Card(identity, layout, specs, plan.count, captured.output.shape[-1], dict(made_by or {}))
+    card = Card(dict(identity), layout, specs, plan.count, captured.output.shape[-1], dict(made_by or {}))
     return Cache(folder, card, contents)
 
 

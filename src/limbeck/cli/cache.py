@@ -13,10 +13,9 @@ from limbeck.errors import UserError
 
 DESCRIPTION = """Compute a teacher's outputs for some augmented views, once.
 
-Takes the flags of `limbeck distill`, which reads them, and computes them itself
-where they are missing. Needs --cache-views.
+Takes the flags of `limbeck distill`, which reads them. Needs --cache-views.
 
-  limbeck cache --recipe folder --data FOLDER --cache-views 10 --estimate"""
+  limbeck cache --recipe folder --data FOLDER --cache-views 10"""
 
 
 @dataclass(frozen=True)
