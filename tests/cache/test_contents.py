@@ -34,6 +34,22 @@ def test_exact_gives_back_every_byte(dtype: torch.dtype) -> None:
     assert (got.output.dtype, got.features["a"].dtype) == (dtype, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [5, 1])
+def test_maps_keep_their_layout_in_memory(dtype: torch.dtype, count: int) -> None:
+    whole = captured(dtype)
+    last = whole.features["a"].contiguous(memory_format=torch.channels_last)
+    contents = Contents(("a",), exact=True)
+    specs = contents.specs(whole._replace(features={"a": last}))
+    assert specs["feature.a"].shape == (3, 3, 4)
+    # One image, whatever its layout, is packed as the cache has it.
+    rows = contents.pack(Captured(whole.output[:count], {"a": whole.features["a"][:count]}), specs)
+    got = contents.unpack(rows, specs, classes=7).features["a"]
+    assert torch.equal(got, whole.features["a"][:count])
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert got.data_ptr() == rows["feature.a"].data_ptr()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_kept_as_it_is(dtype: torch.dtype) -> None:
     given = captured(dtype)

@@ -207,6 +207,11 @@ def test_a_card_says_what_there_is(tmp_path: Path) -> None:
     made = subject(tmp_path / "c", exact=False)
     made.fill()
     card = json.loads((tmp_path / "c" / "cache.json").read_text())
-    assert card["specs"]["output"] == {"shape": [10], "stored": "float16", "computed": "float32"}
+    assert card["specs"]["output"] == {
+        "shape": [10],
+        "stored": "float16",
+        "computed": "float32",
+        "channels_last": False,
+    }
     assert card["identity"]["taps"] == ["fc:input"]
     assert replace(subject(tmp_path / "c", exact=False).cache.card) == made.cache.card

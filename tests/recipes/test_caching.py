@@ -52,6 +52,11 @@ def student(folder: Path) -> dict[str, Any]:
         | {"student_tap": "conv2", "teacher_tap": "conv2"},
         {"accumulate": 2, "ema": 0.5},
         {"precision": "bf16"},
+        {"memory_format": "channels_last"},
+        {"memory_format": "channels_last", "method": "review"},
+        {"memory_format": "channels_last", "method": "at"},
+        {"memory_format": "channels_last", "student_pool": "spatial_positions", "teacher_pool": "spatial_positions"}
+        | {"student_tap": "conv2", "teacher_tap": "conv2", "feature_loss": "log_sum"},
     ],
     ids=str,
 )

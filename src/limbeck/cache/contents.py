@@ -42,11 +42,14 @@ class Spec:
         shape: Of one row, as it is stored.
         stored: Number format on disk.
         computed: Number format in which the teacher gave it, and in which it is read back.
+        channels_last: Whether it is a map whose channels lay last in memory; it is stored in that order, so that
+            it is read back in it without a copy. Sums over maps depend on the order in their last bits.
     """
 
     shape: tuple[int, ...]
     stored: str
     computed: str
+    channels_last: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -94,13 +97,20 @@ class Contents:
     exact: bool = False
     reduction: Reduction | None = None
 
-    def pack(self, captured: Captured) -> dict[str, Tensor]:
+    def pack(self, captured: Captured, specs: Mapping[str, Spec] | None = None) -> dict[str, Tensor]:
         """Plain tensors with one row an image, on the CPU.
+
+        Args:
+            captured: What the teacher gave.
+            specs: Of the cache; None: as this forward pass has them.
 
         Raises:
             UserError: If a value is not finite, or float16 cannot hold it.
         """
-        return {name: self._narrowed(name, x).cpu().contiguous() for name, x in self._kept(captured).items()}
+        specs = specs if specs is not None else self.specs(captured)
+        rows = {name: self._narrowed(name, x) for name, x in self._kept(captured).items()}
+        ordered = {name: x.permute(0, 2, 3, 1) if specs[name].channels_last else x for name, x in rows.items()}
+        return {name: x.cpu().contiguous() for name, x in ordered.items()}
 
     def unpack(self, rows: Mapping[str, Tensor], specs: Mapping[str, Spec], *, classes: int) -> Captured:
         """What the teacher gave, in the number format in which it gave it.
@@ -111,6 +121,7 @@ class Contents:
             classes: Columns of the teacher's output.
         """
         wide = {name: rows[name].to(getattr(torch, spec.computed)) for name, spec in specs.items()}
+        wide |= {name: wide[name].permute(0, 3, 1, 2) for name, spec in specs.items() if spec.channels_last}
         restore = self.reduction.restore if self.reduction is not None else _as_it_is
         features = {tap: restore(wide[FEATURE + tap]) for tap in self.taps}
         if not self.output:
@@ -125,10 +136,12 @@ class Contents:
 
     def specs(self, captured: Captured) -> dict[str, Spec]:
         """Shape and number format of what `pack` makes of a forward pass like this one."""
-        return {
-            name: Spec(tuple(x.shape[1:]), _plain(self._format(x)), _plain(x.dtype))
-            for name, x in self._kept(captured).items()
-        }
+        found: dict[str, Spec] = {}
+        for name, x in self._kept(captured).items():
+            last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            shape = (*x.shape[2:], x.shape[1]) if last else tuple(x.shape[1:])
+            found[name] = Spec(shape, _plain(self._format(x)), _plain(x.dtype), last)
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What decides the stored rows, for the cache's identity."""

@@ -71,7 +71,7 @@ def self_test(
         for batch in source.stretch(number, range(step, step + 1), parts=layout.parts):
             stored = view.rows(batch.index)
             check_pixels(batch, stored["pixels"], number, cache)
-            live = cache.contents.pack(teacher(batch))
+            live = cache.contents.pack(teacher(batch), cache.card.specs)
             worst = max(worst, _compare(cache, live, stored, number))
             count += len(batch.index)
     return Tested(count, worst)

@@ -252,7 +252,8 @@ def _read(path: Path) -> Card:
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}, and this version reads {FORMAT}; delete its folder")
         specs = {
-            name: Spec(tuple(spec["shape"]), spec["stored"], spec["computed"]) for name, spec in values["specs"].items()
+            name: Spec(tuple(spec["shape"]), spec["stored"], spec["computed"], bool(spec["channels_last"]))
+            for name, spec in values["specs"].items()
         }
         return Card(
             dict(values["identity"]),

@@ -125,7 +125,7 @@ def fill(
 
 
 def _rows(cache: Cache, batch: Batch, captured: Captured) -> dict[str, Tensor]:
-    packed = cache.contents.pack(captured)
+    packed = cache.contents.pack(captured, cache.card.specs)
     return packed | {"index": batch.index.int().cpu(), "pixels": sketch(batch.images).cpu()}
 
 
