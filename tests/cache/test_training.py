@@ -11,7 +11,7 @@ import torch
 import tiny
 from cache.subject import BATCH, IMAGES, VIEWS, data, distiller, small_shards, subject, train
 from data.images import folder, picture
-from limbeck import Distiller, FeatureTerm, LogitTerm, cache, losses, norms, pooling, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, cache, fit, losses, norms, pooling, projectors
 from limbeck.cache.selftest import verify
 from limbeck.data import Batch, Data, DataSpec, open_data
 from limbeck.errors import UserError
@@ -242,3 +242,19 @@ def test_the_self_test_chooses_by_its_generator(tmp_path: Path) -> None:
     cache.self_test(made.cache, VIEWS, made.loader, made.teacher, batches=2, random=np.random.default_rng(0))
     assert made.teacher.images - seen in (2 * BATCH, BATCH + IMAGES % BATCH)
     assert torch.equal(torch.get_rng_state(), before)  # the training that follows draws what it draws without it
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_self_test_agrees_and_training_reads_it(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device, made = torch.device("cuda"), distiller().to("cuda")
+    loader = data().train_loader(batch_size=BATCH, seed=0, views=VIEWS)
+    contents = cache.Contents(("fc:input",))
+    teacher = cache.LiveTeacher(made, device, torch.bfloat16)
+    planned = cache.plan_cache(tmp_path / "c", contents.settings(), contents, loader=loader, teacher=teacher)
+    cache.fill(planned, VIEWS, loader, teacher)
+    assert planned.card.specs["output"].stored == "bfloat16"
+    assert cache.self_test(planned, VIEWS, loader, teacher, batches=100).deviation < 0.05
+    made.release_teacher()
+    fit(made, cache.CachedLoader(loader, planned), epochs=VIEWS, precision=torch.bfloat16)

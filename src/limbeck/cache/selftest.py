@@ -80,7 +80,7 @@ def self_test(
 def verify(cache: Cache, views: int, *, shows: bool | None = None) -> int:
     """Read every shard of the first views and compare its checksum; several processes share the work.
 
-    Costs a pass over the files, about a second a GiB where they are in the page cache, and leaves them there.
+    Costs a pass over the files, about two seconds a GiB where they are in the page cache, and leaves them there.
 
     Args:
         cache: A filled cache.

@@ -134,12 +134,18 @@ class Cache:
     processes on one machine share them.
 
     Made by `plan_cache`, filled by `limbeck.cache.fill`, read by `limbeck.cache.CachedLoader`.
+
+    Args:
+        folder: Where it is.
+        card: What it is of.
+        contents: What is kept of a forward pass.
     """
 
     def __init__(self, folder: Path, card: Card, contents: Contents) -> None:
         self.folder = folder
         self.card = card
         self.contents = contents
+        self._sizes: dict[int, int] = {}  # rows to bytes of a file: whole shards are all alike
 
     def begin(self) -> None:
         """Write `cache.json`, where there is none, by the first process."""
@@ -188,14 +194,13 @@ class Cache:
         layout = self.card.layout
         steps = layout.steps_of(number)
         rows = min(steps.stop * layout.batch_size, self.card.images) - steps.start * layout.batch_size
-        return self._file_bytes(rows)
-
-    def _file_bytes(self, rows: int) -> int:
-        empty = {
-            name: torch.zeros(rows, *spec.shape, dtype=getattr(torch, spec.stored))
-            for name, spec in (self.card.specs | EXTRA).items()
-        }
-        return shard_bytes(empty)
+        if rows not in self._sizes:
+            empty = {
+                name: torch.zeros(rows, *spec.shape, dtype=getattr(torch, spec.stored))
+                for name, spec in (self.card.specs | EXTRA).items()
+            }
+            self._sizes[rows] = shard_bytes(empty)
+        return self._sizes[rows]
 
     def _check(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name, spec in (self.card.specs | EXTRA).items():
