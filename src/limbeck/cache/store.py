@@ -115,9 +115,10 @@ def plan_cache(
         return Cache(folder, card, contents)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty and holds no cache; choose another folder")
-    captured = teacher(next(loader.stretch(0, range(1), parts=parts)))
-    specs = contents.specs(captured)
     plan = loader.plan
+    first = loader.changed(batch_size=plan.batch_size, seed=plan.seed)
+    captured = teacher(next(first.stretch(0, range(1), parts=parts)))
+    specs = contents.specs(captured)
     bytes_a_batch = plan.batch_size * sum(spec.row_bytes for spec in (specs | EXTRA).values())
     batches = max(1, min(SHARD_BYTES // bytes_a_batch, SHARD_IMAGES // plan.batch_size))
     layout = Layout(plan.batch_size, plan.seed, parts, loader.steps_of_view, batches)

@@ -152,8 +152,11 @@ class Loader:
         return len(self._slices(np.arange(self.images_per_epoch)))
 
     def changed(self, *, batch_size: int, seed: int) -> "Loader":
-        """A loader with another batch size and order, and the same pixels of each image where images are not mixed."""
-        return Loader(self._source, replace(self._plan, batch_size=batch_size, seed=seed, view_seed=self.view_seed))
+        """A loader with another batch size and order, and the same pixels of each image where images are not mixed.
+
+        Processes that decode are its own, and end with it.
+        """
+        return Loader(self._renewed(), replace(self._plan, batch_size=batch_size, seed=seed, view_seed=self.view_seed))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the passes that follow."""
@@ -171,8 +174,7 @@ class Loader:
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        source = self._source.renew() if isinstance(self._source, Disk) else self._source
-        loader = Loader(source, self._plan, rank=rank, world_size=world_size)
+        loader = Loader(self._renewed(), self._plan, rank=rank, world_size=world_size)
         loader.set_epoch(self._epoch)
         return loader
 
@@ -207,6 +209,9 @@ class Loader:
         for (step, _), (images, index) in zip(slices, fetched, strict=True):
             if len(index):  # every image of the batch may have been unreadable
                 yield self._finish(images, index, view, step)
+
+    def _renewed(self) -> Memory | Disk:
+        return self._source.renew() if isinstance(self._source, Disk) else self._source
 
     def _view(self, epoch: int) -> int:
         return epoch if self._plan.views is None else epoch % self._plan.views
