@@ -33,6 +33,7 @@ FLAGS = {
         --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
+        --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
         --seed --precision --memory-format --compile --device
     """,
     "train": """
@@ -83,9 +84,10 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     [
         ("compare", {"--methods", "--seeds"}, {"--method"}),
         ("doctor", set[str](), {"--out", "--resume", "--dry-run"}),
+        ("cache", {"--estimate", "--verify"}, {"--resume", "--dry-run"}),
     ],
 )
-def test_compare_and_doctor_take_the_flags_of_distill(
+def test_compare_doctor_and_cache_take_the_flags_of_distill(
     command: str, more: set[str], less: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -97,7 +99,7 @@ def test_compare_and_doctor_take_the_flags_of_distill(
 def test_help_is_grouped_and_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--recipe", "digits", "--help"]) == 0
     text = capsys.readouterr().out
-    for group in ("run", "models", "data", "method", "optimization", "machine"):
+    for group in ("run", "models", "data", "method", "optimization", "cache", "machine"):
         assert f" {group} options " in text
     assert "(default: small/cnn-2)" in " ".join(text.split())
 
@@ -135,10 +137,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
 
 FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
-    (
-        "frobnicate",
-        'unknown command "frobnicate"; expected one of distill, train, compare, evaluate, export, benchmark, doctor',
-    ),
+    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, evaluate, export'),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
@@ -189,6 +188,14 @@ FAULTS: list[tuple[str, str]] = [
     ("compare --recipe digits --seeds 0", "--seeds: expected a whole number of at least 1, got 0"),
     ("compare --recipe digits --seeds x", "--seeds: expected a whole number of at least 1 or None, got 'x'"),
     ("compare --recipe digits --method kd", 'unknown flag "--method" (did you mean "--methods"?)'),
+    ("cache --recipe digits", "--cache-views: missing; how many augmented views of each image to keep, for example 10"),
+    ("cache --recipe digits --cache-views 2 --estimate --verify", "--estimate and --verify: give one"),
+    ("cache --recipe digits --cache-views 0", "--cache-views: expected a whole number of at least 1 or None, got 0"),
+    ("distill --recipe digits --cache-top-k 5", "--cache-top-k: given without cache_views, the number of views that"),
+    (
+        "distill --recipe digits --cache-views 2 --cache-precision bf16",
+        "--cache-precision: expected one of half, exact",
+    ),
     ("evaluate", "RUN: missing; `limbeck evaluate --help` says what it is"),
     ("evaluate a b", 'unexpected "b"; a flag begins with --'),
     ("export a --format onx", "--format: expected one of safetensors, onnx, torch-export, got 'onx' (did you mean"),

@@ -260,3 +260,76 @@ def test_real_images():
     assert (len(data.classes), data.size, data.train_count, data.val_count) == (100, 64, 300, 5000)
     batch = next(iter(data.train_loader(batch_size=100, seed=0)))
     assert 0.3 < batch.images.mean() < 0.6
+
+
+def pixels(batches: list[Batch]) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in batches for i, image in zip(batch.index, batch.images, strict=True)}
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("size", [16, 72])
+def test_views_come_again_under_new_orders(photos: Path, memory: int | None, size: int):
+    data = opened(photos, memory, size=size)
+    loader = data.train_loader(batch_size=8, seed=0, views=2)
+    passes: list[list[Batch]] = []
+    for number in range(4):
+        loader.set_epoch(number)
+        assert loader.view == number % 2
+        passes.append(list(loader))
+    assert same(passes[0], epoch(data, 0))
+    assert same(passes[1], epoch(data, 1))
+    for number in (2, 3):
+        assert [b.index.tolist() for b in passes[number]] == [b.index.tolist() for b in epoch(data, number)]
+        first, again = pixels(passes[number - 2]), pixels(passes[number])
+        assert all(torch.equal(first[i], again[i]) for i in first.keys() & again.keys())
+
+
+def test_where_images_are_mixed_the_order_comes_again_too(photos: Path):
+    loader = opened(photos, augmentation="strong").train_loader(batch_size=8, seed=0, views=2)
+    first = list(loader)
+    loader.set_epoch(2)
+    assert same(first, list(loader))
+    loader.set_epoch(3)
+    assert not same(first, list(loader))
+
+
+def test_views_have_a_seed_of_their_own(photos: Path):
+    data = opened(photos)
+    one, two = (list(data.train_loader(batch_size=8, seed=seed, views=1, view_seed=7)) for seed in (0, 1))
+    assert [b.index.tolist() for b in one] != [b.index.tolist() for b in two]
+    left, right = pixels(one), pixels(two)
+    assert all(torch.equal(left[i], right[i]) for i in left.keys() & right.keys())
+    other = pixels(list(data.train_loader(batch_size=8, seed=0, views=1, view_seed=8)))
+    assert any(not torch.equal(left[i], other[i]) for i in left.keys() & other.keys())
+    mixed = opened(photos, augmentation="strong")
+    assert same(*(list(mixed.train_loader(batch_size=8, seed=seed, views=1, view_seed=7)) for seed in (0, 1)))
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_a_stretch_has_the_batches_of_its_epoch_and_the_short_one(photos: Path, augmentation: str, memory: int | None):
+    loader = opened(photos, memory, augmentation=augmentation).train_loader(batch_size=8, seed=0)
+    assert loader.steps_of_view == (3 if augmentation == "strong" else 4)
+    loader.set_epoch(5)
+    whole = list(loader.stretch(5, range(loader.steps_of_view)))
+    assert same(whole[:3], list(loader))
+    assert [len(batch.index) for batch in whole] == [8, 8, 8, 2][: loader.steps_of_view]
+    assert sorted(i for batch in whole for i in batch.index.tolist()) == sorted(pixels(whole))
+    assert same(list(loader.stretch(5, range(1, 3))), whole[1:3])
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_parts_of_a_stretch_are_the_slices_of_the_processes(photos: Path, augmentation: str):
+    loader = opened(photos, augmentation=augmentation).train_loader(batch_size=8, seed=0)
+    slices = list(loader.stretch(0, range(3), parts=2))
+    shards = [list(loader.shard(rank, 2)) for rank in range(2)]
+    assert same(slices, [batch for pair in zip(*shards, strict=True) for batch in pair])
+
+
+def test_a_changed_loader_keeps_the_pixels(photos: Path):
+    loader = opened(photos).train_loader(batch_size=8, seed=3)
+    changed = loader.changed(batch_size=13, seed=4)
+    left, right = pixels(list(loader)), pixels(list(changed))
+    assert len(next(iter(changed)).index) == 13
+    assert list(left) != list(right)
+    assert all(torch.equal(left[i], right[i]) for i in left.keys() & right.keys())

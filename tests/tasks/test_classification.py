@@ -3,7 +3,8 @@ import torch
 
 from limbeck.distiller import Task
 from limbeck.errors import UserError
-from limbeck.tasks import Classification
+from limbeck.taps import Captured
+from limbeck.tasks import Classification, LabelFree
 
 
 def test_it_is_a_task() -> None:
@@ -64,3 +65,12 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         Classification().loss(torch.zeros(2, 3), (x, torch.zeros(2, 4)))
     with pytest.raises(UserError, match="do not fit labels"):
         Classification().loss(torch.zeros(2, 3, 4, 4), (x, torch.tensor([0, 1])))
+
+
+def test_a_batch_may_bring_what_the_teacher_gave() -> None:
+    brought = Captured(torch.zeros(2, 3), {})
+    for task in (Classification(), LabelFree()):
+        assert task.teacher_output((torch.zeros(2, 1), None, None, brought)) is brought
+        assert task.teacher_output((torch.zeros(2, 1), None, torch.arange(2))) is None
+        assert task.teacher_output((torch.zeros(2, 1), None, None, torch.zeros(2))) is None
+    assert LabelFree().teacher_output(torch.zeros(2, 1)) is None

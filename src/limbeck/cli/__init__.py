@@ -12,6 +12,7 @@ COMMANDS = {
     "distill": "train a student with a teacher, into a run folder",
     "train": "train a model alone: a teacher, or a baseline",
     "compare": "methods x seeds on one recipe: a table with intervals",
+    "cache": "compute a teacher's outputs once, for runs to come",
     "evaluate": "score a run's student",
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",

@@ -43,6 +43,10 @@ METAVARS = {
     "clip": "FLOAT",
     "ema": "FLOAT",
     "milestones": "EPOCH ...",
+    "cache_views": "INT",
+    "cache_seed": "INT",
+    "cache_top_k": "INT",
+    "cache_folder": "FOLDER",
 }
 """What stands for a value in the help, where tyro's own word would say less."""
 

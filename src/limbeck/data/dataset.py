@@ -139,8 +139,16 @@ class Data:
         """Unreadable images met so far, each with the reason."""
         return tuple(f"{name}: {why}" for name, why in self._skips.found.items())
 
-    def train_loader(self, *, batch_size: int, seed: int) -> Loader:
+    def train_loader(
+        self, *, batch_size: int, seed: int, views: int | None = None, view_seed: int | None = None
+    ) -> Loader:
         """Shuffled, augmented batches; the last short one is dropped.
+
+        Args:
+            batch_size: Of the global batch, which the processes share.
+            seed: Of the order and the augmentation.
+            views: Go through so many augmented views of each image again and again; None: a new one each epoch.
+            view_seed: Of the augmentation, where it is not `seed`.
 
         Raises:
             UserError: The batch is larger than the set, or more images than allowed cannot be read.
@@ -153,7 +161,7 @@ class Data:
             flip=augmented and self.flip,
             strong=self._spec.augmentation == "strong",
         )
-        return self._loader("train", batch_size, seed, todo)
+        return self._loader("train", batch_size, todo, seed=seed, views=views, view_seed=view_seed)
 
     def val_loader(self, *, batch_size: int) -> Loader:
         """All validation images in their order, not augmented; the last batch may be short.
@@ -161,9 +169,18 @@ class Data:
         Raises:
             UserError: More images than allowed cannot be read.
         """
-        return self._loader("val", batch_size, 0, None)
+        return self._loader("val", batch_size, None)
 
-    def _loader(self, which: str, batch_size: int, seed: int, todo: Augment | None) -> Loader:
+    def _loader(
+        self,
+        which: str,
+        batch_size: int,
+        todo: Augment | None,
+        *,
+        seed: int = 0,
+        views: int | None = None,
+        view_seed: int | None = None,
+    ) -> Loader:
         source = self._memory(which) if self.in_memory else self._disk(which)
         part = self._parts[which]
         plan = Plan(
@@ -172,6 +189,8 @@ class Data:
             count=len(part),
             batch_size=batch_size,
             seed=seed,
+            views=views,
+            view_seed=view_seed,
             augment=todo,
             shards=part.shards,
         )

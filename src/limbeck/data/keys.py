@@ -23,6 +23,7 @@ class Stream(IntEnum):
     RAND_AUGMENT = 4
     ERASE = 5
     MIX = 6
+    SKETCH = 7
 
 
 def words(

@@ -1,7 +1,7 @@
 """Batches in a fixed order, the same pixels for the same (seed, epoch, image) whatever the batch and the process."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import numpy as np
@@ -56,7 +56,11 @@ class Plan:
         labels: Class number of each image, or None.
         classes: How many classes there are.
         batch_size: Of the global batch, which the processes share.
-        seed: Of the order and the augmentation.
+        seed: Of the order.
+        views: After so many epochs the augmentation begins again with that of the first one: epoch e has the pixels of
+            view e % views. None: a new view each epoch. Where images are mixed an image's partners belong to its view,
+            so that the order begins again, too.
+        view_seed: Of the augmentation; None: as `seed`.
         augment: What is done to the images; None for validation, which is neither shuffled nor cut short.
         shards: Which shard each image lies in, or None.
         count: Number of images.
@@ -67,6 +71,8 @@ class Plan:
     count: int
     batch_size: int
     seed: int = 0
+    views: int | None = None
+    view_seed: int | None = None
     augment: Augment | None = None
     shards: Int64[np.ndarray, " n"] | None = None
 
@@ -110,9 +116,47 @@ class Loader:
         plan = self._plan
         return plan.count if plan.augment is None else plan.count // plan.batch_size * plan.batch_size
 
+    @property
+    def plan(self) -> Plan:
+        """What is gone through."""
+        return self._plan
+
+    @property
+    def source(self) -> Memory | Disk:
+        """Where the pixels come from."""
+        return self._source
+
+    @property
+    def view_seed(self) -> int:
+        """Of the augmentation."""
+        return self._plan.seed if self._plan.view_seed is None else self._plan.view_seed
+
+    @property
+    def view(self) -> int:
+        """The view whose pixels the passes that follow have."""
+        return self._view(self._epoch)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image's pixels depend on the others of its batch (mixup and cutmix)."""
+        return self._plan.augment is not None and self._plan.augment.strong
+
+    @property
+    def steps_of_view(self) -> int:
+        """Batches of a view: as many as a pass has, and the short one that training drops, unless images are mixed."""
+        plan = self._plan
+        return plan.count // plan.batch_size if self.mixes else -(-plan.count // plan.batch_size)
+
     def __len__(self) -> int:
         """Steps of one pass of this process."""
         return len(self._slices(np.arange(self.images_per_epoch)))
+
+    def changed(self, *, batch_size: int, seed: int) -> "Loader":
+        """A loader with another batch size and order, and the same pixels of each image where images are not mixed.
+
+        Processes that decode are its own, and end with it.
+        """
+        return Loader(self._renewed(), replace(self._plan, batch_size=batch_size, seed=seed, view_seed=self.view_seed))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the passes that follow."""
@@ -130,8 +174,7 @@ class Loader:
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        source = self._source.renew() if isinstance(self._source, Disk) else self._source
-        loader = Loader(source, self._plan, rank=rank, world_size=world_size)
+        loader = Loader(self._renewed(), self._plan, rank=rank, world_size=world_size)
         loader.set_epoch(self._epoch)
         return loader
 
@@ -141,19 +184,45 @@ class Loader:
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """One pass from step `start` on; the steps before are not decoded (for resuming in the middle of an epoch)."""
-        plan, epoch = self._plan, self._epoch
-        slices = self._slices(self._order(epoch))[start:]
-        augment_ = plan.augment
-        key = Key(plan.seed, epoch) if augment_ is not None and augment_.resized_crop else None
-        for step, (images, index) in enumerate(self._source.fetch(slices, key), start):
+        slices = self._slices(self._order(self._epoch)[: self.images_per_epoch])
+        return self._fetch(list(enumerate(slices))[start:], self.view)
+
+    def stretch(self, view: int, steps: range, *, parts: int = 1) -> Iterator[Batch]:
+        """Some batches of a view, as the epoch of that number has them, and the short one behind them.
+
+        For what is computed once for each view (:mod:`limbeck.cache`).
+
+        Args:
+            view: Which one.
+            steps: Which batches, below `steps_of_view`.
+            parts: Cut each batch into the slices that so many processes would get, and give them one by one.
+        """
+        order, size = self._order(view), self._plan.batch_size
+        batches = ((step, order[step * size : (step + 1) * size]) for step in steps)
+        slices = [(step, _share(batch, part, parts)) for step, batch in batches for part in range(parts)]
+        return self._fetch([(step, mine) for step, mine in slices if len(mine)], view)
+
+    def _fetch(self, slices: list[tuple[int, Int64[np.ndarray, " _"]]], view: int) -> Iterator[Batch]:
+        augment_ = self._plan.augment
+        key = Key(self.view_seed, view) if augment_ is not None and augment_.resized_crop else None
+        fetched = self._source.fetch([index for _, index in slices], key)
+        for (step, _), (images, index) in zip(slices, fetched, strict=True):
             if len(index):  # every image of the batch may have been unreadable
-                yield self._finish(images, index, epoch, step)
+                yield self._finish(images, index, view, step)
+
+    def _renewed(self) -> Memory | Disk:
+        return self._source.renew() if isinstance(self._source, Disk) else self._source
+
+    def _view(self, epoch: int) -> int:
+        return epoch if self._plan.views is None else epoch % self._plan.views
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        """All images in the order of an epoch."""
         plan = self._plan
         if plan.augment is None:
             return np.arange(plan.count)
-        random = keys.generator(plan.seed, epoch, keys.Stream.ORDER)
+        seed, epoch = (self.view_seed, self._view(epoch)) if self.mixes else (plan.seed, epoch)
+        random = keys.generator(seed, epoch, keys.Stream.ORDER)
         if plan.shards is None:
             order = random.permutation(plan.count)
         else:  # whole shards in random order, images shuffled within a window: reads stay close together
@@ -161,19 +230,19 @@ class Loader:
             order = np.argsort(number[plan.shards], kind="stable")
             for window in range(0, plan.count, _WINDOW):
                 random.shuffle(order[window : window + _WINDOW])
-        return order[: self.images_per_epoch]
+        return order
 
     def _slices(self, order: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " _"]]:
         size, rank, world = self._plan.batch_size, self._rank, self._world_size
         batches = [order[at : at + size] for at in range(0, len(order), size)]
-        mine = [b[len(b) * rank // world : len(b) * (rank + 1) // world] for b in batches]
+        mine = [_share(batch, rank, world) for batch in batches]
         return [b for b in mine if len(b)]
 
-    def _finish(self, images: UInt8[Tensor, "n 3 s s"], index: Int64[np.ndarray, " n"], epoch: int, step: int) -> Batch:
-        plan, todo = self._plan, self._plan.augment or Augment()
+    def _finish(self, images: UInt8[Tensor, "n 3 s s"], index: Int64[np.ndarray, " n"], view: int, step: int) -> Batch:
+        plan, todo, seed = self._plan, self._plan.augment or Augment(), self.view_seed
 
         def numbers(stream: keys.Stream, count: int) -> np.ndarray:
-            return keys.uniforms(plan.seed, epoch, stream, index, count)
+            return keys.uniforms(seed, view, stream, index, count)
 
         if todo.pad:
             images = augment.pad_crop(images, numbers(keys.Stream.CROP, 2), todo.pad)
@@ -185,8 +254,13 @@ class Loader:
         target = None if plan.labels is None else torch.from_numpy(plan.labels[index])
         if todo.strong:
             boxes = numbers(keys.Stream.ERASE, 1 + augment.BOX_NUMBERS)
-            noise = keys.words(plan.seed, epoch, keys.Stream.ERASE, index, augment.BOX_NUMBERS + 2)[:, -1:]
+            noise = keys.words(seed, view, keys.Stream.ERASE, index, augment.BOX_NUMBERS + 2)[:, -1:]
             pixels = augment.erase(pixels, boxes, noise)
-            random = keys.generator(plan.seed, epoch, keys.Stream.MIX, step)
+            random = keys.generator(seed, view, keys.Stream.MIX, step)
             pixels, target = augment.mix(pixels, target, plan.classes, random)
         return Batch(pixels, target, torch.from_numpy(index))
+
+
+def _share(batch: Int64[np.ndarray, " n"], rank: int, world: int) -> Int64[np.ndarray, " _"]:
+    """The slice of one process of many."""
+    return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]

@@ -97,6 +97,7 @@ class _AsTeacher:
         self.teacher_input = task.teacher_input
         self.target = task.target
         self.index = task.index
+        self.teacher_output = task.teacher_output
         self.loss = task.loss
         self.score = task.score
 

@@ -66,6 +66,7 @@ Weight = Annotated[float, Field(ge=0), _Number]
 Positive = Annotated[float, Field(gt=0), _Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
 Share = Annotated[float, Field(gt=0, le=1), _Number]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _Number]
 Open = Annotated[float, Field(gt=0, lt=1), _Number]
 
 
@@ -234,9 +235,25 @@ class Recipe(BaseModel):
         default=None, description="Decay of the moving average of the student's weights; None: none."
     )
 
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1), _Number] = Field(
-        default=0, description="Seed of initial weights, order and augmentation."
+    cache_views: Count | None = Field(
+        default=None,
+        description="Keep the teacher's outputs for so many augmented views on disk, reuse them; None: it runs live.",
     )
+    cache_seed: Seed | None = Field(
+        default=None, description="Seed of the views, so that runs of other seeds share a cache; None: as --seed."
+    )
+    cache_top_k: Count | None = Field(
+        default=None, description="Keep an image's largest logits and the sum of the others; None: all logits."
+    )
+    cache_precision: Literal["half", "exact"] = Field(
+        default="half", description="half: float32 outputs are rounded to float16; exact: nothing is rounded."
+    )
+    cache_limit: Positive = Field(default=20.0, description="GiB that a cache may take. Chosen.")
+    cache_folder: Line | None = Field(
+        default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
+    )
+
+    seed: Seed = Field(default=0, description="Seed of initial weights, order and augmentation.")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         default="auto",
         description="Arithmetic of the models; auto: bf16 where the device has it and was measured to be quicker.",
@@ -330,7 +347,8 @@ class Recipe(BaseModel):
 
 
 def _groups() -> dict[str, tuple[str, ...]]:
-    first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization", "seed": "machine"}
+    first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization"}
+    first |= {"cache_views": "cache", "seed": "machine"}
     groups: dict[str, tuple[str, ...]] = {}
     group = ""
     for name in Recipe.model_fields:
@@ -342,7 +360,10 @@ def _groups() -> dict[str, tuple[str, ...]]:
 GROUPS = _groups()
 """Group -> its settings, in the order of the fields above; the YAML and the help show them so."""
 
-TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_size", "teacher_tap")
+CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
+"""What there is none of where the teacher runs live, or where there is no teacher."""
+
+TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_size", "teacher_tap", *CACHE_SETTINGS)
 """What a model that is trained alone has none of: all of these are None."""
 
 
@@ -364,6 +385,9 @@ def _check_models(recipe: Recipe) -> str | None:
     for name in TEACHER_SETTINGS:
         if recipe.teacher is None and getattr(recipe, name) is not None:
             return f"{name}: given without a teacher"
+    for name in CACHE_SETTINGS:
+        if recipe.cache_views is None and getattr(recipe, name) is not None:
+            return f"{name}: given without cache_views, the number of views that are kept"
     return None
 
 

@@ -15,9 +15,10 @@ from torch import nn
 
 import limbeck
 from limbeck import collectives
+from limbeck.cache import CachedLoader
 from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
 from limbeck.compiling import explaining
-from limbeck.data import Data
+from limbeck.data import Data, Loader
 from limbeck.errors import UserError
 from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
@@ -30,6 +31,7 @@ from limbeck.recipes.build import (
     build_rate,
     is_run,
 )
+from limbeck.recipes.caching import cached_loader
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.settings import settle
@@ -74,7 +76,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         restored.callback(torch.set_num_threads, threads)
         device = device_of(recipe)
         try:
-            parts, checked, recipe = _prepare(recipe, folder, log, device)
+            parts, checked, recipe = prepare(recipe, folder, log, device)
+            loader = _train_loader(recipe, parts, folder, log, device)
         except UserError:
             if began_here:
                 _give_up(folder)
@@ -88,7 +91,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             save_student_card(folder, recipe, parts.student, data)
         result = fit(
             distiller,
-            data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed),
+            loader,
             data.val_loader(batch_size=recipe.batch_size) if data.val_count else None,
             epochs=recipe.epochs,
             optimizer=build_optimizer(recipe, distiller),
@@ -140,7 +143,20 @@ def _summary(parts: Parts, checked: Preflight, result: FitResult, device: torch.
     }
 
 
-def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
+def _train_loader(
+    recipe: Recipe, parts: Parts, folder: Path, log: RunLog, device: torch.device
+) -> Loader | CachedLoader:
+    """The training images, with the teacher's outputs where they are kept."""
+    if recipe.cache_views is None:
+        return parts.data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+    loader = cached_loader(recipe, parts, folder, device, log.note)
+    if recipe.labels and parts.teacher is not None:  # without labels validation asks the teacher
+        parts.distiller.release_teacher()
+        parts.teacher.module.to("cpu")
+    return loader
+
+
+def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
     """Data, teacher, student, the checks, and the settings of this machine."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")

@@ -10,7 +10,7 @@ from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
 from limbeck.recipes.build import CARD, Parts, build_parts, is_run, student_size
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import CACHE_SETTINGS, GROUPS, Recipe
 
 Train = Callable[[Recipe, Path], None]
 
@@ -41,6 +41,7 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
             "milestones": [milestone * scale for milestone in recipe.milestones],
             "warmup_epochs": recipe.warmup_epochs * scale,
             "ema": None,
+            **dict.fromkeys(CACHE_SETTINGS),
             "seed": 0,  # one teacher for the students of every seed
         }
     )
@@ -90,7 +91,7 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
         )
     from_hub = teacher is not None and recipe.teacher_weights is None
     own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
-    run = folder.parent / "teachers" / f"{_slug(recipe.teacher)}-{_key(own, data)}"
+    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{_key(own, data)}"
     if is_run(run):
         say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
     else:
@@ -113,7 +114,8 @@ def teacher_classes(recipe: Recipe, data: Data) -> int:
     return models.own_classes(recipe.teacher)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A model's name as a part of a folder's name."""
     return name.replace("/", "-").replace(":", "-")
 
 
@@ -121,7 +123,7 @@ def _key(recipe: Recipe, data: Data) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
     # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
     machine = {"workers", "precision", "memory_format", "compile", "device"}
-    settings = recipe.model_dump(mode="json", exclude={"name", *machine})
+    settings = recipe.model_dump(mode="json", exclude={"name", *machine, *GROUPS["cache"]})
     words = json.dumps([settings, data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 

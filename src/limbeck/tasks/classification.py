@@ -8,12 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+from limbeck.taps import Captured
 
 
 def image_index(batch: Sequence[Any]) -> Tensor | None:
     """The images' numbers in the training set, if the batch carries them as its third item."""
     third = batch[2] if len(batch) > 2 else None
     return third if isinstance(third, Tensor) and third.dtype == torch.int64 and third.ndim == 1 else None
+
+
+def teacher_output(batch: Sequence[Any]) -> Captured | None:
+    """What the teacher computed on the batch before, if the batch carries it as its fourth item."""
+    fourth = batch[3] if len(batch) > 3 else None
+    return fourth if isinstance(fourth, Captured) else None
 
 
 class Classification(nn.Module):
@@ -66,6 +73,10 @@ class Classification(nn.Module):
     def index(self, batch: Sequence[Any]) -> Tensor | None:
         """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
         return image_index(batch)
+
+    def teacher_output(self, batch: Sequence[Any]) -> Captured | None:
+        """The fourth item of the batch where it is the teacher's, as in :class:`limbeck.cache.TaughtBatch`."""
+        return teacher_output(batch)
 
     def loss(self, output: Tensor, batch: Sequence[Any]) -> Tensor:
         """Mean cross entropy of logits ``(n, k)``, in at least float32.

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.tasks.classification import image_index
+from limbeck.taps import Captured
+from limbeck.tasks.classification import image_index, teacher_output
 
 
 class LabelFree(nn.Module):
@@ -39,6 +40,10 @@ class LabelFree(nn.Module):
     def index(self, batch: Tensor | Sequence[Any]) -> Tensor | None:
         """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
         return None if isinstance(batch, Tensor) else image_index(batch)
+
+    def teacher_output(self, batch: Tensor | Sequence[Any]) -> Captured | None:
+        """The fourth item of the batch where it is the teacher's, as in :class:`limbeck.cache.TaughtBatch`."""
+        return None if isinstance(batch, Tensor) else teacher_output(batch)
 
     def loss(self, output: Tensor, batch: Tensor | Sequence[Any]) -> None:
         """None: there is no task loss."""

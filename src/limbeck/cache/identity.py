@@ -1,0 +1,59 @@
+"""Which cache it is: everything that decides what is stored, as plain values and as a short key."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.loader import Loader
+
+Identity = Mapping[str, Any]
+"""Name to a plain value; two caches are the same where all of them are equal."""
+
+
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, shapes and every byte, whatever the order of the names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of(module: nn.Module) -> str:
+    """The checksum of a module's parameters and buffers."""
+    return checksum_of(module.state_dict())
+
+
+def views_of(loader: Loader, *, processes: int) -> dict[str, Any]:
+    """What decides the pixels of a view; where images are mixed, also the batches that they are mixed in.
+
+    How many views there are does not: a cache with too few of them is completed. Nor does the order of the images where
+    they are not mixed, so that runs with other seeds and batch sizes can share a cache.
+    """
+    plan = loader.plan
+    crops = plan.augment is not None and plan.augment.resized_crop
+    return {
+        "images": plan.count,
+        "view_seed": loader.view_seed,
+        "augment": vars(plan.augment) if plan.augment is not None else None,
+        # Out of memory a crop is taken out of a stored square, from disk out of the whole image.
+        "crops_of": type(loader.source).__name__ if crops else None,
+        "batch_size": plan.batch_size if loader.mixes else None,
+        "processes": processes if loader.mixes else None,
+    }
+
+
+def key_of(identity: Identity) -> str:
+    """Ten letters that stand for an identity, for the name of its folder."""
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def differences(there: Identity, here: Identity) -> list[str]:
+    """What is not the same, as ``name: there -> here``."""
+    names = sorted({*there, *here}, key=lambda name: (name not in here, name))
+    return [f"{name}: {there.get(name)} -> {here.get(name)}" for name in names if there.get(name) != here.get(name)]

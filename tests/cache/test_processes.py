@@ -1,0 +1,64 @@
+"""Two processes fill one cache and read it. They are started once, for all checks of this file."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import tiny
+from cache import cache_worker
+from cache.subject import IMAGES, VIEWS, subject
+from limbeck.errors import UserError
+
+pytestmark = pytest.mark.processes
+LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    context = mp.spawn(cache_worker.work, args=(2, folder), nprocs=2, join=False)
+    assert context is not None
+    deadline = time.monotonic() + LIMIT
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the processes wait for each other"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("augmentation", cache_worker.AUGMENTATIONS)
+def test_both_write_a_share_and_read_all_of_it(two: list[dict[str, Any]], folder: Path, augmentation: str) -> None:
+    one, other = (found[augmentation] for found in two)
+    images = VIEWS * (IMAGES if augmentation == "standard" else IMAGES // 20 * 20)
+    assert one["computed"] + other["computed"] == images
+    assert min(one["computed"], other["computed"]) > images / 3
+    assert one["read"] + other["read"] == sum(p.stat().st_size for p in (folder / augmentation).glob("*.safetensors"))
+    assert one["tested"] == other["tested"] == (images, 0.0)
+
+
+@pytest.mark.parametrize("augmentation", cache_worker.AUGMENTATIONS)
+def test_training_ends_with_the_bytes_of_the_live_teacher(two: list[dict[str, Any]], augmentation: str) -> None:
+    """Each slice was computed as the process that trains on it has it; mixing stays within a slice."""
+    for found in two:
+        assert tiny.same_bytes(found[augmentation]["cached"], found[augmentation]["live"])
+
+
+def test_one_process_takes_it_over_unless_images_are_mixed(two: list[dict[str, Any]], folder: Path) -> None:
+    assert two
+    made = subject(folder / "standard")
+    assert made.cache.card.layout.parts == 2
+    assert made.fill() == 0
+    with pytest.raises(UserError, match="processes: 2 -> 1"):
+        subject(folder / "strong", augmentation="strong")
