@@ -10,7 +10,7 @@ import torch
 from limbeck import models
 from limbeck.benchmark import benchmark
 from limbeck.benchmark.peers import TIMM, TIMM_FAST, TORCHDISTILL, peers, timm_task, torchdistill_box, torchdistill_srd
-from limbeck.benchmark.run import ALONE, ALONE_FLOOR, FLOOR, FULL, WRITTEN
+from limbeck.benchmark.run import ALONE, ALONE_FLOOR, FLOOR, FULL, GIVEN, WRITTEN
 from limbeck.cli import main
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
@@ -37,7 +37,7 @@ def test_all_of_our_loops_are_timed_against_their_floors(monkeypatch: pytest.Mon
         recipe, classes=5, rounds=2, with_peers=False, say=said.append, on_round=lambda *n: rounds.append(n)
     )
     assert set(result.timings) == {FLOOR, FULL, WRITTEN}
-    assert set(result.alone) == {ALONE_FLOOR, ALONE}
+    assert set(result.alone) == {ALONE_FLOOR, ALONE, GIVEN}
     assert all(timing.seconds > 0 for timing in (*result.timings.values(), *result.alone.values()))
     assert rounds[-1] == (5, 5)
     assert len(said) == 1

@@ -13,16 +13,19 @@ from limbeck import models
 from limbeck.benchmark.loops import Step, by_hand, repeated, with_fit
 from limbeck.benchmark.peers import peers
 from limbeck.benchmark.timing import Loop, Timing, compare, interleave
+from limbeck.cache import TaughtBatch
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.hardware import PRECISIONS, Settings, apply_settings, choose
+from limbeck.hardware import LAYOUTS, PRECISIONS, apply_settings
 from limbeck.models import Model
 from limbeck.recipes.build import build_distiller, build_optimizer, build_task
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import device_name, device_of
+from limbeck.recipes.settings import Settled, settle
+from limbeck.tasks import Classification
 
 FLOOR, FULL = "floor", "limbeck"
-ALONE_FLOOR, ALONE = "student alone, by hand", "student alone, limbeck"
+ALONE_FLOOR, ALONE, GIVEN = "student alone, by hand", "student alone, limbeck", "limbeck, teacher's outputs given"
 WRITTEN = "as usually written"
 LEARNING_RATE = 1e-3  # small: after many steps on one batch the numbers are still ordinary ones
 
@@ -72,7 +75,8 @@ def benchmark(
     The floor is the two networks and the optimizer alone, in the number format, layout and form of attention that
     Limbeck chose: teacher forward without gradient, student forward and backward on cross entropy, optimizer.
     ``limbeck`` is :func:`limbeck.fit` with all that a run has: input transforms, taps, terms, checks, meter. The same
-    pair "as usually written" is in float32 and the ordinary layout.
+    pair "as usually written" is in float32 and the ordinary layout. With the teacher's outputs given, as by a
+    cache, the step is measured against the student's alone; reading a cache is a part of ``benchmarks/epoch.py``.
 
     Args:
         recipe: Models, terms, batch and settings; its data are not read.
@@ -103,20 +107,22 @@ def benchmark(
         else:
             timed_peers = peers(student, teacher, say=say)
     distiller = build_distiller(recipe, student, teacher, None).to(device).train()
-    settings = choose(distiller, batch, precision=recipe.precision, memory_format=recipe.memory_format, device=device)
-    say(f"{device.type}: {settings.precision}, {settings.memory_format} ({settings.reason})")
+    settled = settle(recipe, distiller, batch, device, steps=1)
+    for line in settled.lines:
+        say(line)
+    settings = settled.settings
     threads = torch.get_num_threads()
     if settings.single_thread:
         torch.set_num_threads(1)
     written = Pair(student, teacher).copied()
     others = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student)), **timed_peers}
-    loops = _loops(recipe, Pair(student, teacher), batch, settings)
+    loops = _loops(recipe, Pair(student, teacher), batch, settled)
     loops |= {name: repeated(step, *batch) for name, step in others.items()}
     try:
         seconds = interleave(loops, rounds=rounds, device=device, said=on_round)
     finally:
         torch.set_num_threads(threads)
-    without = {name: seconds.pop(name) for name in (ALONE_FLOOR, ALONE)}
+    without = {name: seconds.pop(name) for name in (ALONE_FLOOR, ALONE, GIVEN)}
     described = {
         "student": recipe.student,
         "teacher": recipe.teacher,
@@ -127,6 +133,7 @@ def benchmark(
         "rounds": rounds,
         "precision": settings.precision,
         "memory_format": settings.memory_format,
+        "compiled": settled.compiles,
         "device": device_name(device),
         "threads": 1 if settings.single_thread else threads,
         "torch": torch.__version__,
@@ -151,36 +158,56 @@ class Pair:
         return self.teacher.module.eval().requires_grad_(False)
 
 
-def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settings: Settings) -> dict[str, Loop]:
+def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settled: Settled) -> dict[str, Loop]:
     """The floor and Limbeck's loops, in the same settings, each on models of its own."""
-    images = batch[0]
-    device, dtype = images.device, PRECISIONS[settings.precision]
-    channels_last = settings.memory_format == "channels_last"
-    laid_out = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    images, labels = batch
+    device, settings = images.device, settled.settings
+    dtype = PRECISIONS[settings.precision]
     floor, alone = pair.copied(), pair.copied()
-    for each in (floor, alone):
-        for model in (each.student, each.teacher):
-            apply_settings(model.module, settings, device)
+    for model in (floor.student, floor.teacher, alone.student):
+        apply_settings(model.module, settings, device)
+        if settled.compiles:
+            model.module.compile()
     hands = {
-        FLOOR: by_hand(floor.student.module, floor.frozen(), _sgd(recipe, floor.student), precision=dtype),
-        ALONE_FLOOR: by_hand(alone.student.module, None, _sgd(recipe, alone.student), precision=dtype),
+        FLOOR: by_hand(floor.student.module, floor.frozen(), _fused(recipe, floor.student), precision=dtype),
+        ALONE_FLOOR: by_hand(alone.student.module, None, _fused(recipe, alone.student), precision=dtype),
     }
-    loops = {name: repeated(step, laid_out, batch[1]) for name, step in hands.items()}
+    laid_out = images.contiguous(memory_format=LAYOUTS[settings.memory_format])
+    loops = {name: repeated(step, laid_out, labels) for name, step in hands.items()}
     recipe = recipe.changed({"lr": LEARNING_RATE})
-    full, own = pair.copied(), pair.copied()
+    full, own, given = pair.copied(), pair.copied(), pair.copied()
     distillers = {
         FULL: build_distiller(recipe, full.student, full.teacher, None),
         ALONE: Distiller(own.student.module, None, build_task(recipe, own.student, None)),
+        GIVEN: build_distiller(recipe, given.student, given.teacher, None),
     }
     for name, distiller in distillers.items():
         apply_settings(distiller.to(device).train(), settings, device)
+        if settled.compiles:
+            distiller.compile_parts(batch)
+        taught = _taught(distiller, batch, dtype) if name == GIVEN else batch
         optimizer = build_optimizer(recipe, distiller)
-        loops[name] = with_fit(distiller, optimizer, batch, precision=dtype, cpu=device.type == "cpu")
+        loops[name] = with_fit(distiller, optimizer, taught, precision=dtype, cpu=device.type == "cpu")
     return loops
 
 
+def _taught(distiller: Distiller, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> TaughtBatch:
+    """The batch with what the teacher says to it."""
+    images, labels = batch
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        teacher = distiller.capture_teacher(batch)
+    assert teacher is not None
+    distiller.release_teacher()
+    return TaughtBatch(images, labels, torch.arange(len(images), device=images.device), teacher)
+
+
+def _fused(recipe: Recipe, student: Model) -> Optimizer:
+    """The optimizer of a run over a bare model."""
+    return build_optimizer(recipe.changed({"lr": LEARNING_RATE}), Distiller(student.module, None, Classification()))
+
+
 def _sgd(recipe: Recipe, student: Model) -> Optimizer:
-    """The recipe's kind of optimizer over a bare model."""
+    """The recipe's kind of optimizer over a bare model, as torch makes it by default."""
     parameters = student.module.parameters()
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=recipe.weight_decay)

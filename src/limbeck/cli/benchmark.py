@@ -21,7 +21,8 @@ torchdistill's SRD where torchdistill is installed (pip install "limbeck[bench]"
 FIELDS = (
     "teacher", "teacher_size", "teacher_tap", "teacher_pool", "student", "student_tap", "student_pool", "size",
     "method", "feature_loss", "alpha", "projector", "projector_hidden", "projector_rank", "inverted", "input_norm",
-    "student_norm", "teacher_norm", "logit_loss", "batch_size", "optimizer", "precision", "memory_format", "device",
+    "student_norm", "teacher_norm", "logit_loss", "batch_size", "optimizer", "precision", "memory_format", "compile",
+    "device",
 )  # fmt: skip
 
 
