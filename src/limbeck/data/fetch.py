@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from limbeck.data import augment, decode, keys
+from limbeck.data import augment, decode, keys, on_device
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
 
@@ -74,22 +74,32 @@ class Memory:
     """Pixels that were decoded once.
 
     Attributes:
-        pixels: One square a row.
+        pixels: One square a row; where random crops are taken, with the channels last in memory.
         side: What a batch has; with random crops the stored squares are larger.
     """
 
     pixels: UInt8[Tensor, "n 3 t t"]
     side: int
 
-    def fetch(self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None) -> Iterator[Fetched]:
-        """The batches in turn; with a key, under a random resized crop of the stored square."""
+    def fetch(
+        self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None, device: torch.device
+    ) -> Iterator[Fetched]:
+        """The batches in turn, on the device; with a key, under a random resized crop of the stored square."""
+        stored = self.pixels.shape[-1]
         for index in batches:
-            images = self.pixels.index_select(0, torch.from_numpy(index))  # always a copy
-            if key is not None:
-                stored = float(images.shape[-1])
-                numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, index, augment.BOX_NUMBERS)
-                images = augment.crop_resize(images, augment.random_boxes(stored, stored, numbers), self.side)
-            yield Fetched(images, index)
+            if key is None:
+                yield Fetched(on_device.send(self._rows(index), device), index)
+                continue
+            numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, index, augment.BOX_NUMBERS)
+            edges = augment.whole_pixels(augment.random_boxes(float(stored), float(stored), numbers), stored)
+            if device.type == "cpu":
+                yield Fetched(augment.crop_resize(self.pixels, index, edges, self.side), index)
+            else:
+                whole = on_device.send(self._rows(index), device)
+                yield Fetched(on_device.crop_resize(whole, edges, self.side), index)
+
+    def _rows(self, index: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 t t"]:
+        return torch.from_numpy(np.ascontiguousarray(self.pixels.numpy()[index]))  # always a copy
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,10 @@ class Disk:
     skips: Skips
     _kept: list[tuple["_Plan", "DataLoader[_Decoded]"]] = field(default_factory=list, compare=False)
 
-    def fetch(self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None) -> Iterator[Fetched]:
-        """The batches in turn; with a key, under a random resized crop of the whole image."""
+    def fetch(
+        self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None, device: torch.device
+    ) -> Iterator[Fetched]:
+        """The batches in turn, on the device; with a key, under a random resized crop of the whole image."""
         if not self._kept:
             plan = _Plan()
             self._kept.append((plan, self._loader(plan)))
@@ -117,7 +129,7 @@ class Disk:
             for name, why in decoded.bad:
                 if name not in self.skips.found:
                     self.skips.add(name, why)
-            yield Fetched(decoded.images, decoded.rows.numpy())
+            yield Fetched(on_device.send(decoded.images, device), decoded.rows.numpy())
 
     def renew(self) -> "Disk":
         """The same images with processes of its own."""
