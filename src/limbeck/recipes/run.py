@@ -85,8 +85,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             save_student_card(folder, recipe, parts.student, data)
         result = fit(
             distiller,
-            data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed),
-            data.val_loader(batch_size=recipe.batch_size) if data.val_count else None,
+            data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed).to(device),
+            data.val_loader(batch_size=recipe.batch_size).to(device) if data.val_count else None,
             epochs=recipe.epochs,
             optimizer=build_optimizer(recipe, distiller),
             rate=build_rate(recipe),
@@ -141,7 +141,8 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     """Data, teacher, student, the checks, and the settings of this machine."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
-    for note in data.notes:
+    said = data.notes
+    for note in said:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
     teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
@@ -152,6 +153,8 @@ def _prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) ->
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
+    for note in data.notes[len(said) :]:
+        log.note(f"data {data.name}: {note}")
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
     settings = choose(
