@@ -2,12 +2,15 @@
 
 # ruff: noqa: E402 (the environment comes before torch)
 import os
+import tempfile
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # processes that tests start inherit it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("NO_COLOR", "1")
+_cache = tempfile.TemporaryDirectory(prefix="limbeck-tests-")
+os.environ["LIMBECK_CACHE"] = _cache.name  # never the user's own
 
 import pytest
 import torch

@@ -31,6 +31,7 @@ ORDER = (
     "checkpoint",
     "runlog",
     "optim",
+    "prefetch",
     "evaluation",
     "meter",
     "hardware",

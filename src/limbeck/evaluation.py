@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives
 from limbeck.distiller import Distiller, Task, evaluating
+from limbeck.prefetch import in_background
 
 
 def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> dict[str, float]:
@@ -18,8 +19,7 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
     with evaluating(model):
-        for batch, is_own in _own_share(loader):
-            moved = to_device(batch, device)
+        for moved, is_own in arriving(_own_share(loader), device):
             scores = task.score(model(task.student_input(moved)), moved)
             if not scores:
                 return {}
@@ -50,8 +50,7 @@ def evaluate_terms(
     count = 0
     judged = distiller.with_student(model)
     with evaluating(judged), collectives.alone():
-        for batch in loader:
-            moved = to_device(batch, device)
+        for moved in arriving(loader, device):
             if count > 0 and judged.task.student_input(moved).shape[0] == 1:
                 continue
             result = judged(moved)
@@ -80,9 +79,24 @@ def _own_share(loader: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
         yield first, False
 
 
+def arriving(batches: Iterable[Any], device: torch.device, *, ahead: bool = True) -> Iterator[Any]:
+    """The batches on the device. For a GPU they are made and sent by a thread, while it computes the ones before.
+
+    Not on a CPU, where the step keeps the cores busy that the thread would need, and not without ``ahead``.
+    """
+    source = iter(batches)
+    moved = (to_device(batch, device) for batch in source)
+    return in_background(moved) if ahead and device.type == "cuda" else moved
+
+
 def to_device(value: Any, device: torch.device) -> Any:
-    """A batch with its tensors on the device; tuples, named tuples, lists and mappings keep their type."""
+    """A batch with its tensors on the device; tuples, named tuples, lists and mappings keep their type.
+
+    On the way to a GPU through pinned memory, so that no thread waits for what the GPU still has to do.
+    """
     if isinstance(value, Tensor):
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # pyright: ignore[reportUnknownArgumentType]
         return type(value)(*(to_device(item, device) for item in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

@@ -13,14 +13,14 @@ from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from limbeck import collectives
 from limbeck.accumulation import Accumulation
 from limbeck.checkpoint import Checkpoints, Counters
 from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
-from limbeck.evaluation import to_device, validate
+from limbeck.evaluation import arriving, validate
 from limbeck.meter import Meter
 from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, check_scaled, set_rate, sgd
 from limbeck.runlog import RunLog
@@ -133,6 +133,9 @@ def fit(
     kept = {"student": distiller.student, "terms": distiller.term_modules} | ({"average": average} if average else {})
     counters = _resume(checkpoints, kept, optimizer, scaler, device, log)
     loader = _sharded(train_loader, accelerator)
+    # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
+    is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
+    ahead = accelerator.num_processes == 1 or not is_sent
     model: nn.Module = accelerator.prepare_model(distiller)
     if accelerator.num_processes != collectives.world_size():
         raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
@@ -148,11 +151,10 @@ def fit(
             model.train()
             meter = Meter(log, counters, epoch, device)
             log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
-            for index, group in enumerate(_grouped(loader, accumulate)):
+            for index, batches in enumerate(_grouped(arriving(loader, device, ahead=ahead), accumulate)):
                 done = epoch + index * accumulate / len(loader)
                 distiller.progress = done / epochs
                 set_rate(optimizer, rate(done) if rate is not None else 1.0)
-                batches = [to_device(batch, device) for batch in group]
                 if len(batches) == 1:
                     with autocast():
                         result: StepResult = model(batches[0])

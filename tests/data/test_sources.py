@@ -155,6 +155,7 @@ def test_no_network_is_one_line(tmp_path: Path, name: str, monkeypatch: pytest.M
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
+    monkeypatch.delenv("LIMBECK_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(arrays, "SYSTEM_FASHION_MNIST", tmp_path / "nowhere")
     monkeypatch.setattr("urllib.request.urlopen", refuse)

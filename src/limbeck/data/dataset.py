@@ -8,8 +8,8 @@ from typing import final
 import psutil
 import torch
 
-from limbeck.data import parts, sources
-from limbeck.data.fetch import Disk, Frame, Memory, Skips, decode_all
+from limbeck.data import kept, parts, sources
+from limbeck.data.fetch import Disk, Frame, Memory, Skips
 from limbeck.data.loader import Augment, Loader, Plan
 from limbeck.data.parts import Part
 from limbeck.data.spec import DataSpec
@@ -23,7 +23,8 @@ _CENTER = 0.875
 def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
     """Find the images of a spec, check them, and choose their train and val parts.
 
-    Nothing is decoded yet: that happens when a loader, or a count under `skip_bad_images`, is first asked for.
+    Nothing is decoded yet: that happens when a loader, or a count under `skip_bad_images`, is first asked for; or it
+    happened in an earlier run, whose pixels are kept (`kept`) in `~/.cache/limbeck/pixels`.
 
     Args:
         spec: What to open.
@@ -78,7 +79,7 @@ class Data:
         fingerprint: Equal if another run had the same images in the same parts.
         flip: Whether mirror images are used in augmentation.
         in_memory: Whether decoded pixels are kept in memory.
-        notes: What was chosen and why, for the log.
+        notes: What was chosen and why, for the log. Decoding adds where the pixels are kept for the next run.
 
     How an image becomes square. Up to 64 pixels: the shorter side is resized to `size`, the centre is taken; `standard`
     pads size/8 black pixels (at least one) and cuts out a random window, then mirrors half of the images. Above 64
@@ -203,13 +204,17 @@ class Data:
 
     def _memory(self, which: str) -> Memory:
         if which not in self._memories:
-            part, pixels = decode_all(
+            frame = self._frames[which]
+            part, pixels, notes = kept.pixels(
                 self._parts[which],
-                self._frames[which],
+                frame,
+                channels_last=frame.side > self.size,  # random crops are then cut and resized at twice the speed
                 workers=_workers(self._spec),
                 skips=self._skips,
                 what=f"{self.name}, {which}",
+                folder=sources.pixels_folder(),
             )
+            self.notes = (*self.notes, *(f"{which}: {note}" for note in notes))
             if not len(part):
                 raise UserError(f'no image of the {which} part of "{self._spec.source}" can be read')
             self._parts[which] = part

@@ -2,13 +2,15 @@
 
 import io
 import math
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import PIL
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from limbeck.data.parts import Pixels
 
@@ -19,6 +21,15 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 _ORIENTATION = 274  # the EXIF tag
 _REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
+
+
+_VERSION = 1  # to be raised by whoever changes a pixel in this file
+
+
+def version() -> str:
+    """Equal if the same bytes become the same pixels: of this file and of the libraries below it."""
+    libraries = [f"{name} {features.version(name)}" for name in ("jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif")]
+    return ", ".join([f"decode {_VERSION}", f"Pillow {PIL.__version__}", platform.machine(), *libraries])
 
 
 class BadImageError(Exception):
@@ -101,7 +112,7 @@ def crop(image: Image.Image, side: int, box: Box = WHOLE) -> UInt8[np.ndarray, "
     edges = (max(0.0, edges[0]), max(0.0, edges[1]), min(float(width), edges[2]), min(float(height), edges[3]))
     if not (image.size == (side, side) and edges == (0, 0, side, side)):
         image = image.resize((side, side), Image.Resampling.BICUBIC, box=edges)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

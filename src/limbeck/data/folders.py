@@ -23,7 +23,9 @@ class FileReader:
 
     def __call__(self, row: int) -> bytes:
         """The bytes of one file."""
-        return Path(self.root, self.names[row]).read_bytes()
+        # A path's own read_bytes takes three times as long, which counts for many small images.
+        with open(f"{self.root}/{self.names[row]}", "rb", buffering=0) as file:
+            return file.read()
 
 
 def check_folder(folder: Path) -> None:

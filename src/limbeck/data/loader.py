@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from limbeck.data import augment, keys, randaugment
+from limbeck.data import augment, keys, on_device, randaugment
 from limbeck.data.fetch import Disk, Key, Memory
 from limbeck.errors import UserError
 
+_CPU = torch.device("cpu")
 _WINDOW = 8192  # images among which those of shards are shuffled, after the shards themselves
 
 
@@ -89,7 +90,15 @@ class Loader:
     training runs (sets that do not fit into memory, `skip_bad_images`), its batch is shorter by one.
     """
 
-    def __init__(self, source: Memory | Disk, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        source: Memory | Disk,
+        plan: Plan,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device = _CPU,
+    ) -> None:
         """Make a loader; use `Data.train_loader` and `Data.val_loader`.
 
         Raises:
@@ -108,6 +117,7 @@ class Loader:
         self._plan = plan
         self._rank = rank
         self._world_size = world_size
+        self._device = device
         self._epoch = 0
 
     @property
@@ -174,9 +184,18 @@ class Loader:
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        loader = Loader(self._renewed(), self._plan, rank=rank, world_size=world_size)
+        loader = Loader(self._renewed(), self._plan, rank=rank, world_size=world_size, device=self._device)
         loader.set_epoch(self._epoch)
         return loader
+
+    def to(self, device: torch.device) -> "Loader":
+        """This loader with its batches on a device: bytes are sent there, a quarter of the floats, and augmented there.
+
+        The pixels are those of a CPU; but RandAugment's geometric operations, and random resized crops where float32 is
+        multiplied as TF32, may differ by one level of 255.
+        """
+        self._device = device
+        return self
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the epoch."""
@@ -205,7 +224,7 @@ class Loader:
     def _fetch(self, slices: list[tuple[int, Int64[np.ndarray, " _"]]], view: int) -> Iterator[Batch]:
         augment_ = self._plan.augment
         key = Key(self.view_seed, view) if augment_ is not None and augment_.resized_crop else None
-        fetched = self._source.fetch([index for _, index in slices], key)
+        fetched = self._source.fetch([index for _, index in slices], key, self._device)
         for (step, _), (images, index) in zip(slices, fetched, strict=True):
             if len(index):  # every image of the batch may have been unreadable
                 yield self._finish(images, index, view, step)
@@ -247,18 +266,18 @@ class Loader:
         if todo.pad:
             images = augment.pad_crop(images, numbers(keys.Stream.CROP, 2), todo.pad)
         if todo.flip:
-            images = augment.flip_(images, numbers(keys.Stream.FLIP, 1))
+            images = augment.flip(images, numbers(keys.Stream.FLIP, 1))
         if todo.strong:
             images = randaugment.rand_augment(images, numbers(keys.Stream.RAND_AUGMENT, randaugment.NUMBERS))
         pixels = augment.to_float(images)
-        target = None if plan.labels is None else torch.from_numpy(plan.labels[index])
+        target = None if plan.labels is None else on_device.send(torch.from_numpy(plan.labels[index]), self._device)
         if todo.strong:
             boxes = numbers(keys.Stream.ERASE, 1 + augment.BOX_NUMBERS)
             noise = keys.words(seed, view, keys.Stream.ERASE, index, augment.BOX_NUMBERS + 2)[:, -1:]
             pixels = augment.erase(pixels, boxes, noise)
             random = keys.generator(seed, view, keys.Stream.MIX, step)
             pixels, target = augment.mix(pixels, target, plan.classes, random)
-        return Batch(pixels, target, torch.from_numpy(index))
+        return Batch(pixels, target, on_device.send(torch.from_numpy(index), self._device))
 
 
 def _share(batch: Int64[np.ndarray, " n"], rank: int, world: int) -> Int64[np.ndarray, " _"]:

@@ -78,8 +78,17 @@ def usual_size(part: Part) -> int:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
-    return Path.home() / ".cache" / "limbeck"
+    """Where downloads and decoded pixels are kept: `$LIMBECK_CACHE`, or `~/.cache/limbeck`."""
+    named = os.environ.get("LIMBECK_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "limbeck"
+
+
+def pixels_folder() -> Path | None:
+    """Where decoded pixels are kept; None for a user who has no home."""
+    try:
+        return cache_folder() / "pixels"
+    except RuntimeError:
+        return None
 
 
 def _named(kind: str, folder: Path | None, spec: DataSpec) -> Source:

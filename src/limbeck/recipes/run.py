@@ -92,7 +92,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         result = fit(
             distiller,
             loader,
-            data.val_loader(batch_size=recipe.batch_size) if data.val_count else None,
+            data.val_loader(batch_size=recipe.batch_size).to(device) if data.val_count else None,
             epochs=recipe.epochs,
             optimizer=build_optimizer(recipe, distiller),
             rate=build_rate(recipe),
@@ -148,7 +148,7 @@ def _train_loader(
 ) -> Loader | CachedLoader:
     """The training images, with the teacher's outputs where they are kept."""
     if recipe.cache_views is None:
-        return parts.data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+        return parts.data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed).to(device)
     loader = cached_loader(recipe, parts, folder, device, log.note)
     if recipe.labels and parts.teacher is not None:  # without labels validation asks the teacher
         parts.distiller.release_teacher()
@@ -160,7 +160,8 @@ def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> 
     """Data, teacher, student, the checks, and the settings of this machine."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
-    for note in data.notes:
+    said = data.notes
+    for note in said:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
     teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
@@ -171,6 +172,8 @@ def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> 
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
+    for note in data.notes[len(said) :]:
+        log.note(f"data {data.name}: {note}")
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
     batch = first_batch(parts, device)
