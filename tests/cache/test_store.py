@@ -85,7 +85,7 @@ def test_what_is_there_is_not_computed_again_and_views_can_be_added(tmp_path: Pa
         ({"top_k": 3}, "top_k: None -> 3"),
         ({"exact": False}, "exact: True -> False"),
     ],
-    ids=str,
+    ids=["teacher", "images", "augmentation", "strong", "view_seed", "seed", "top_k", "half"],
 )
 def test_another_cache_is_never_read_through(tmp_path: Path, changes: dict[str, object], line: str) -> None:
     subject(tmp_path / "c").fill()
