@@ -39,6 +39,7 @@ from limbeck.models import InputTransform
 from limbeck.models.spec import InputSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TICK = 0.01  # seconds by which the processor time of a process advances
 SMALL = 64  # up to here a padded crop, above a resized one, as Limbeck chooses
 
 
@@ -130,7 +131,8 @@ def timed(loader: Iterable[Any], prepare: Callable[[Tensor], Tensor]) -> Pass:
     before, started, images = processor_time(), time.perf_counter(), 0
     for batch in loader:
         images += len(prepare(batch[0]))
-    return Pass(images / (time.perf_counter() - started), images / (processor_time() - before))
+    spent = max(processor_time() - before, TICK)
+    return Pass(images / (time.perf_counter() - started), images / spent)
 
 
 def processor_time() -> float:
