@@ -120,13 +120,15 @@ def test_a_folder_that_was_moved_is_known_and_another_order_is_not(
     assert not torch.equal(first.train, run(tmp_path / "moved").train)
 
 
-@pytest.mark.parametrize("damage", ["cut", "byte", "text", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "byte", "header", "text", "empty"])
 def test_a_damaged_file_is_found_and_replaced(cache: Path, photos: Path, damage: str):
     first = run(photos)
     for path in cache.iterdir():
-        data = bytearray(path.read_bytes())
-        data[-100] ^= 1
-        path.write_bytes({"cut": data[:-50], "byte": data, "text": b"hello", "empty": b""}[damage])
+        data = path.read_bytes()
+        byte = data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+        header = data.replace(b'"bad":"{}"', b'"bad":"[]"')
+        assert header != data
+        path.write_bytes({"cut": data[:-50], "byte": byte, "header": header, "text": b"hello", "empty": b""}[damage])
     second = run(photos)
     assert same(first, second)
     assert second.notes.count("the images are decoded again") == 2

@@ -119,15 +119,15 @@ def _read(path: Path, workers: int) -> Decoded | None:
     try:
         with safe_open(path, "pt") as file:
             stored, about = file.get_tensor("pixels"), file.metadata()
+        checksum = about.pop("checksum")
         bad = {int(row): str(why) for row, why in json.loads(about["bad"]).items()}
-        checksum, channels_last = about["checksum"], about["channels_last"] == "True"
     except Exception as error:  # safetensors raises its own type for every defect of a file
         raise _DamagedError(f"cannot be read ({error})") from None
-    if _checksum(stored, workers) != checksum:
+    if _checksum(stored, about, workers) != checksum:
         raise _DamagedError("is damaged (its checksum is another)")
     with suppress(OSError):
         os.utime(path)  # it was used now
-    return Decoded(_view(stored, channels_last), bad, path.stem.rpartition("-")[2])
+    return Decoded(_view(stored, about["channels_last"] == "True"), bad, path.stem.rpartition("-")[2])
 
 
 def _keep(decoded: Decoded, path: Path, *, channels_last: bool, workers: int) -> tuple[UInt8[Tensor, "k 3 t t"], str]:
@@ -143,7 +143,7 @@ def _keep(decoded: Decoded, path: Path, *, channels_last: bool, workers: int) ->
             if shutil.disk_usage(path.parent).free < 2 * size:
                 raise OSError(None, f"{size >> 20} MiB would fill more than half of what is left of the disk")
             try:
-                save_file({"pixels": stored}, temporary, {**about, "checksum": _checksum(stored, workers)})
+                save_file({"pixels": stored}, temporary, {**about, "checksum": _checksum(stored, about, workers)})
             except Exception as error:  # the Rust writer reports a full disk as its own SafetensorError
                 raise OSError(None, str(error)) from error
         with safe_open(path, "pt") as file:
@@ -159,15 +159,16 @@ def _view(stored: Tensor, channels_last: bool) -> UInt8[Tensor, "k 3 t t"]:
     return stored.permute(0, 3, 1, 2) if channels_last else stored
 
 
-def _checksum(stored: Tensor, workers: int) -> str:
-    """SHA-256 of the SHA-256 of each 16 MiB, by threads."""
+def _checksum(stored: Tensor, about: dict[str, str], workers: int) -> str:
+    """SHA-256 of what is said about the pixels and of the SHA-256 of each 16 MiB of them, by threads."""
+    said = repr((tuple(stored.shape), sorted(about.items()))).encode()
     flat = stored.view(-1).numpy()
 
     def digest(at: int) -> bytes:
-        return hashlib.sha256(flat[at : at + _CHUNK]).digest()
+        return hashlib.sha256(flat[at : at + _CHUNK].data).digest()
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, range(0, len(flat), _CHUNK)))).hexdigest()
+        return hashlib.sha256(said + b"".join(pool.map(digest, range(0, len(flat), _CHUNK)))).hexdigest()
 
 
 def _list(folder: Path, pattern: str) -> list[Path]:
