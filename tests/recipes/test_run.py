@@ -31,6 +31,7 @@ def test_a_run_folder_holds_everything(finished: Path) -> None:
     assert summary["metric"] == "top1"
     assert 0 <= summary["last"]["top1"] <= summary["best"]["top1"] <= 1
     assert summary["teacher"]["top1"] > 0.2
+    assert 100 < summary["peak_memory_mib"] < 100_000
     assert summary["parameters"]["terms"] == 4 * 8  # 2N channels of cnn-2 to 2N of cnn-4, no bias
     kinds = [record["kind"] for record in records(finished)]
     assert kinds.count("epoch") == 2

@@ -117,6 +117,7 @@ def make_run(
             "teacher": None if method == "alone" else {"top1": 0.95},
             "seconds": 8.0,
             "images_per_second": 900.0,
+            "peak_memory_mib": 1234.5,
             "parameters": {"student": 1000, "teacher": 64_000, "terms": 32},
             "data": {"name": "digits", "train": 1437, "val": 360},
             "versions": {"limbeck": "0.1.0", "torch": "2.15.0"},
@@ -166,6 +167,7 @@ def test_page_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         in page.words
     )
     assert "the teacher has 64.0 times as many" in page.words
+    assert "1,234 MiB" in page.words
     assert "limbeck distill --recipe runs/one/recipe.yaml --out NEW_FOLDER" in page.words
     assert page.words.index("feature pulls 14 times") < page.words.index("frozen")  # warnings before what is well
     assert str(tmp_path) not in text

@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def _summary(parts: Parts, checked: Preflight, result: FitResult, device: torch.
         "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
         "seconds": round(counters.seconds, 3),
         "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
+        "peak_memory_mib": peak_memory(device),
         "parameters": _counts(parts),
         "data": {
             "name": data.name,
@@ -291,6 +293,18 @@ def _versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "timm", "accelerate")
     found = {name: metadata.version(name) for name in packages}
     return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory so far, in MiB: of a GPU what tensors took, else what the process had; None if it is not told."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def device_name(device: torch.device) -> str:

@@ -162,6 +162,8 @@ def _cost(record: RunRecord) -> list[tuple[str, str]]:
     speed = number(record.summary, "images_per_second")
     if seconds is not None:
         found.append(("training time", words.duration(seconds)))
+    if (memory := number(record.summary, "peak_memory_mib")) is not None:
+        found.append(("most memory", f"{memory:,.0f} MiB"))
     if speed is not None:
         found.append(("training images a second", f"{speed:,.0f}"))
     counts = _counts(record)
