@@ -109,18 +109,19 @@ def test_an_error_and_an_interrupt_in_the_loop_end_the_thread():
 
 
 def test_ctrl_c_while_waiting_for_a_batch_ends_the_thread():
-    waiting = threading.Event()
+    waiting, interrupted = threading.Event(), threading.Event()
 
     def batches() -> Iterator[int]:
         yield 0
         waiting.set()
-        time.sleep(0.3)
+        interrupted.wait(60)
         yield 1
 
     def interrupt() -> None:
         waiting.wait()
-        time.sleep(0.05)
+        time.sleep(0.05)  # the other thread is on its way to wait for the second batch
         _thread.interrupt_main()
+        interrupted.set()
 
     other = threading.Thread(target=interrupt)
     other.start()

@@ -19,6 +19,11 @@ def log_sum_of_powers(name: str, x: Tensor, *, alpha: float, eps: float, count: 
     return value
 
 
+def is_read_at_once(x: Tensor) -> bool:
+    """Whether a number can be read, and a branch taken by it, without waiting for a device."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class _LogSumOfPowers(torch.autograd.Function):
     """With its gradient written out, ``alpha sign(x) |x|^(alpha - 1) / sum``.
 
@@ -31,7 +36,7 @@ class _LogSumOfPowers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: float, floor: float) -> Tensor:
         ctx.alpha = alpha
-        if alpha == 4 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if alpha == 4 and is_read_at_once(x):
             squares = x.square()
             total = squares.square_().sum() + floor
             if math.isfinite(total):
