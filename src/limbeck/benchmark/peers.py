@@ -5,6 +5,7 @@ that cannot take a pair is left out, and the reason is said.
 """
 
 import copy
+import importlib
 import importlib.util
 import logging
 import math
@@ -92,10 +93,9 @@ def torchdistill_srd(student: Model, teacher: Model) -> Step:
         UserError: torchdistill is not installed.
     """
     box = torchdistill_box(student, teacher)
-    from torchdistill.misc.log import MetricLogger, SmoothedValue
-
-    metrics = MetricLogger(delimiter="  ")
-    metrics.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
+    log: Any = importlib.import_module("torchdistill.misc.log")  # optional: type checkers need not know it
+    metrics = log.MetricLogger(delimiter="  ")
+    metrics.add_meter("lr", log.SmoothedValue(window_size=1, fmt="{value}"))
 
     def step(images: Tensor, labels: Tensor) -> None:
         loss = box.forward_process(images, labels, {})
@@ -116,8 +116,7 @@ def torchdistill_box(student: Model, teacher: Model) -> Any:
     if importlib.util.find_spec("torchdistill") is None:
         raise UserError('it is not installed; pip install "limbeck[bench]"')
     logging.getLogger("torchdistill").setLevel(logging.ERROR)
-    from torchdistill.core.distillation import get_distillation_box
-
+    make_box: Any = importlib.import_module("torchdistill.core.distillation").get_distillation_box
     maps = [_with_map(model) for model in (student, teacher)]
     images = torch.zeros(2, 3, student.input.size, student.input.size, device=_device(student))
     narrow, wide = (_width(module, path, images) for module, path in maps)
@@ -129,7 +128,7 @@ def torchdistill_box(student: Model, teacher: Model) -> Any:
         "optimizer": {"key": "SGD", "kwargs": {"lr": LEARNING_RATE, "momentum": 0.9, "weight_decay": 1e-4}},
         "criterion": _srd_criterion(),
     }
-    box: Any = get_distillation_box(maps[1][0], maps[0][0], {}, config, images.device, None, False, 1.0)
+    box: Any = make_box(maps[1][0], maps[0][0], {}, config, images.device, None, False, 1.0)
     box.pre_epoch_process(epoch=0)
     return box
 
