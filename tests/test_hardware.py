@@ -6,14 +6,16 @@ from torch import nn
 
 import tiny
 from limbeck import hardware, models
-from limbeck.hardware import Settings, apply_settings, bf16_is_native, candidates, choose, measure
+from limbeck.hardware import Settings, apply_settings, bf16_is_native, candidates, measure, obvious
 
 CPU = torch.device("cpu")
 
 
 def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Settings:
     batch = tiny.Batch(*tiny.images(4))
-    return choose(tiny.distiller(), batch, precision=precision, memory_format=memory_format, device=CPU)
+    distiller = tiny.distiller()
+    found = obvious(distiller, batch, precision=precision, memory_format=memory_format, device=CPU)
+    return found or measure(distiller, batch, candidates(precision, memory_format, CPU), CPU)
 
 
 def test_what_the_recipe_says_is_taken() -> None:
@@ -125,7 +127,8 @@ def test_choosing_changes_neither_models_nor_randomness() -> None:
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
     state = torch.get_rng_state()
     batch = tiny.Batch(*tiny.images(4))
-    choose(distiller, batch, precision="auto", memory_format="auto", device=CPU)
+    obvious(distiller, batch, precision="auto", memory_format="auto", device=CPU)
+    measure(distiller, batch, candidates("auto", "auto", CPU), CPU)
     assert torch.equal(state, torch.get_rng_state())
     assert tiny.same_bytes(before, distiller.state_dict())
     assert distiller.student.training

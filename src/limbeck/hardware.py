@@ -48,11 +48,13 @@ class Settings:
         return f"{self.precision} {self.memory_format}"
 
 
-def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device) -> Settings:
-    """Settle what a recipe leaves on ``"auto"``: by :func:`obvious`, or else by :func:`measure`.
+def obvious(
+    distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device
+) -> Settings | None:
+    """The settings where they need no timing, both being given or the models small; else None.
 
-    Timings differ from run to run, so what came out has to be kept for equal runs to get equal settings, as
-    :mod:`limbeck.recipes.settings` does.
+    Models so small that on a CPU conversions and hand-overs cost more than they save get float32 in the ordinary layout
+    and one thread, by a rule on the counted operations of a forward pass.
 
     Args:
         distiller: Student, teacher and terms; not changed.
@@ -60,18 +62,6 @@ def choose(distiller: Distiller, batch: Any, *, precision: str, memory_format: s
         precision: "auto" or a name in ``PRECISIONS``.
         memory_format: "auto", "contiguous" or "channels_last".
         device: Where training will run.
-    """
-    found = obvious(distiller, batch, precision=precision, memory_format=memory_format, device=device)
-    return found or measure(distiller, batch, candidates(precision, memory_format, device), device)
-
-
-def obvious(
-    distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device
-) -> Settings | None:
-    """The settings where they need no timing: both are given, or the models are small; the arguments of ``choose``.
-
-    Models so small that on a CPU conversions and hand-overs cost more than they save get float32 in the ordinary layout
-    and one thread, by a rule on the counted operations of a forward pass.
     """
     forced = [name for name in (precision, memory_format) if name != "auto"]
     flops = _forward_flops(distiller, batch) if device.type == "cpu" else math.inf
