@@ -17,7 +17,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ WIDTHS = (256, 512, 1024, 2048, 4096)
 ROWS = (3_136, 6_272, 12_544, 25_088, 50_176, 100_352)
 IMAGES = (1_000, 2_000, 4_000, 8_000, 16_000)
 PROCESSES = (1, 2, 4)
+PARTS = ("batch", "width", "rows", "images", "processes")
 D_S, D_T = 192, 768  # of the dense term: a tiny ViT's tokens and those of a base one
 ROUNDS = 5
 
@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--teacher", default="cifar/resnet56")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="measure these; the others stay in --out"
+    )
     parser.add_argument("--worker", choices=("images", "process"), help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -57,21 +60,23 @@ def main() -> None:
     if args.worker == "process":
         process_worker()
         return
-    result = {
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out is not None and args.out.is_file() else {}
+    result |= {
         "student": args.student,
         "teacher": args.teacher,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    for name, part in {
+    measure = {
         "batch": lambda: by_batch(args.student, args.teacher),
         "width": by_width,
         "rows": by_rows,
         "images": by_images,
         "processes": by_processes,
-    }.items():
+    }
+    for name in args.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        result[name] = part()
+        result[name] = measure[name]()
         print(json.dumps(result[name]), file=sys.stderr, flush=True)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -153,7 +158,7 @@ def by_rows() -> list[dict[str, float]]:
             z_s, z_t = torch.randn(rows, D_S, requires_grad=True), torch.randn(rows, D_T)
             step = stepping(term(D_S, D_T, form), z_s, z_t)
             record[f"{form.value}, ms"] = round(1000 * seconds_of(step), 2)
-            record[f"{form.value}, MB"] = round(memory_of(step) - z_s.numel() * 4 / 1e6, 1)
+            record[f"{form.value}, MB"] = round(memory_of(step), 1)
         found.append(record)
     return found
 
@@ -202,7 +207,7 @@ def epoch_of(count: int) -> dict[str, float]:
     began = time.perf_counter()
     fit(distiller, loader, epochs=1, cpu=True)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024 / 1000
+    peak = resident("VmHWM") / 1000  # ru_maxrss would begin with what the process that started this one had
     return {"images": count, "seconds": round(seconds, 3), "pixels, MB": pixels.nbytes / 1e6, "peak, MB": round(peak)}
 
 
