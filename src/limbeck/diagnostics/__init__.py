@@ -16,6 +16,9 @@ d_t``: ``layer.weight.T``.
 - Fit (:mod:`limbeck.diagnostics.fit`): ``top1_agreement``, ``expected_calibration_error``, ``mean_confidence``.
 - Balance (:mod:`limbeck.diagnostics.balance`): ``gradient_balance`` of the parts of a loss.
 - Equivariance (:mod:`limbeck.diagnostics.equivariance`): ``translation_error`` and ``block_equivariance``.
+- Inputs (:mod:`limbeck.diagnostics.statistics`): ``first_norm_shift`` and ``confidence_under``.
+
+:class:`Probe` computes them from time to time while a distiller trains, and changes nothing of the training.
 
 The formulas, what each rewards and ignores, and the tests of them are in ``docs/maths.md``.
 """
@@ -32,6 +35,7 @@ from limbeck.diagnostics.fixed_points import (
     relative_distance,
 )
 from limbeck.diagnostics.memory import agreement, initial_share, memory_lengths, memory_shares
+from limbeck.diagnostics.probe import Probe
 from limbeck.diagnostics.relations import cross_relation, self_relation
 from limbeck.diagnostics.scale import column_norm_step, equilibrium_column_norms
 from limbeck.diagnostics.similarity import (
@@ -55,11 +59,14 @@ from limbeck.diagnostics.spectrum import (
     singular_values,
     stable_rank,
 )
+from limbeck.diagnostics.statistics import NormShift, confidence_under, first_norm_shift
 
 __all__ = [
     "Balance",
     "Distance",
     "FixedPointDistances",
+    "NormShift",
+    "Probe",
     "agreement",
     "block_equivariance",
     "channel_correlations",
@@ -67,6 +74,7 @@ __all__ = [
     "column_norm_step",
     "column_normalized",
     "condition",
+    "confidence_under",
     "correlation_matrix",
     "cross_relation",
     "dead_channels",
@@ -74,6 +82,7 @@ __all__ = [
     "effective_rank",
     "equilibrium_column_norms",
     "expected_calibration_error",
+    "first_norm_shift",
     "fixed_point",
     "fixed_point_distances",
     "gradient_balance",
