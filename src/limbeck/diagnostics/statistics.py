@@ -71,9 +71,10 @@ def first_norm_shift(model: nn.Module, x: Float[Tensor, "n c h w"]) -> NormShift
 def confidence_under(
     model: nn.Module, images: Float[Tensor, "n 3 h w"], transforms: Mapping[str, nn.Module]
 ) -> dict[str, float]:
-    """Confidence of a classifier under several normalizations: as a rule the right one gives the greatest.
+    """Confidence of a classifier under several normalizations.
 
-    For models without a batch norm, such as vision transformers.
+    For models without a batch norm, such as vision transformers. As a rule the right one gives the greatest; but a
+    classifier may also be sure of images that are nothing like those that it knows, so it is a hint and no proof.
 
     Args:
         model: The classifier.
