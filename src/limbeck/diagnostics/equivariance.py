@@ -75,7 +75,7 @@ def block_equivariance(
         images: Square ones, normalized as the model wants them.
         taps: Blocks, as :class:`limbeck.taps.Taps` names them, that give tokens ``(n, tokens, d)``. The patches are the
             greatest square number of tokens, and what goes beyond it prefix tokens (class, registers), which come
-            first.
+            first; so a grid of g x g can have up to 2 g of these.
         patches: Length of the shift, in patches.
 
     Returns:

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck import losses
-from limbeck.diagnostics.inputs import centered_rows, check_finite, narrow, product, standardized
+from limbeck.diagnostics.inputs import at_least_float32, centered_rows, check_finite, narrow, product, standardized
 from limbeck.errors import UserError
+from limbeck.norms.roots import widest
 
 
 def cka(x: Float[Tensor, "*n d_x"], y: Float[Tensor, "*n d_y"], *, debiased: bool = True) -> Float[Tensor, ""]:
@@ -217,9 +218,9 @@ def gradient_shares(
         raise UserError(f"gradient_shares: parts is {parts}; expected at least 1")
     check_finite("gradient_shares", c=c)
     with torch.inference_mode(False):  # with gradient again, whatever the caller has switched off
-        leaf = narrow(c.detach().clone()).requires_grad_()
+        leaf = at_least_float32(c.detach().clone()).requires_grad_()
         (gradient,) = torch.autograd.grad(correlation_loss(leaf), leaf)
-    pulls = gradient.abs().double()[c.argsort()]
+    pulls = gradient.abs().to(widest(c.device))[c.argsort()]
     reached = torch.cat([pulls.new_zeros(1), pulls.cumsum(0)])
     cuts = torch.linspace(0, len(pulls), parts + 1, dtype=pulls.dtype, device=pulls.device)
     below = cuts.floor().long().clamp(max=len(pulls) - 1)
@@ -258,9 +259,7 @@ def dead_channels(x: Float[Tensor, "*n d"], *, relative: float = 1e-3) -> Float[
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Of Frobenius norm 1, where they are not all zero: powers of four of any features then stay in range."""
-    largest = rows.abs().max()
-    rows = rows / torch.where(largest > 0, largest, 1)
+    """Of Frobenius norm 1, where they are not all zero."""
     norm = rows.square().sum().sqrt()
     return rows / torch.where(norm > 0, norm, 1)
 

@@ -71,11 +71,9 @@ def column_normalized(w: Float[Tensor, "d_s d_t"]) -> Float[Tensor, "d_s d_t"]:
                 [0.8000, 0.0000]])
     """
     _check_matrix("column_normalized", w)
-    w = at_least_float32(w)
-    largest = w.abs().amax(0)
-    w = w / torch.where(largest > 0, largest, 1)  # or squares of a column that has all but decayed would be 0
-    length = w.square().sum(0).sqrt()
-    return w / torch.where(length > 0, length, 1)
+    wide = w.to(widest(w.device))  # or squares of a column that has all but decayed would be 0
+    length = wide.square().sum(0).sqrt()
+    return narrow(wide / torch.where(length > 0, length, 1), w)
 
 
 def stable_rank(s: Float[Tensor, " r"]) -> Float[Tensor, ""]:
