@@ -93,7 +93,7 @@ def test_a_column_that_has_all_but_decayed_is_still_a_direction() -> None:
 
 
 def test_the_normalized_spectrum_ignores_what_a_batch_norm_ignores() -> None:
-    """Columns of other lengths: other singular values and ranks of W, the same outputs, the same normalized spectrum."""
+    """Columns of other lengths: other singular values of W, the same outputs, the same normalized spectrum."""
     w, z = noise(6, 10), noise(50, 6, seed=2)
     scaled = w * torch.logspace(-2, 1, 10, dtype=torch.float64)
     norm = norms.BatchNorm(10, eps=1e-12)
