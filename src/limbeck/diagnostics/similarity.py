@@ -54,7 +54,7 @@ def cka(x: Float[Tensor, "*n d_x"], y: Float[Tensor, "*n d_y"], *, debiased: boo
         tensor(1.)
     """
     a, b = (_unit(side) for side in centered_rows("cka", least=4 if debiased else 2, x=x, y=y))
-    together, own_a, own_b = (_alignment(*sides, debiased) for sides in ((a, b), (a, a), (b, b)))
+    together, own_a, own_b = (_alignment(*sides, debiased=debiased) for sides in ((a, b), (a, a), (b, b)))
     scale = own_a.clamp(min=0).sqrt() * own_b.clamp(min=0).sqrt()
     ratio = torch.where(scale > 0, together / torch.where(scale > 0, scale, 1), 0)
     return narrow(ratio.clamp(-1, 1), x, y)
@@ -112,9 +112,9 @@ def off_diagonal_energy(x: Float[Tensor, "*n d"]) -> Float[Tensor, ""]:
         tensor(0.3333)
     """
     (rows,) = centered_rows("off_diagonal_energy", x=x)
-    matrix = _correlations(rows, rows)
-    varying = int(_varies(rows).sum())
-    energy = matrix.square().sum() - matrix.diagonal().square().sum()
+    unit = standardized(rows) / len(rows) ** 0.5
+    varying = int(_varies(rows).sum())  # as many as the diagonal has ones
+    energy = (_alignment(unit, unit, debiased=False) - varying).clamp(min=0)
     return narrow(energy / max(varying * (varying - 1), 1), x)
 
 
@@ -264,7 +264,7 @@ def _unit(rows: Tensor) -> Tensor:
     return rows / torch.where(norm > 0, norm, 1)
 
 
-def _alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
+def _alignment(a: Tensor, b: Tensor, *, debiased: bool) -> Tensor:
     """``|A^T B|^2``, or ``n (n - 3)`` times its unbiased estimate, of centered rows."""
     n = len(a)
     if n * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]:  # the cheaper of the same number's two forms

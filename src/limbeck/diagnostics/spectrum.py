@@ -271,7 +271,6 @@ def local_jacobians(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Te
         True
     """
     _check_rows("local_jacobians", x)
-
     with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):  # with gradient, whoever calls
         leaf = at_least_float32(x.detach().clone()).requires_grad_()
         y = projector(leaf)
