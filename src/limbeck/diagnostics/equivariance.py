@@ -67,15 +67,16 @@ def block_equivariance(
     """:func:`translation_error` of blocks of a vision transformer, for images shifted by whole patches.
 
     The images are shifted around the edge, by ``patches`` patches down and as many to the right, and the features of
-    the patch tokens compared at the shifted positions. Without position embeddings and prefix tokens every block of
-    attention has 0: patches are a set to it. What is above 0 is what the model makes of absolute positions.
+    the patch tokens compared at the shifted positions. Without position embeddings every block of attention has 0, as
+    patches are a set to it. What is above 0 is what the model makes of absolute positions, or of the image's edge if
+    its patches overlap.
 
     Args:
         model: Vision transformer; it is run twice, in eval mode, and given back in the mode that it had.
         images: Square ones, normalized as the model wants them.
         taps: Blocks, as :class:`limbeck.taps.Taps` names them, that give tokens ``(n, tokens, d)``. The patches are the
             greatest square number of tokens, and what goes beyond it prefix tokens (class, registers), which come
-            first.
+            first; so a grid of g x g can have up to 2 g of these.
         patches: Length of the shift, in patches.
 
     Returns:

@@ -133,8 +133,8 @@ def fixed_point_distances(
     Read ``outputs`` where a norm behind the projector frees the scale of its columns, with centered relations where it
     is a batch norm; ``matrix`` where there is none. All of it is about the squared error. Behind a batch norm weight
     decay moves the lengths of columns and not where they point, so that least squares is the end with decay as well.
-    Relations of fewer rows than channels are matched by many projectors: least squares is then at 0 for each of them in
-    ``outputs``, and says more about the number of rows.
+    Take more rows than the student has channels. With fewer, least squares reproduces the teacher on these rows, chance
+    included, and ``outputs`` is one minus the mean correlation of the projected channels with the teacher's.
 
     Args:
         w: Projector.

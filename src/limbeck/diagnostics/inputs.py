@@ -1,6 +1,6 @@
 """What every diagnostic asks of its inputs, and the precision that it computes in."""
 
-from typing import cast
+import functools
 
 import torch
 from torch import Tensor
@@ -58,20 +58,8 @@ def same_shape(name: str, **arguments: Tensor) -> None:
 
 
 def frobenius(x: Tensor) -> Tensor:
-    """Frobenius norm, in at least float32; squares of small numbers do not leave its range."""
-    x = at_least_float32(x)
-    largest = x.abs().max()
-    norm = cast(Tensor, torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1)))  # pyright: ignore[reportUnknownMemberType]
-    return norm * largest
-
-
-def direction(x: Tensor) -> Tensor:
-    """The matrix with Frobenius norm 1, in at least float32; zero stays zero."""
-    x = at_least_float32(x)
-    largest = x.abs().max()
-    scaled = x / torch.where(largest > 0, largest, 1)
-    norm = cast(Tensor, torch.linalg.vector_norm(scaled))  # pyright: ignore[reportUnknownMemberType]
-    return scaled / torch.where(norm > 0, norm, 1)
+    """Frobenius norm, in at least float32; the squares are taken in float64 where the device has it."""
+    return narrow(x.to(widest(x.device)).square().sum().sqrt(), x)
 
 
 def centered_rows(name: str, *, least: int = 2, **features: Tensor) -> list[Tensor]:
@@ -107,7 +95,4 @@ def standardized(x: Tensor) -> Tensor:
 
 def narrow(x: Tensor, *like: Tensor) -> Tensor:
     """A result in the precision of what it was computed from, at least float32."""
-    dtype = torch.float32
-    for each in like:
-        dtype = torch.promote_types(dtype, each.dtype)
-    return x.to(dtype)
+    return x.to(functools.reduce(torch.promote_types, (each.dtype for each in like), torch.float32))

@@ -5,8 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.diagnostics.dynamics import discrete_step
-from limbeck.diagnostics.inputs import at_least_float32, check_shapes, check_step, direction, product, same_shape
+from limbeck.diagnostics.inputs import at_least_float32, check_shapes, check_step, narrow, product, same_shape
 from limbeck.errors import UserError
+from limbeck.norms.roots import widest
 
 
 def memory_shares(
@@ -172,4 +173,7 @@ def initial_share(w: Float[Tensor, "d_s d_t"], w_0: Float[Tensor, "d_s d_t"]) ->
         tensor(0.6400)
     """
     same_shape("initial_share", w=w, w_0=w_0)
-    return (direction(w) * direction(w_0)).sum().square().clamp(max=1)
+    a, b = w.to(widest(w.device)), w_0.to(widest(w.device))
+    squares = a.square().sum() * b.square().sum()
+    cosine_squared = (a * b).sum().square() / torch.where(squares > 0, squares, 1)
+    return narrow(cosine_squared.clamp(max=1), w, w_0)

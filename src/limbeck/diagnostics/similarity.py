@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck import losses
-from limbeck.diagnostics.inputs import centered_rows, check_finite, narrow, product, standardized
+from limbeck.diagnostics.inputs import at_least_float32, centered_rows, check_finite, narrow, product, standardized
 from limbeck.errors import UserError
+from limbeck.norms.roots import widest
 
 
 def cka(x: Float[Tensor, "*n d_x"], y: Float[Tensor, "*n d_y"], *, debiased: bool = True) -> Float[Tensor, ""]:
@@ -53,7 +54,7 @@ def cka(x: Float[Tensor, "*n d_x"], y: Float[Tensor, "*n d_y"], *, debiased: boo
         tensor(1.)
     """
     a, b = (_unit(side) for side in centered_rows("cka", least=4 if debiased else 2, x=x, y=y))
-    together, own_a, own_b = (_alignment(*sides, debiased) for sides in ((a, b), (a, a), (b, b)))
+    together, own_a, own_b = (_alignment(*sides, debiased=debiased) for sides in ((a, b), (a, a), (b, b)))
     scale = own_a.clamp(min=0).sqrt() * own_b.clamp(min=0).sqrt()
     ratio = torch.where(scale > 0, together / torch.where(scale > 0, scale, 1), 0)
     return narrow(ratio.clamp(-1, 1), x, y)
@@ -111,9 +112,9 @@ def off_diagonal_energy(x: Float[Tensor, "*n d"]) -> Float[Tensor, ""]:
         tensor(0.3333)
     """
     (rows,) = centered_rows("off_diagonal_energy", x=x)
-    matrix = _correlations(rows, rows)
-    varying = int(_varies(rows).sum())
-    energy = matrix.square().sum() - matrix.diagonal().square().sum()
+    unit = standardized(rows) / len(rows) ** 0.5
+    varying = int(_varies(rows).sum())  # as many as the diagonal has ones
+    energy = (_alignment(unit, unit, debiased=False) - varying).clamp(min=0)
     return narrow(energy / max(varying * (varying - 1), 1), x)
 
 
@@ -217,9 +218,9 @@ def gradient_shares(
         raise UserError(f"gradient_shares: parts is {parts}; expected at least 1")
     check_finite("gradient_shares", c=c)
     with torch.inference_mode(False):  # with gradient again, whatever the caller has switched off
-        leaf = narrow(c.detach().clone()).requires_grad_()
+        leaf = at_least_float32(c.detach().clone()).requires_grad_()
         (gradient,) = torch.autograd.grad(correlation_loss(leaf), leaf)
-    pulls = gradient.abs().double()[c.argsort()]
+    pulls = gradient.abs().to(widest(c.device))[c.argsort()]
     reached = torch.cat([pulls.new_zeros(1), pulls.cumsum(0)])
     cuts = torch.linspace(0, len(pulls), parts + 1, dtype=pulls.dtype, device=pulls.device)
     below = cuts.floor().long().clamp(max=len(pulls) - 1)
@@ -258,14 +259,12 @@ def dead_channels(x: Float[Tensor, "*n d"], *, relative: float = 1e-3) -> Float[
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Of Frobenius norm 1, where they are not all zero: powers of four of any features then stay in range."""
-    largest = rows.abs().max()
-    rows = rows / torch.where(largest > 0, largest, 1)
+    """Of Frobenius norm 1, where they are not all zero."""
     norm = rows.square().sum().sqrt()
     return rows / torch.where(norm > 0, norm, 1)
 
 
-def _alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
+def _alignment(a: Tensor, b: Tensor, *, debiased: bool) -> Tensor:
     """``|A^T B|^2``, or ``n (n - 3)`` times its unbiased estimate, of centered rows."""
     n = len(a)
     if n * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]:  # the cheaper of the same number's two forms

@@ -71,11 +71,9 @@ def column_normalized(w: Float[Tensor, "d_s d_t"]) -> Float[Tensor, "d_s d_t"]:
                 [0.8000, 0.0000]])
     """
     _check_matrix("column_normalized", w)
-    w = at_least_float32(w)
-    largest = w.abs().amax(0)
-    w = w / torch.where(largest > 0, largest, 1)  # or squares of a column that has all but decayed would be 0
-    length = w.square().sum(0).sqrt()
-    return w / torch.where(length > 0, length, 1)
+    wide = w.to(widest(w.device))  # or squares of a column that has all but decayed would be 0
+    length = wide.square().sum(0).sqrt()
+    return narrow(wide / torch.where(length > 0, length, 1), w)
 
 
 def stable_rank(s: Float[Tensor, " r"]) -> Float[Tensor, ""]:
@@ -272,17 +270,13 @@ def local_jacobians(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Te
         >>> torch.equal(local_jacobians(layer, torch.randn(5, 3))[4], layer.weight.T)
         True
     """
-    check_finite("local_jacobians", x=x)
-    if x.ndim != 2 or x.numel() == 0:
-        raise UserError(f"local_jacobians: x is {tuple(x.shape)}; expected (n, d_s)")
-
-    def of_row(row: Tensor) -> Tensor:
-        return projector(row[None])[0]
-
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        x = at_least_float32(x)
-        jacobian = torch.func.jacrev(of_row)
-        return torch.stack([jacobian(row).T for row in x])
+    _check_rows("local_jacobians", x)
+    with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):  # with gradient, whoever calls
+        leaf = at_least_float32(x.detach().clone()).requires_grad_()
+        y = projector(leaf)
+        units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(x), -1)
+        (slopes,) = torch.autograd.grad(y, leaf, units, is_grads_batched=True)  # of every row by itself
+    return slopes.permute(1, 2, 0)
 
 
 def local_spectrum(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Tensor, " r"]:
@@ -309,7 +303,7 @@ def local_spectrum(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Ten
         >>> local_spectrum(projector, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))  # 3, 1 and 1, 0
         tensor([2.0000, 0.5000])
     """
-    check_finite("local_spectrum", x=x)
+    _check_rows("local_spectrum", x)
     return torch.stack([singular_values(local_jacobians(projector, row[None])[0]) for row in x]).mean(0)
 
 
@@ -317,6 +311,12 @@ def _check_matrix(name: str, w: Tensor) -> None:
     if w.ndim != 2 or w.numel() == 0:
         raise UserError(f"{name}: w is {tuple(w.shape)}; expected (d_s, d_t)")
     check_finite(name, w=w)
+
+
+def _check_rows(name: str, x: Tensor) -> None:
+    if x.ndim != 2 or x.numel() == 0:
+        raise UserError(f"{name}: x is {tuple(x.shape)}; expected (n, d_s)")
+    check_finite(name, x=x)
 
 
 def _check_spectrum(name: str, s: Tensor) -> None:
