@@ -419,7 +419,9 @@ def test_what_has_seen_no_batch_yet_is_not_there_at_first(kind: str) -> None:
     assert second["terms"]["feature"]["spectrum"]["count"] == 4
     third = probe(2, 0.2)
     assert third is not None
-    assert third["terms"]["feature"]["dynamics"].get("step_change") == 0.0
+    assert third["terms"]["feature"]["dynamics"]["step_change"] == 0.0
+    assert third["terms"]["feature"]["dynamics"]["initial_share"] == pytest.approx(1)  # since the second
+    assert third["terms"]["feature"]["fit"]["student_change"] == pytest.approx(0, abs=1e-6)
 
 
 def test_relations_have_a_cka_only() -> None:

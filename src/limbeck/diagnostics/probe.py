@@ -1,11 +1,11 @@
 """The probe: looks at a distiller while it trains, on one batch that it does not train on, and changes nothing."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from limbeck import collectives
@@ -13,14 +13,16 @@ from limbeck.diagnostics.equivariance import block_equivariance
 from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
 from limbeck.diagnostics.probe_terms import (
     Forces,
+    decay_of,
     few_rows,
     learned_weight,
     plain,
     record_feature_term,
     record_other_term,
 )
-from limbeck.diagnostics.quiet import batch_statistics, has_batch_norm, undisturbed
+from limbeck.diagnostics.quiet import batch_statistics, has_batch_norm, is_sharded, undisturbed
 from limbeck.diagnostics.recall import Look, Recall, detached, on
+from limbeck.diagnostics.schedule import Schedule
 from limbeck.distiller import TASK, Distiller
 from limbeck.errors import UserError
 from limbeck.evaluation import to_device
@@ -83,6 +85,7 @@ class Probe:
     Example:
         >>> from limbeck.tasks import Classification
         >>> from limbeck.terms import LogitTerm
+        >>> from torch import nn
         >>> model = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
         >>> optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
         >>> batch = (torch.randn(8, 4), torch.randint(3, (8,)))
@@ -108,35 +111,21 @@ class Probe:
         blocks: Sequence[str] = (),
         compare_outputs: bool = True,
     ) -> None:
-        if every is not None and every < 1:
-            raise UserError(f"Probe: every is {every}; expected at least 1")
-        if not 0 < budget <= 1:
-            raise UserError(f"Probe: budget is {budget}; expected a number above 0, at most 1")
         self.records: list[Record] = []
         self.seconds = 0.0
         self._distiller = distiller
         self._batch, self._train_batch = to_device(batch, _CPU), to_device(train_batch, _CPU)
-        self._every = every
+        self._schedule = Schedule(every=every, budget=budget)
         self._log = log
-        self._budget = budget
         self._optimizer = optimizer
         self._blocks = tuple(blocks)
         self._compare_outputs = compare_outputs
         self._recall = Recall(log.path.parent / "probe" if log is not None and log.path is not None else None)
-        self._is_off = collectives.rank() > 0 or _is_sharded(distiller)
+        self._is_off = collectives.rank() > 0 or is_sharded(distiller)
         self._began = False
-        self._since = 0.0  # when the first look was over,
-        self._later = 0.0  # what those behind it took,
-        self._latest = 0.0  # and the last one
         self._teacher: Captured | None = None
         self._soundness: Record = {}
-        if self._is_off:
-            return
-        started = time.perf_counter()
-        device = _device_of(distiller)
-        with undisturbed(distiller, device):
-            self._look_at_teacher(to_device(self._batch, device))
-        self.seconds += time.perf_counter() - started
+        self._timed(self._look_at_teacher)
 
     def __call__(self, step: int, epoch: float) -> Record | None:
         """Look if it is time.
@@ -149,7 +138,8 @@ class Probe:
             The record; None where it was not time, or on another process than the first.
         """
         self._begin(step)
-        return self.run(step, epoch) if not self._is_off and self._is_due(step) else None
+        is_due = self._recall.first is None or self._schedule.is_due(step)
+        return self.run(step, epoch) if is_due and not self._is_off else None
 
     def run(self, step: int, epoch: float) -> Record | None:
         """Look in any case, but not twice at one step.
@@ -163,22 +153,12 @@ class Probe:
             return None
         if self.records and self.records[-1]["step"] == step:
             return self.records[-1]
-        device = _device_of(self._distiller)
-        _wait(device)
-        started = time.perf_counter()
-        try:
-            with undisturbed(self._distiller, device):
-                record = self._look(step, epoch, device)
-        except torch.OutOfMemoryError:
-            self._is_off = True
-            if self._log is not None:
-                self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
+        found = self._timed(lambda batch: self._look(batch, step, epoch))
+        if found is None:
             return None
-        _wait(device)
-        ended = time.perf_counter()
-        self._count(ended - started, ended)
-        seconds = ended - started if self.records else self.seconds
-        record = plain({"step": step, "epoch": epoch, "seconds": seconds, **record})
+        record, seconds = found
+        self._schedule.took(seconds)
+        record = plain({"step": step, "epoch": epoch, "seconds": seconds if self.records else self.seconds, **record})
         self.records.append(record)
         if self._log is not None:
             self._log.write("probe", **record)
@@ -189,22 +169,28 @@ class Probe:
             self._recall.find(step)
         self._began = True
 
-    def _is_due(self, step: int) -> bool:
-        if self._recall.first is None:
-            return True
-        if self._every is not None:
-            return step % self._every == 0
-        return self._later + self._latest <= self._budget * (time.perf_counter() - self._since)
-
-    def _count(self, seconds: float, ended: float) -> None:
+    def _timed(self, look: Callable[[Any], Record]) -> tuple[Record, float] | None:
+        """What a look at the batch gives, and its seconds; None where nothing is looked at, or from now on."""
+        if self._is_off:
+            return None
+        device = _device_of(self._distiller)
+        _wait(device)
+        started = time.perf_counter()
+        try:
+            with undisturbed(self._distiller, device):
+                record = look(to_device(self._batch, device))
+        except torch.OutOfMemoryError:
+            self._is_off = True
+            if self._log is not None:
+                self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
+            return None
+        _wait(device)
+        seconds = time.perf_counter() - started
         self.seconds += seconds
-        self._latest = seconds
-        if not self.records:
-            self._since = ended
-        else:
-            self._later += seconds
+        return record, seconds
 
-    def _look_at_teacher(self, batch: Any) -> None:
+    def _look_at_teacher(self, batch: Any) -> Record:
+        """Keep what the teacher gives for the batch, and whether it always would."""
         task, teacher = self._distiller.task, self._distiller.teacher
         count = task.student_input(batch).shape[0]
         if count < LEAST:
@@ -221,10 +207,11 @@ class Probe:
             whole = Taps(teacher.model)
             self._soundness = record_soundness(lambda few: whole(task.teacher_input(few)).output, batch, count)
         self._teacher = to_device(self._teacher, _CPU)
+        return self._soundness
 
-    def _look(self, step: int, epoch: float, device: torch.device) -> Record:
-        distiller = self._distiller
-        batch, teacher = to_device(self._batch, device), to_device(self._teacher, device)
+    def _look(self, batch: Any, step: int, epoch: float) -> Record:
+        distiller, device = self._distiller, _device_of(self._distiller)
+        teacher = to_device(self._teacher, device)
         taps = Taps(distiller.student, [tap for term in distiller.terms.values() for tap in term.student_taps])
         target, index = distiller.task.target(batch), distiller.task.index(batch)
         record: Record = {}
@@ -293,7 +280,7 @@ class Probe:
             return None
         scale = self._distiller.current_weights()[name]
         gradient = torch.autograd.grad(loss, weight, retain_graph=True)[0]
-        return Forces(scale * gradient, _decay_of(self._optimizer, weight), scale)
+        return Forces(scale * gradient, decay_of(self._optimizer, weight), scale)
 
     def _look_at_balance(self, parts: dict[str, Tensor]) -> Record:
         parameters = [p for p in self._distiller.student.parameters() if p.requires_grad]
@@ -320,21 +307,3 @@ def _wait(device: torch.device) -> None:
     """For what the device still has to do, which would be counted as the probe's, or not at all."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _decay_of(optimizer: Optimizer | None, weight: nn.Parameter) -> float | None:
-    if not isinstance(optimizer, torch.optim.SGD):
-        return None
-    groups = [group for group in optimizer.param_groups if any(p is weight for p in group["params"])]
-    return float(groups[0]["weight_decay"]) if groups else None
-
-
-def _is_sharded(distiller: Distiller) -> bool:
-    """Whether a forward pass needs the other processes."""
-    if collectives.world_size() == 1:
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    has_shards = any(isinstance(p, DTensor) for p in distiller.parameters())
-    return has_shards or any(isinstance(m, FullyShardedDataParallel) for m in distiller.modules())

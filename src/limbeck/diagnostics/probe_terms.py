@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from limbeck import losses, norms, pooling
 from limbeck.diagnostics.dynamics import pull
@@ -95,6 +96,14 @@ def learned_weight(projector: nn.Module) -> nn.Parameter | None:
     if isinstance(projector, nn.Linear) and not parametrize.is_parametrized(projector):
         return projector.weight if projector.weight.requires_grad else None
     return None
+
+
+def decay_of(optimizer: Optimizer | None, weight: nn.Parameter) -> float | None:
+    """The weight decay of a parameter under SGD; None under any other optimizer, or none."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return None
+    groups = [group for group in optimizer.param_groups if any(p is weight for p in group["params"])]
+    return float(groups[0]["weight_decay"]) if groups else None
 
 
 def kind(projector: nn.Module) -> str:

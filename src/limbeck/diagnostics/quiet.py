@@ -87,3 +87,14 @@ def batch_statistics(modules: Iterable[nn.Module]) -> Generator[None, None, None
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether :func:`batch_statistics` changes anything of a module."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+def is_sharded(distiller: Distiller) -> bool:
+    """Whether a forward pass needs the other processes, as under FSDP."""
+    if collectives.world_size() == 1:
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    has_shards = any(isinstance(p, DTensor) for p in distiller.parameters())
+    return has_shards or any(isinstance(m, FullyShardedDataParallel) for m in distiller.modules())

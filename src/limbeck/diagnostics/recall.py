@@ -62,9 +62,12 @@ class Recall:
 
     def keep(self, first: Look, last: Look) -> None:
         """Remember a look: what is needed of it if it is the first one, and what the next one needs."""
-        if self.first is None:
-            self.first = first
-            self._write("first", first)
+        known = self.first.tensors if self.first is not None else {}
+        if (
+            self.first is None or first.tensors.keys() - known.keys()
+        ):  # a term may be there from the first batch on only
+            self.first = (self.first or first)._replace(tensors={**first.tensors, **known})
+            self._write("first", self.first)
         previous, self.last = self.last, last
         if self._folder is None:
             return
