@@ -43,6 +43,7 @@ def compiled() -> dict[str, object]:
         probe = Probe(subject, tiny.Batch(*tiny.images(16, seed=9)), every=1)
         optimizer = torch.optim.SGD(subject.trainable_parameters().values(), lr=0.1)
         torch.manual_seed(0)
+        torch._dynamo.reset()  # or the second one would find the code of the first
         counters.clear()
         for step in range(4):
             if looks:
