@@ -23,7 +23,7 @@ import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
 from limbeck.diagnostics import Probe, column_normalized
 from limbeck.diagnostics import probe as probe_module
-from limbeck.diagnostics.probe_terms import matrix, plain, record_spectrum
+from limbeck.diagnostics.probe_terms import _singular_values, matrix, plain, record_spectrum
 from limbeck.diagnostics.quiet import batch_statistics, undisturbed
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog
@@ -218,6 +218,10 @@ def test_features_are_those_of_training_without_dropout() -> None:
     assert fit["correlation"]["mean"] == pytest.approx(c.mean(), abs=1e-5)
     assert fit["correlation"]["quantiles"] == pytest.approx(np.quantile(c, np.linspace(0, 1, 11)), abs=1e-5)
     assert fit["histogram"]["counts"] == np.histogram(c, np.array(fit["histogram"]["edges"]))[0].tolist()
+    for side, values in (("student", features[0].double().numpy()), ("projected", projected), ("teacher", z_t)):
+        alive = values[:, values.std(0) > 0]
+        pairs = np.corrcoef(alive.T)[~np.eye(alive.shape[1], dtype=bool)]
+        assert record["decorrelation"][side] == pytest.approx((pairs**2).mean(), abs=1e-5)
     assert sum(fit["gradient_share"]) == pytest.approx(1, abs=1e-5)
     assert fit["student_change"] == pytest.approx(0, abs=1e-6)
 
@@ -357,6 +361,17 @@ def test_a_long_spectrum_is_written_in_part() -> None:
     assert record["values"][-1] == pytest.approx(0.1)
     assert record["below_initial"] == 1.0
     assert len(json.dumps(record)) < 6000
+
+
+@pytest.mark.parametrize(("d_s", "d_t"), [(20, 30), (30, 20)])
+def test_the_quicker_singular_values(d_s: int, d_t: int) -> None:
+    """Down to a millionth of the greatest, those of NumPy; what is lost is exactly 0."""
+    u, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(d_s, 20)))
+    v, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(d_t, 20)))
+    s = np.concatenate([np.logspace(1, -4, 18), [0, 0]])
+    found = _singular_values(torch.from_numpy(u * s @ v.T))
+    assert found[:18].numpy() == pytest.approx(s[:18], rel=1e-4)
+    assert found[18:].tolist() == [0, 0]
 
 
 def test_the_matrix_of_a_projector() -> None:

@@ -22,7 +22,6 @@ from limbeck.diagnostics.relations import cross_relation, self_relation
 from limbeck.diagnostics.similarity import (
     channel_correlations,
     cka,
-    correlation_matrix,
     dead_channels,
     gradient_shares,
     input_output_correlation,
@@ -160,7 +159,7 @@ def record_feature_term(
             ("spectrum", jacobians),
             ("spectrum_normalized", [column_normalized(each) for each in jacobians]),
         ):
-            values = torch.stack([singular_values(each) for each in matrices]).mean(0)
+            values = torch.stack([_singular_values(each) for each in matrices]).mean(0)
             initial = first.get(f"{name}/{key}", values.shape) if first is not None else values
             record[key] = record_spectrum(values, initial)
             remembered[f"{name}/{key}"] = values
@@ -171,9 +170,9 @@ def record_feature_term(
         remembered[f"{name}/w"] = kept[f"{name}/w"] = w
     record["decorrelation"] = {
         "input_output": input_output_correlation(sides.source, sides.projected),
-        "student": off_diagonal_energy(correlation_matrix(sides.student)),
-        "projected": off_diagonal_energy(correlation_matrix(sides.projected)),
-        "teacher": off_diagonal_energy(correlation_matrix(sides.teacher)),
+        "student": off_diagonal_energy(sides.student),
+        "projected": off_diagonal_energy(sides.projected),
+        "teacher": off_diagonal_energy(sides.teacher),
     }
     seen = first.get(f"{name}/student", sides.student.shape) if first is not None else sides.student
     record["fit"] = record_fit(term, sides, seen)
@@ -274,6 +273,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def _singular_values(w: Tensor) -> Tensor:
+    """Those of :func:`singular_values`, from the eigenvalues of the smaller Gram matrix in float64.
+
+    A ninth of the time at 512 x 2048 (31 ms of one thread, not 265), a sixth at 2048 x 3024 (0.8 s, not 4.2). What is
+    below about 1e-6 of the greatest cannot be told from 0 so, and is 0: float32 weights are not rounded more finely.
+    """
+    if widest(w.device) != torch.float64:
+        return singular_values(w)
+    wide = w.double() if w.shape[0] <= w.shape[1] else w.double().T
+    squares = torch.linalg.eigvalsh(wide @ wide.T).flip(0)
+    bound = len(squares) * torch.finfo(squares.dtype).eps * squares[0]
+    return torch.where(squares > bound, squares, 0).sqrt().to(torch.promote_types(w.dtype, torch.float32))
 
 
 def _behind(term: FeatureTerm) -> norms.BatchNorm | None:
