@@ -96,6 +96,13 @@ def test_calibration_ignores_whether_a_model_is_any_good() -> None:
     assert sure.item() == pytest.approx(0.5)
 
 
+def test_a_bin_has_its_upper_end() -> None:
+    logits = binary(torch.tensor([0.5, 0.75], dtype=torch.float64))  # right and wrong: 0.5 too low, 0.75 too high
+    target = torch.tensor([0, 1])
+    assert diagnostics.expected_calibration_error(logits, target, bins=2).item() == pytest.approx((0.5 + 0.75) / 2)
+    assert diagnostics.expected_calibration_error(logits, target, bins=1).item() == pytest.approx((0.75 - 0.5) / 2)
+
+
 @pytest.mark.parametrize("n", [128, 2048])
 def test_calibration_of_few_images_is_off_by_chance(n: int) -> None:
     generator = torch.Generator().manual_seed(0)

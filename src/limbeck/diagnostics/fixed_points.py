@@ -168,7 +168,8 @@ def fixed_point_distances(
     check_finite("fixed_point_distances", w=w, c_s=c_s, c_st=c_st)
     power = at_least_float32(c_s).diagonal().mean()
     whitened = torch.where(power > 0, at_least_float32(c_st) / power, 0)
-    ends = whitened, fixed_point(c_s, c_st), fixed_point(c_s, c_st, ridge=ridge)
+    least_squares = fixed_point(c_s, c_st)
+    ends = whitened, least_squares, fixed_point(c_s, c_st, ridge=ridge) if ridge != 0 else least_squares
     return FixedPointDistances(*(Distance(_apart(w, end, c_s), relative_distance(w, end)) for end in ends))
 
 
