@@ -23,7 +23,7 @@ import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
 from limbeck.diagnostics import Probe, column_normalized
 from limbeck.diagnostics import probe as probe_module
-from limbeck.diagnostics.probe_terms import _singular_values, matrix, plain, record_spectrum
+from limbeck.diagnostics.probe_terms import matrix, plain, quick_singular_values, record_spectrum
 from limbeck.diagnostics.quiet import batch_statistics, undisturbed
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog
@@ -369,7 +369,7 @@ def test_the_quicker_singular_values(d_s: int, d_t: int) -> None:
     u, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(d_s, 20)))
     v, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(d_t, 20)))
     s = np.concatenate([np.logspace(1, -4, 18), [0, 0]])
-    found = _singular_values(torch.from_numpy(u * s @ v.T))
+    found = quick_singular_values(torch.from_numpy(u * s @ v.T))
     assert found[:18].numpy() == pytest.approx(s[:18], rel=1e-4)
     assert found[18:].tolist() == [0, 0]
 
