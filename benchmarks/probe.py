@@ -33,7 +33,7 @@ from limbeck.diagnostics import (
     self_relation,
     singular_values,
 )
-from limbeck.diagnostics.probe_terms import quick_singular_values
+from limbeck.diagnostics.probe_projectors import quick_singular_values
 from limbeck.models import InputTransform
 from limbeck.recipes.build import pooled_shape
 from limbeck.tasks import Classification

@@ -23,7 +23,8 @@ import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
 from limbeck.diagnostics import Probe, column_normalized
 from limbeck.diagnostics import probe as probe_module
-from limbeck.diagnostics.probe_terms import matrix, plain, quick_singular_values, record_spectrum
+from limbeck.diagnostics.probe_projectors import matrix, quick_singular_values, record_spectrum
+from limbeck.diagnostics.probe_terms import plain
 from limbeck.diagnostics.quiet import batch_statistics, undisturbed
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog

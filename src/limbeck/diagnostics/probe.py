@@ -11,16 +11,17 @@ from torch.optim import Optimizer
 from limbeck import collectives
 from limbeck.diagnostics.equivariance import block_equivariance
 from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
-from limbeck.diagnostics.probe_terms import (
-    Forces,
-    decay_of,
-    few_rows,
-    learned_weight,
-    plain,
-    record_feature_term,
-    record_other_term,
+from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight
+from limbeck.diagnostics.probe_terms import Forces, few_rows, plain, record_feature_term, record_other_term
+from limbeck.diagnostics.quiet import (
+    CPU,
+    batch_statistics,
+    device_of,
+    has_batch_norm,
+    is_sharded,
+    undisturbed,
+    wait_for,
 )
-from limbeck.diagnostics.quiet import batch_statistics, has_batch_norm, is_sharded, undisturbed
 from limbeck.diagnostics.recall import Look, Recall, detached, on
 from limbeck.diagnostics.schedule import Schedule
 from limbeck.distiller import TASK, Distiller
@@ -32,9 +33,6 @@ from limbeck.terms import FeatureTerm
 
 LEAST = 4  # images: an unbiased CKA of three is not defined
 EQUIVARIANCE_IMAGES = 32
-_CPU = torch.device("cpu")
-
-Record = dict[str, Any]
 
 
 @final
@@ -114,7 +112,7 @@ class Probe:
         self.records: list[Record] = []
         self.seconds = 0.0
         self._distiller = distiller
-        self._batch, self._train_batch = to_device(batch, _CPU), to_device(train_batch, _CPU)
+        self._batch, self._train_batch = to_device(batch, CPU), to_device(train_batch, CPU)
         self._schedule = Schedule(every=every, budget=budget)
         self._log = log
         self._optimizer = optimizer
@@ -173,8 +171,8 @@ class Probe:
         """What a look at the batch gives, and its seconds; None where nothing is looked at, or from now on."""
         if self._is_off:
             return None
-        device = _device_of(self._distiller)
-        _wait(device)
+        device = device_of(self._distiller)
+        wait_for(device)
         started = time.perf_counter()
         try:
             with undisturbed(self._distiller, device):
@@ -184,7 +182,7 @@ class Probe:
             if self._log is not None:
                 self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
             return None
-        _wait(device)
+        wait_for(device)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return record, seconds
@@ -206,11 +204,11 @@ class Probe:
             self._teacher = brought if brought is not None else taps(task.teacher_input(batch))
             whole = Taps(teacher.model)
             self._soundness = record_soundness(lambda few: whole(task.teacher_input(few)).output, batch, count)
-        self._teacher = to_device(self._teacher, _CPU)
+        self._teacher = to_device(self._teacher, CPU)
         return self._soundness
 
     def _look(self, batch: Any, step: int, epoch: float) -> Record:
-        distiller, device = self._distiller, _device_of(self._distiller)
+        distiller, device = self._distiller, device_of(self._distiller)
         teacher = to_device(self._teacher, device)
         taps = Taps(distiller.student, [tap for term in distiller.terms.values() for tap in term.student_taps])
         target, index = distiller.task.target(batch), distiller.task.index(batch)
@@ -297,13 +295,3 @@ class Probe:
             scores = task.score(self._distiller.student(task.student_input(seen)), seen)
             record["train_top1"] = scores["top1"].mean()
         return record
-
-
-def _device_of(distiller: Distiller) -> torch.device:
-    return next((p.device for p in distiller.student.parameters()), _CPU)
-
-
-def _wait(device: torch.device) -> None:
-    """For what the device still has to do, which would be counted as the probe's, or not at all."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

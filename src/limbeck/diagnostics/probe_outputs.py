@@ -9,10 +9,9 @@ from torch.utils._pytree import tree_map
 
 from limbeck.diagnostics.balance import gradient_balance
 from limbeck.diagnostics.fit import expected_calibration_error, mean_confidence, top1_agreement
+from limbeck.diagnostics.probe_projectors import Record
 from limbeck.distiller import Task
 from limbeck.norms.roots import widest
-
-Record = dict[str, Any]
 
 ALONE = 2  # images of a batch that is compared with the whole one: a batch norm of vectors takes no single one
 SOUND_BATCHES = 3

@@ -1,4 +1,4 @@
-"""What a probe writes of a term: the spectrum of its projector, where that stands, and what it makes of the features.
+"""What a probe writes of a term: of its projector, of where that stands, and of what it makes of the features.
 
 Everything here is a function of one batch; :class:`limbeck.diagnostics.Probe` says when it is called.
 """
@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 
 from limbeck import losses, norms, pooling
 from limbeck.diagnostics.dynamics import pull
 from limbeck.diagnostics.fixed_points import fixed_point_distances
 from limbeck.diagnostics.memory import initial_share
+from limbeck.diagnostics.probe_projectors import (
+    Record,
+    jacobians,
+    kind,
+    matrix,
+    quick_singular_values,
+    record_spectrum,
+)
 from limbeck.diagnostics.recall import Look
 from limbeck.diagnostics.relations import cross_relation, self_relation
 from limbeck.diagnostics.similarity import (
@@ -27,29 +33,13 @@ from limbeck.diagnostics.similarity import (
     input_output_correlation,
     off_diagonal_energy,
 )
-from limbeck.diagnostics.spectrum import (
-    column_normalized,
-    condition,
-    effective_rank,
-    local_jacobians,
-    participation_ratio,
-    share_below,
-    share_small,
-    singular_values,
-    stable_rank,
-)
+from limbeck.diagnostics.spectrum import column_normalized
 from limbeck.norms.roots import widest
-from limbeck.projectors import Ensemble, Ridge
 from limbeck.taps import Captured
 from limbeck.terms import FeatureTerm, Sides, Term
 
-VALUES = 256  # singular values of a spectrum that are written
 ROWS = 4096  # of dense features: images are left out beyond
-JACOBIANS = 8  # images at which a projector that is not linear is linearized, and
-JACOBIAN_ELEMENTS = 2**24  # the most numbers that their Jacobians have together
 QUANTILES, BINS, PARTS = 11, 20, 10
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,46 +64,6 @@ class TermRecord:
     record: Record
     first: dict[str, Tensor]
     last: dict[str, Tensor]
-
-
-def matrix(projector: nn.Module) -> Tensor | None:
-    """W of a linear projector, ``(d_s, d_t)``; None of any other, and of the identity, which has none."""
-    if isinstance(projector, (nn.Linear, Ridge)):
-        return projector.weight.detach().T
-    if isinstance(projector, nn.Sequential) and len(projector) > 0:
-        factors = [part for part in projector if isinstance(part, nn.Linear)]
-        if len(factors) == len(projector):
-            first, *others = (factor.weight.detach().T for factor in factors)
-            for other in others:
-                first = first @ other
-            return first
-    return None
-
-
-def learned_weight(projector: nn.Module) -> nn.Parameter | None:
-    """The parameter that is W, where there is one: of a plain linear layer."""
-    if isinstance(projector, nn.Linear) and not parametrize.is_parametrized(projector):
-        weight = projector.get_parameter("weight")
-        return weight if weight.requires_grad else None
-    return None
-
-
-def decay_of(optimizer: Optimizer | None, weight: nn.Parameter) -> float | None:
-    """The weight decay of a parameter under SGD; None under any other optimizer, or none."""
-    if not isinstance(optimizer, torch.optim.SGD):
-        return None
-    groups = [group for group in optimizer.param_groups if any(p is weight for p in group["params"])]
-    return float(groups[0]["weight_decay"]) if groups else None
-
-
-def kind(projector: nn.Module) -> str:
-    """A projector in a word."""
-    if isinstance(projector, nn.Linear):
-        return "orthogonal" if parametrize.is_parametrized(projector) else "linear"
-    if isinstance(projector, nn.Sequential):
-        return "low_rank" if matrix(projector) is not None else "mlp"
-    names = {nn.Identity: "identity", Ridge: "ridge", Ensemble: "ensemble"}
-    return names.get(type(projector), type(projector).__name__)
 
 
 def few_rows(term: FeatureTerm, student: Captured, teacher: Captured) -> tuple[Captured, Captured]:
@@ -155,10 +105,10 @@ def record_feature_term(
         return TermRecord(record, {}, {})  # a decomposition would not end
     w = matrix(term.projector)
     if not isinstance(term.projector, nn.Identity):
-        jacobians = [w] if w is not None else _jacobians(term.projector, sides)
+        maps = [w] if w is not None else jacobians(term.projector, sides.source, sides.projected.shape[-1])
         for key, matrices in (
-            ("spectrum", jacobians),
-            ("spectrum_normalized", [column_normalized(each) for each in jacobians]),
+            ("spectrum", maps),
+            ("spectrum_normalized", [column_normalized(each) for each in maps]),
         ):
             values = torch.stack([quick_singular_values(each) for each in matrices]).mean(0)
             initial = first.get(f"{name}/{key}", values.shape) if first is not None else values
@@ -178,23 +128,6 @@ def record_feature_term(
     seen = first.get(f"{name}/student", sides.student.shape) if first is not None else sides.student
     record["fit"] = record_fit(term, sides, seen)
     return TermRecord(record, remembered, kept)
-
-
-def record_spectrum(s: Tensor, initial: Tensor | None) -> Record:
-    """Singular values, the evenly spaced ones of a long spectrum, and what they amount to."""
-    index = sorted({round(at) for at in torch.linspace(0, len(s) - 1, min(len(s), VALUES)).tolist()})
-    record: Record = {
-        "values": s[index],
-        "index": index,
-        "count": len(s),
-        "below_tenth": share_small(s),
-        "stable_rank": stable_rank(s),
-        "effective_rank": effective_rank(s),
-        "participation_ratio": participation_ratio(s),
-        "condition": condition(s),
-        "norm": torch.linalg.vector_norm(s),
-    }
-    return record | ({"below_initial": share_below(s, initial)} if initial is not None else {})
 
 
 def record_dynamics(
@@ -276,20 +209,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def quick_singular_values(w: Tensor) -> Tensor:
-    """Those of :func:`singular_values`, from the eigenvalues of the smaller Gram matrix in float64.
-
-    Half of the time at 512 x 2048 (29 ms of one thread, not 63), a fifth at 2048 x 3024 (0.7 s, not 3.9). What is below
-    about 1e-6 of the greatest cannot be told from 0 so, and is 0: float32 weights are not rounded more finely.
-    """
-    if widest(w.device) != torch.float64:
-        return singular_values(w)
-    wide = w.double() if w.shape[0] <= w.shape[1] else w.double().T
-    squares = torch.linalg.eigvalsh(wide @ wide.T).flip(0)
-    bound = len(squares) * torch.finfo(squares.dtype).eps * squares[0]
-    return torch.where(squares > bound, squares, 0).sqrt().to(torch.promote_types(w.dtype, torch.float32))
-
-
 def _behind(term: FeatureTerm) -> norms.BatchNorm | None:
     """The batch norm behind the projector, if there is one."""
     norm = term.teacher_norm if term.inverted else term.student_norm
@@ -306,11 +225,3 @@ def _ridge(term: FeatureTerm, forces: Forces | None, width: int) -> float | None
     if _behind(term) is not None or not forces.weight > 0:
         return None
     return forces.decay * width / (2 * forces.weight)
-
-
-def _jacobians(projector: nn.Module, sides: Sides) -> list[Tensor]:
-    """The linear maps that a projector is close to some rows."""
-    size = sides.source.shape[-1] * sides.projected.shape[-1]
-    count = max(1, min(JACOBIANS, JACOBIAN_ELEMENTS // size, len(sides.source)))
-    rows = sides.source[torch.linspace(0, len(sides.source) - 1, count).round().long()]
-    return list(local_jacobians(projector, rows).detach().unbind(0))

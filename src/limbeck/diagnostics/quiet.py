@@ -11,6 +11,7 @@ from limbeck import collectives
 from limbeck.distiller import Distiller, evaluating
 
 SEED = 0
+CPU = torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -98,3 +99,14 @@ def is_sharded(distiller: Distiller) -> bool:
 
     has_shards = any(isinstance(p, DTensor) for p in distiller.parameters())
     return has_shards or any(isinstance(m, FullyShardedDataParallel) for m in distiller.modules())
+
+
+def device_of(distiller: Distiller) -> torch.device:
+    """Where the student is."""
+    return next((p.device for p in distiller.student.parameters()), CPU)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a device has done what is queued, so that the time of what follows, or came before, is its own."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
