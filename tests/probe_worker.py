@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import probed
 import tiny
@@ -25,9 +27,17 @@ def work(rank: int, world_size: int, folder: Path) -> None:
         trained = probed.train(every=every, folder=folder / f"every{every}")
         records = trained.probe.records if trained.probe is not None else []
         found[every] = {"state": trained.state, "steps": [record["step"] for record in records]}
+    found["sharded"] = looked_at_sharded(world_size)
     torch.save(found, folder / f"rank{rank}.pt")
     collectives.barrier()
     dist.destroy_process_group()
+
+
+def looked_at_sharded(world_size: int) -> bool:
+    """Whether a student that no process has whole is looked at."""
+    subject = tiny.distiller()
+    fully_shard(subject.student, mesh=init_device_mesh("cpu", (world_size,)))
+    return Probe(subject, tiny.Batch(*tiny.images(16))).run(0, 0.0) is not None
 
 
 def compiled() -> dict[str, object]:

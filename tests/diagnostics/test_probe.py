@@ -142,6 +142,7 @@ def test_of_two_processes_the_first_one_looks_and_the_bytes_are_the_same(tmp_pat
                 process.kill()
     found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     assert [each[2]["steps"] for each in found] == [[0, 2, 4, 6], []]
+    assert [each["sharded"] for each in found] == [False, False]
     for each in found:
         assert tiny.same_bytes(each[0]["state"], each[2]["state"])
     written = [record["step"] for record in tiny.records(tmp_path / "every2") if record["kind"] == "probe"]
