@@ -52,7 +52,8 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from limbeck.recipes.build import build_data, build_parts
     from limbeck.recipes.caching import cached_loader
     from limbeck.recipes.recipe import Recipe
-    from limbeck.recipes.run import device_name, device_of
+    from limbeck.recipes.run import device_of
+    from limbeck.recipes.summary import device_name
 
     recipe = Recipe(
         data=args.data,

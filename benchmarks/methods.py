@@ -52,7 +52,8 @@ from limbeck.optim import check_finite, check_gradients, check_optimizer, set_ra
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, build_rate
 from limbeck.recipes.compare import Interval, interval, paired
 from limbeck.recipes.recipe import GROUPS, TEACHER_SETTINGS, Recipe
-from limbeck.recipes.run import count_parameters, device_of, train_teacher
+from limbeck.recipes.run import device_of, train_teacher
+from limbeck.recipes.summary import count_parameters
 from limbeck.recipes.teacher import build_teacher
 from limbeck.taps import Captured, Taps
 from limbeck.tasks import Classification

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from limbeck import collectives
 
+_OF_STEPS = ("step", "probe", "epoch")  # kinds of records that a resumed run writes again
+
 
 @runtime_checkable
 class Sink(Protocol):
@@ -30,9 +32,9 @@ class Sink(Protocol):
 class RunLog:
     """Writes ``log.jsonl``, shows progress, and passes scalars on.
 
-    Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"epoch"``, ``"end"``. A
-    run that goes on after a kill drops the records behind its checkpoint first, so that no step is in the log twice. Of
-    many processes that train together the first one writes and speaks.
+    Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"probe"``, ``"epoch"``,
+    ``"end"``. A run that goes on after a kill drops the records behind its checkpoint first, so that no step is in the
+    log twice. Of many processes that train together the first one writes and speaks.
 
     Args:
         folder: The run folder; None to keep nothing on disk.
@@ -99,7 +101,7 @@ class RunLog:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:
-        """Drop the records of steps behind ``step``, and of an end."""
+        """Drop the records of steps behind ``step``, and of an end; from 0 on, where all begins again, also of that."""
         if self.path is None or not self.path.is_file() or collectives.rank() > 0:
             return
         self._mend()
@@ -107,7 +109,8 @@ class RunLog:
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
             record = json.loads(line)
             kind = record.get("kind")
-            if kind != "end" and not (kind in ("step", "epoch") and record["step"] > step):
+            is_behind = kind in _OF_STEPS and record["step"] > (step or -1)
+            if kind != "end" and not is_behind:
                 kept.append(line)
         temporary = self.path.with_name(f".{self.path.name}.tmp")  # a kill right here must not cost the log
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -68,6 +68,26 @@ MOMENTS_ROWS = 2
 CHUNKED_ELEMENTS = 2**22
 
 
+class Sides(NamedTuple):
+    """What a :class:`FeatureTerm` makes of a batch on its way to the loss, the last dimension being channels.
+
+    Attributes:
+        student: The pooled student feature.
+        teacher: The pooled teacher feature.
+        source: What the projector reads: one of the two, behind ``input_norm``.
+        projected: What it gives.
+        compared_student: The student's side as the loss sees it.
+        compared_teacher: The teacher's.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    source: Tensor
+    projected: Tensor
+    compared_student: Tensor
+    compared_teacher: Tensor
+
+
 class FeatureTerm(nn.Module):
     """Match a projected student feature to a teacher feature: tap, pool, project, normalize, compare.
 
@@ -200,6 +220,22 @@ class FeatureTerm(nn.Module):
                 y_norm = self.student_norm if self.inverted else self.teacher_norm
                 self.projector.observe(x, y_norm(y))
             return self._compare(x, y)
+
+    def sides(self, student: Captured, teacher: Captured) -> Sides:
+        """What the loss is made of, in the direct form and of the rows of this process alone; for measurements.
+
+        Raises:
+            UserError: As in a call; also if a norm or a projector that keeps statistics has seen no batch yet.
+        """
+        z_s = _at_least_float32(self.student_pool(student.features[self.student_taps[0]]))
+        z_t = _at_least_float32(self.teacher_pool(teacher.features[self.teacher_taps[0]]))
+        with torch.autocast(z_s.device.type, enabled=False):
+            source = self.input_norm(z_t if self.inverted else z_s)
+            projected = self.projector(source)
+            a, t = (z_s, projected) if self.inverted else (projected, z_t)
+            if a.shape != t.shape:
+                raise self._misfit(projected.shape, z_s if self.inverted else z_t)
+            return Sides(z_s, z_t, source, projected, self.student_norm(a), self.teacher_norm(t))
 
     def _compare(self, x: Tensor, y: Tensor) -> Tensor:
         last = _last_linear(self.projector)

@@ -47,6 +47,22 @@ class ShardedLoader(Protocol):
         ...
 
 
+@runtime_checkable
+class Probing(Protocol):
+    """Looks at a training from time to time, and changes nothing of it, for instance `limbeck.diagnostics.Probe`.
+
+    Every process calls it at the same steps; what it does with that is its own affair, but it may not wait for others.
+    """
+
+    def __call__(self, step: int, epoch: float) -> Any:
+        """Look, if it is time: before the first step (0) and after each one, with the epochs done so far."""
+        ...
+
+    def run(self, step: int, epoch: float) -> Any:
+        """Look in any case: after the last step."""
+        ...
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What training gave.
@@ -79,6 +95,7 @@ def fit(
     log: RunLog | None = None,
     checkpoints: Checkpoints | None = None,
     on_best: Callable[[nn.Module], None] | None = None,
+    probe: Probing | None = None,
     cpu: bool = False,
 ) -> FitResult:
     """Train a distiller's student and terms.
@@ -103,6 +120,7 @@ def fit(
         log: Receives the records; by default nothing is kept.
         checkpoints: Keeps a state at the end of each epoch; by default none is kept.
         on_best: Called with the student after each epoch that is the best so far.
+        probe: Looks at the training as it goes; the bytes of the student are the same with it and without.
         cpu: Stay on the CPU where there is a GPU.
 
     Raises:
@@ -145,6 +163,8 @@ def fit(
 
     last: dict[str, float] = {}
     try:
+        if probe is not None and counters.step == 0:
+            probe(0, 0.0)
         for epoch in range(counters.epoch, epochs):
             started = time.perf_counter()
             loader.set_epoch(epoch)
@@ -174,7 +194,11 @@ def fit(
                 if average is not None:
                     average.update_parameters(distiller.student)
                 meter.add(result, optimizer)
+                if probe is not None:
+                    probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
             train = meter.finish()
+            if probe is not None and epoch + 1 == epochs:
+                probe.run(counters.step, float(epochs))
             check_finite(distiller)
             last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
             counters.epoch = epoch + 1

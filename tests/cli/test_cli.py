@@ -34,6 +34,7 @@ FLAGS = {
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
+        --probe --probe-images
         --seed --precision --memory-format --compile --device
     """,
     "train": """
@@ -42,6 +43,7 @@ FLAGS = {
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
+        --probe --probe-images
         --seed --precision --memory-format --compile --device
     """,
     "evaluate": "--data",

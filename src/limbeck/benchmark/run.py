@@ -20,8 +20,9 @@ from limbeck.hardware import LAYOUTS, PRECISIONS, apply_settings
 from limbeck.models import Model
 from limbeck.recipes.build import build_distiller, build_optimizer, build_task
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import device_name, device_of
+from limbeck.recipes.run import device_of
 from limbeck.recipes.settings import Settled, settle
+from limbeck.recipes.summary import device_name
 from limbeck.tasks import Classification
 
 FLOOR, FULL = "floor", "limbeck"

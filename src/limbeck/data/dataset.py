@@ -3,14 +3,16 @@
 import math
 import os
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
+import numpy as np
 import psutil
 import torch
 
-from limbeck.data import kept, parts, sources
+from limbeck.data import augment, kept, parts, sources
+from limbeck.data.duplicates import Duplicates, digests_of, digests_of_files, find_duplicates
 from limbeck.data.fetch import Disk, Frame, Memory, Skips
-from limbeck.data.loader import Augment, Loader, Plan
+from limbeck.data.loader import Augment, Batch, Loader, Plan
 from limbeck.data.parts import Part
 from limbeck.data.spec import DataSpec
 from limbeck.errors import UserError
@@ -171,6 +173,40 @@ class Data:
             UserError: More images than allowed cannot be read.
         """
         return self._loader("val", batch_size, None)
+
+    def sample(self, which: Literal["train", "val"], count: int) -> Batch:
+        """A fixed choice of images, the same in every run over these data, as they are: not augmented.
+
+        Args:
+            which: The part.
+            count: How many; all where there are fewer. Those that cannot be read are missing.
+
+        Raises:
+            UserError: More images than allowed cannot be read.
+        """
+        part = self._counted(which)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(part))[:count])
+        # Few images: worker processes would take longer to start than to decode them.
+        source = self._memory(which) if self.in_memory else Disk(part, self._frames[which], 0, self._skips)
+        part = self._parts[which]
+        images, rows = next(iter(source.fetch([chosen], None, torch.device("cpu"))))
+        target = None if part.labels is None else torch.from_numpy(part.labels[rows])
+        return Batch(augment.to_float(images), target, torch.from_numpy(rows))
+
+    def duplicates(self) -> Duplicates | None:
+        """Images that are there twice, by their decoded pixels; None where pixels are not in memory.
+
+        Where the stored squares of the two parts differ (`standard` augmentation above 64 pixels), the files' bytes are
+        compared in their place.
+        """
+        if not self.in_memory:
+            return None
+        pixels = {which: self._memory(which).pixels for which in ("train", "val")}
+        by_pixels = self._frames["train"] == self._frames["val"]
+        train, val = (
+            digests_of(pixels[which]) if by_pixels else digests_of_files(self._parts[which]) for which in pixels
+        )
+        return find_duplicates(train, val, self._parts["train"], self._parts["val"])
 
     def _loader(
         self,

@@ -13,7 +13,8 @@ from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, load_student, require_run
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import count_parameters, device_of
+from limbeck.recipes.run import device_of
+from limbeck.recipes.summary import count_parameters
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.tasks import Classification
 

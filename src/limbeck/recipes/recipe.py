@@ -253,6 +253,14 @@ class Recipe(BaseModel):
         default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
     )
 
+    probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_no_switch)] = Field(
+        default="auto",
+        description="Measure what the projector learns: auto (in at most 1% of the time), off, or every so many steps.",
+    )
+    probe_images: Annotated[int, Field(ge=4), _Number] = Field(
+        default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
+    )
+
     seed: Seed = Field(default=0, description="Seed of initial weights, order and augmentation.")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         default="auto",
@@ -348,7 +356,7 @@ class Recipe(BaseModel):
 
 def _groups() -> dict[str, tuple[str, ...]]:
     first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization"}
-    first |= {"cache_views": "cache", "seed": "machine"}
+    first |= {"cache_views": "cache", "probe": "diagnostics", "seed": "machine"}
     groups: dict[str, tuple[str, ...]] = {}
     group = ""
     for name in Recipe.model_fields:

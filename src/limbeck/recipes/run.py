@@ -2,19 +2,11 @@
 
 import contextlib
 import json
-import platform
-import shutil
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
 
-import limbeck
 from limbeck import collectives
 from limbeck.cache import CachedLoader
 from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
@@ -34,13 +26,15 @@ from limbeck.recipes.build import (
 )
 from limbeck.recipes.caching import cached_loader
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
+from limbeck.recipes.probing import build_probe, record_checks
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
+from limbeck.recipes.summary import Summary, device_name, parameter_counts, summarize, versions
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
-from limbeck.train import FitResult, fit
+from limbeck.train import fit
 
-Summary = dict[str, Any]
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 
 
@@ -49,8 +43,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
     and writes ``recipe.yaml``, ``log.jsonl``, ``checkpoint/``, ``student.safetensors`` (last epoch),
-    ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors`` and
-    ``summary.json``.
+    ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors``,
+    ``samples.json`` (where student and teacher disagree) and ``summary.json``.
 
     Args:
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
@@ -78,6 +72,11 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         device = device_of(recipe)
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device)
+            optimizer = build_optimizer(recipe, parts.distiller)
+            if began_here:
+                record_checks(recipe, parts, log, device)
+            probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
+            disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
         except UserError:
             if began_here:
@@ -86,7 +85,9 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
-        log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=device_name(device))
+        log.write(
+            "start", recipe=recipe.name, counts=parameter_counts(parts), versions=versions(), device=device_name(device)
+        )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
             save_student_card(folder, recipe, parts.student, data)
@@ -95,7 +96,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             loader,
             data.val_loader(batch_size=recipe.batch_size).to(device) if data.val_count else None,
             epochs=recipe.epochs,
-            optimizer=build_optimizer(recipe, distiller),
+            optimizer=optimizer,
             rate=build_rate(recipe),
             precision=PRECISIONS[recipe.precision],
             clip=recipe.clip,
@@ -104,45 +105,20 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint"),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
+            probe=probe,
             cpu=device.type == "cpu",
         )
-        summary = _summary(parts, checked, result, device)
+        summary = summarize(parts, checked, result, log, device)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
+            if (samples := disagreements.of(result.student)) is not None:
+                save_json(samples, folder / SAMPLES)
             save_json(summary, folder / "summary.json")
             log.write("end", summary=summary)
     collectives.barrier()
     return summary
-
-
-def _summary(parts: Parts, checked: Preflight, result: FitResult, device: torch.device) -> Summary:
-    """The figures of a finished run, and what is needed to trust them."""
-    recipe, data, counters = parts.recipe, parts.data, result.counters
-    return {
-        "recipe": recipe.name,
-        "method": recipe.method,
-        "seed": recipe.seed,
-        "metric": "top1" if "top1" in result.last else "loss",
-        "last": result.last,
-        "best": result.best,
-        "teacher": checked.teacher_scores or None,
-        "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
-        "seconds": round(counters.seconds, 3),
-        "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
-        "peak_memory_mib": peak_memory(device),
-        "parameters": _counts(parts),
-        "data": {
-            "name": data.name,
-            "train": data.train_count,
-            "val": data.val_count,
-            "fingerprint": data.fingerprint,
-        },
-        "versions": _versions(),
-        "commit": _commit(),
-        "device": device_name(device),
-    }
 
 
 def _train_loader(
@@ -274,50 +250,3 @@ def device_of(recipe: Recipe) -> torch.device:
             raise UserError(f"device {recipe.device} is not available here; use --device auto or cpu")
         return torch.device(recipe.device)
     return torch.device(PartialState().device or "cpu")
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Numbers that a module learns."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def _counts(parts: Parts) -> dict[str, int]:
-    counts = {
-        "student": count_parameters(parts.student.module),
-        "terms": count_parameters(parts.distiller.term_modules),
-    }
-    return counts | ({"teacher": count_parameters(parts.teacher.module)} if parts.teacher is not None else {})
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "timm", "accelerate")
-    found = {name: metadata.version(name) for name in packages}
-    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """The most memory so far, in MiB: of a GPU what tensors took, else what the process had; None if it is not told."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words, of a CPU with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that Limbeck runs from; None for an installed package."""
-    here = Path(__file__).parent
-    if shutil.which("git") is None:
-        return None
-    got = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return got.stdout.strip() or None

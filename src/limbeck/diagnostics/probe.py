@@ -1,0 +1,297 @@
+"""The probe: looks at a distiller while it trains, on one batch that it does not train on, and changes nothing."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from limbeck import collectives
+from limbeck.diagnostics.equivariance import block_equivariance
+from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
+from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight
+from limbeck.diagnostics.probe_terms import Forces, few_rows, plain, record_feature_term, record_other_term
+from limbeck.diagnostics.quiet import (
+    CPU,
+    batch_statistics,
+    device_of,
+    has_batch_norm,
+    is_sharded,
+    undisturbed,
+    wait_for,
+)
+from limbeck.diagnostics.recall import Look, Recall, detached, on
+from limbeck.diagnostics.schedule import Schedule
+from limbeck.distiller import TASK, Distiller
+from limbeck.errors import UserError
+from limbeck.evaluation import to_device
+from limbeck.runlog import RunLog
+from limbeck.taps import Captured, Taps
+from limbeck.terms import FeatureTerm
+
+LEAST = 4  # images: an unbiased CKA of three is not defined
+EQUIVARIANCE_IMAGES = 32
+
+
+@final
+class Probe:
+    """Measures what a projector learns, on a batch that is held back, from time to time.
+
+    A record has, of each feature term, the spectrum of its projector, its distance from where it could rest, what it
+    decorrelates and how well the two sides fit; scores and calibration of both models; the norms and angles of the
+    parts' gradients on the student; and of a ViT the translation equivariance of its blocks. What cannot be computed
+    (of a projector that has seen no batch yet, of a student without labels) is absent, and so is what is not finite.
+
+    Features and gradients are those that training would see, with the batch norms' own statistics of this batch and
+    without dropout; scores are those of evaluation. All is in float32 and not compiled. It leaves no trace: modes,
+    random states, buffers, gradients and banks are what they were, and the bytes of a trained student do not tell
+    whether it was probed. Of several processes the first one alone looks, and nothing crosses them. A distiller that is
+    sharded (FSDP) is not looked at, as no process has the whole of it.
+
+    When it looks. With ``every``: before the first step, and after each step whose number it divides. Without: before
+    the first step, and then whenever the looks behind the first, and one more as long as the last, take no more than
+    ``budget`` of the time since the first. The loop asks for one more at the end (:meth:`run`). So a run is longer by
+    two looks and 1%, and is looked at each time that a hundred times the length of a look has passed. A look costs
+    two forward passes of the student in float32, one backward pass for each part, and the singular values of the
+    projector; ``docs/guide.md`` has figures.
+
+    The teacher is run once, when the probe is made, and its features of this batch are kept in the host's memory. So
+    a teacher that is released later (:meth:`limbeck.distiller.Distiller.release_teacher`) is no loss.
+
+    Args:
+        distiller: The distiller, with its teacher.
+        batch: Images that are not trained on, as its task reads them; 128 are enough for correlations of channels to
+            within 0.09.
+        every: Steps between two looks; None: as the budget allows.
+        log: Gets a record of kind "probe" of each look. What a run that goes on after a kill has to find again (the
+            first projector) is in ``probe/`` beside the log.
+        budget: Share of the time that looks may take.
+        optimizer: The one that trains; tells the weight decay of the projector, where it is SGD.
+        train_batch: Images that are trained on, not augmented, for ``train_top1``.
+        blocks: Names of the student's ViT blocks, for equivariance.
+        compare_outputs: Whether the teacher's outputs are logits of the student's classes, where they have its shape.
+
+    Attributes:
+        records: Of this process's looks, oldest first, as in the log.
+        seconds: That all looks took, with what was done when the probe was made.
+
+    Raises:
+        UserError: If ``every`` is below 1, the budget is out of its range, or the batch has fewer than four images.
+
+    Example:
+        >>> from limbeck.tasks import Classification
+        >>> from limbeck.terms import LogitTerm
+        >>> from torch import nn
+        >>> model = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
+        >>> optimizer = torch.optim.SGD(model.trainable_parameters().values(), lr=0.1)
+        >>> batch = (torch.randn(8, 4), torch.randint(3, (8,)))
+        >>> probe = Probe(model, batch, every=2)
+        >>> for step in range(5):  # step is the number of steps done
+        ...     _ = probe(step, epoch=0.0)
+        ...     model(batch).loss.backward()
+        ...     optimizer.step()
+        >>> [record["step"] for record in probe.records], sorted(probe.records[0]["balance"]["norms"])
+        ([0, 2, 4], ['logit', 'task'])
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        batch: Any,
+        *,
+        every: int | None = None,
+        log: RunLog | None = None,
+        budget: float = 0.01,
+        optimizer: Optimizer | None = None,
+        train_batch: Any = None,
+        blocks: Sequence[str] = (),
+        compare_outputs: bool = True,
+    ) -> None:
+        self.records: list[Record] = []
+        self.seconds = 0.0
+        self._distiller = distiller
+        self._batch, self._train_batch = to_device(batch, CPU), to_device(train_batch, CPU)
+        self._schedule = Schedule(every=every, budget=budget)
+        self._log = log
+        self._optimizer = optimizer
+        self._blocks = tuple(blocks)
+        self._compare_outputs = compare_outputs
+        self._recall = Recall(log.path.parent / "probe" if log is not None and log.path is not None else None)
+        self._is_off = collectives.rank() > 0 or is_sharded(distiller)
+        self._began = False
+        self._teacher: Captured | None = None
+        self._soundness: Record = {}
+        self._timed(self._look_at_teacher)
+
+    def __call__(self, step: int, epoch: float) -> Record | None:
+        """Look if it is time.
+
+        Args:
+            step: Steps done.
+            epoch: Epochs done.
+
+        Returns:
+            The record; None where it was not time, or on another process than the first.
+        """
+        self._begin(step)
+        is_due = self._recall.first is None or self._schedule.is_due(step)
+        return self.run(step, epoch) if is_due and not self._is_off else None
+
+    def run(self, step: int, epoch: float) -> Record | None:
+        """Look in any case, but not twice at one step.
+
+        Returns:
+            The record; None on another process than the first, or where memory did not suffice: from then on nothing is
+            looked at, for a training is worth more.
+        """
+        self._begin(step)
+        if self._is_off:
+            return None
+        if self.records and self.records[-1]["step"] == step:
+            return self.records[-1]
+        found = self._timed(lambda batch: self._look(batch, step, epoch))
+        if found is None:
+            return None
+        record, seconds = found
+        self._schedule.took(seconds)
+        record = plain({"step": step, "epoch": epoch, "seconds": seconds if self.records else self.seconds, **record})
+        self.records.append(record)
+        if self._log is not None:
+            self._log.write("probe", **record)
+        return record
+
+    def _begin(self, step: int) -> None:
+        if not self._began and not self._is_off:
+            self._recall.find(step)
+        self._began = True
+
+    def _timed(self, look: Callable[[Any], Record]) -> tuple[Record, float] | None:
+        """What a look at the batch gives, and its seconds; None where nothing is looked at, or from now on."""
+        if self._is_off:
+            return None
+        device = device_of(self._distiller)
+        wait_for(device)
+        started = time.perf_counter()
+        try:
+            with undisturbed(self._distiller, device):
+                record = look(to_device(self._batch, device))
+        except torch.OutOfMemoryError:
+            self._is_off = True
+            if self._log is not None:
+                self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
+            return None
+        wait_for(device)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return record, seconds
+
+    def _look_at_teacher(self, batch: Any) -> Record:
+        """Keep what the teacher gives for the batch, and whether it always would."""
+        task, teacher = self._distiller.task, self._distiller.teacher
+        count = task.student_input(batch).shape[0]
+        if count < LEAST:
+            raise UserError(f"Probe: the batch has {count} images; expected at least {LEAST}")
+        brought = task.teacher_output(batch)
+        if teacher is None:
+            self._teacher = brought
+            if self._distiller.terms and brought is None:
+                raise UserError("Probe: the teacher was released; make the probe before, or give it what it computed")
+        else:
+            taps = Taps(teacher.model, [tap for term in self._distiller.terms.values() for tap in term.teacher_taps])
+            teacher.model.eval()  # as in training: somebody may hold it and have called train() on it
+            self._teacher = brought if brought is not None else taps(task.teacher_input(batch))
+            whole = Taps(teacher.model)
+            self._soundness = record_soundness(lambda few: whole(task.teacher_input(few)).output, batch, count)
+        self._teacher = to_device(self._teacher, CPU)
+        return self._soundness
+
+    def _look(self, batch: Any, step: int, epoch: float) -> Record:
+        distiller, device = self._distiller, device_of(self._distiller)
+        teacher = to_device(self._teacher, device)
+        taps = Taps(distiller.student, [tap for term in distiller.terms.values() for tap in term.student_taps])
+        target, index = distiller.task.target(batch), distiller.task.index(batch)
+        record: Record = {}
+        with torch.enable_grad(), batch_statistics([distiller.student, distiller.term_modules]):
+            student = taps(distiller.task.student_input(batch))._replace(target=target, index=index)
+            if teacher is not None:
+                teacher = teacher._replace(target=target, index=index)
+            parts = self._parts(student, teacher, batch)
+            at_first: dict[str, Tensor] = {}
+            at_last: dict[str, Tensor] = {}
+            if teacher is not None:
+                record["terms"], at_first, at_last = self._look_at_terms(student, teacher, parts, device)
+            self._recall.keep(Look(step, epoch, detached(at_first)), Look(step, epoch, detached(at_last)))
+            record["balance"] = self._look_at_balance(parts)
+        if has_batch_norm(distiller.student):  # scores are those of evaluation, with running statistics
+            output = distiller.student(distiller.task.student_input(batch))
+        else:
+            output = student.output.detach()
+        record["student"] = self._look_at_outputs(batch, output, teacher, device)
+        record["teacher"] = self._soundness if not self.records else {}
+        if self._blocks and bool(torch.isfinite(output).all()):
+            images = distiller.task.student_input(batch)[:EQUIVARIANCE_IMAGES]
+            record["equivariance"] = block_equivariance(distiller.student, images, self._blocks)
+        return {"images": output.shape[0], **record}
+
+    def _parts(self, student: Captured, teacher: Captured | None, batch: Any) -> dict[str, Tensor]:
+        """The losses; without those of terms that have seen no batch yet and cannot do without."""
+        parts: dict[str, Tensor] = {}
+        loss = self._distiller.task.loss(student.output, batch)
+        if loss is not None:
+            parts[TASK] = loss
+        for name, term in self._distiller.terms.items():
+            assert teacher is not None
+            try:
+                parts[name] = term(student, teacher)
+            except UserError:
+                continue
+        return parts
+
+    def _look_at_terms(
+        self, student: Captured, teacher: Captured, parts: dict[str, Tensor], device: torch.device
+    ) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
+        """Records, what is to be remembered of the first look, and what of each."""
+        first, last = on(device, self._recall.first), on(device, self._recall.last)
+        found: Record = {}
+        at_first: dict[str, Tensor] = {}
+        at_last: dict[str, Tensor] = {}
+        for name, term in self._distiller.terms.items():
+            if name not in parts:
+                continue
+            if not isinstance(term, FeatureTerm):
+                found[name] = record_other_term(term, student, teacher)
+                continue
+            forces = self._forces(name, term, parts[name])
+            with torch.no_grad():
+                sides = term.sides(*few_rows(term, student, teacher))
+            described = record_feature_term(name, term, sides, first=first, last=last, forces=forces)
+            found[name] = described.record
+            at_first |= described.first
+            at_last |= described.last
+        return found, at_first, at_last
+
+    def _forces(self, name: str, term: FeatureTerm, loss: Tensor) -> Forces | None:
+        weight = learned_weight(term.projector)
+        if weight is None:
+            return None
+        scale = self._distiller.current_weights()[name]
+        gradient = torch.autograd.grad(loss, weight, retain_graph=True)[0]
+        return Forces(scale * gradient, decay_of(self._optimizer, weight), scale)
+
+    def _look_at_balance(self, parts: dict[str, Tensor]) -> Record:
+        parameters = [p for p in self._distiller.student.parameters() if p.requires_grad]
+        felt = {name: loss for name, loss in parts.items() if loss.requires_grad}
+        return record_balance(felt, self._distiller.current_weights(), parameters) if felt else {}
+
+    def _look_at_outputs(self, batch: Any, output: Tensor, teacher: Captured | None, device: torch.device) -> Record:
+        task = self._distiller.task
+        logits = any(not term.student_taps for term in self._distiller.terms.values())
+        taught = teacher.output if teacher is not None and self._compare_outputs else None
+        record = record_outputs(task, batch, output, taught, logits=logits)
+        if self._train_batch is not None and "top1" in record:
+            seen = to_device(self._train_batch, device)
+            scores = task.score(self._distiller.student(task.student_input(seen)), seen)
+            record["train_top1"] = scores["top1"].mean()
+        return record

@@ -1,0 +1,115 @@
+"""The probe of a recipe, and what is looked at once, at the start: the images, and how they reach the models."""
+
+import re
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck import collectives
+from limbeck.data import Data
+from limbeck.data.loader import Batch
+from limbeck.diagnostics import Probe, block_equivariance, confidence_under, first_norm_shift
+from limbeck.errors import UserError
+from limbeck.models import InputTransform, Model
+from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD
+from limbeck.recipes.build import Parts
+from limbeck.recipes.recipe import Recipe
+from limbeck.runlog import RunLog
+
+BLOCKS = 4  # of a vision transformer, at even depths, the last one included
+
+OTHER_STATISTICS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""The usual normalizations, as means and deviations."""
+
+
+def build_probe(recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog) -> Probe | None:
+    """The probe of a run, whose teacher must still be there; None where the recipe wants none.
+
+    It measures on images that are not trained on: a fixed choice of the validation images, or of the training images
+    where there are none.
+    """
+    if recipe.probe == "off":
+        return None
+    held_back = held_back_batch(parts.data, recipe.probe_images)
+    has_val = recipe.labels and parts.data.val_count > 0
+    return Probe(
+        parts.distiller,
+        held_back,
+        every=None if recipe.probe == "auto" else recipe.probe,
+        log=log,
+        optimizer=optimizer,
+        train_batch=parts.data.sample("train", recipe.probe_images) if has_val else None,
+        blocks=vit_blocks(parts.student),
+        compare_outputs=parts.teacher is not None and shares_classes(recipe, parts.student, parts.teacher),
+    )
+
+
+def held_back_batch(data: Data, count: int) -> Batch:
+    """A fixed choice of images that are as little trained on as these data allow."""
+    return data.sample("val" if data.val_count else "train", count)
+
+
+def shares_classes(recipe: Recipe, student: Model, teacher: Model) -> bool:
+    """Whether the teacher's outputs are logits of the classes that the student learns."""
+    same = teacher.num_classes == student.num_classes > 0
+    return same and not teacher.new_head and (recipe.labels or recipe.uses_logits)
+
+
+def vit_blocks(student: Model) -> tuple[str, ...]:
+    """Blocks of a vision transformer whose patches can be shifted; none of other models."""
+    names = [name for name, _ in student.module.named_modules() if re.fullmatch(r"blocks\.\d+", name)]
+    chosen = tuple(names[len(names) * at // BLOCKS - 1] for at in range(1, BLOCKS + 1)) if len(names) >= BLOCKS else ()
+    if not chosen:
+        return ()
+    device = next(student.module.parameters()).device
+    blank = torch.zeros(2, 3, student.input.size, student.input.size, device=device)
+    try:
+        block_equivariance(student.module, blank, chosen)
+    except UserError:  # blocks of another kind: of maps, or of several resolutions
+        return ()
+    return chosen
+
+
+def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.device) -> None:
+    """Write what was found of duplicate images and of how images reach the models; only the first process looks."""
+    if recipe.probe == "off" or collectives.rank() > 0:
+        return
+    found = parts.data.duplicates()
+    if found is not None:
+        log.write("data", **asdict(found))
+    images = held_back_batch(parts.data, recipe.probe_images).images.to(device)
+    record = {}
+    if parts.teacher is not None:
+        record["teacher"] = _inputs(parts.teacher, images)
+    if parts.student.weights != "random":
+        record["student"] = _inputs(parts.student, images)
+    record = {side: values for side, values in record.items() if values}
+    if record:
+        log.write("inputs", **record)
+
+
+def _inputs(model: Model, images: Tensor) -> dict[str, object]:
+    """The shift at the first batch norm; of a model without one its confidence under several normalizations."""
+    shift = first_norm_shift(model.module, _transform(model)(images))
+    if shift is not None:
+        return {"layer": shift.layer, "shift": float(f"{shift.shift:.6g}"), "scale": float(f"{shift.scale:.6g}")}
+    if model.num_classes == 0 or model.new_head:
+        return {}
+    others = {
+        name: InputTransform(replace(model.input, mean=mean, std=std)).to(images.device)
+        for name, (mean, std) in OTHER_STATISTICS.items()
+    }
+    transforms: dict[str, nn.Module] = {"own": _transform(model).to(images.device), **others}
+    found = confidence_under(model.module, images, transforms)
+    return {"confidence": {name: float(f"{value:.6g}") for name, value in found.items()}}
+
+
+def _transform(model: Model) -> InputTransform:
+    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
+    return InputTransform(model.input).to(device)
