@@ -89,7 +89,7 @@ def make_run(
         },
     ]
     for epoch in range(1, epochs + 1):
-        value = top1 - 0.1 * (epochs - epoch)
+        value = top1 - min(0.1, 0.4 / epochs) * (epochs - epoch)
         parts = {"task": 2.0 / epoch, "feature": 3.0 / epoch}
         readings = {"feature/correlation": 1 - 1 / epoch}
         records.append(
@@ -344,12 +344,18 @@ def make_probed(
     append(folder, *(probe(10 * i, last, terms=terms, count=count) for i in range(probes)))
     append(
         folder,
-        {"kind": "data", "leaked": 3, "leaked_examples": [1, 2, 3], "conflicting": 1, "train_duplicates": 7},
+        {
+            "kind": "data",
+            "leaked": 3,
+            "leaked_examples": [["val/a.png", "train/b.png"]],
+            "conflicting": 1,
+            "train_duplicates": 7,
+        },
         {"kind": "inputs", "teacher": {"layer": "bn1", "shift": 0.12, "scale": 1.05}},
         *(
             {
                 "kind": "step",
-                "step": 100 + step,
+                "step": 10_000 + step,
                 "epoch": 1,
                 "loss": 1.0 / (1 + step),
                 "parts": {"task": 2.0, "feature": 3.0},

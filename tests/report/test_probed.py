@@ -30,7 +30,8 @@ def test_every_figure_is_drawn(tmp_path: Path):
     assert "feature: linear, 64 channels to 128." in page.words
     assert [f["id"] for f in page.all("figure") if "data-frames" in f] == ["spectrum-feature", "histogram-feature"]
     assert "no rule found a fault in the 8 probes" in page.words
-    assert "3 training images are also validation images" in page.words
+    assert "validation images that are also trained on, pixel for pixel: 3" in page.words
+    assert "for example val/a.png is train/b.png" in page.words
     assert "what it sees at bn1 is 0.12 deviations from what it was trained on" in page.words
     assert "of it the probe 0.1 s in 8 probes (1%)" in page.words
     assert "95% interval of 360 images: 75.6 to 83.8%" in page.words
@@ -41,7 +42,7 @@ def test_figures_carry_words_and_numbers(tmp_path: Path):
     _, page = read(write_report(make_probed(tmp_path / "run")))
     assert len(page.all("desc")) == len(page.all("svg"))
     assert "At step 70, epoch 10: W as it is: largest 2, middle " in page.words
-    assert "most channels, 15%, lie between 0.7 and 0.8" in page.words
+    assert "the fullest bar, 23% of the channels, is 0.7 to 0.8" in page.words
     inputs = page.all("input")
     assert [slider["type"] for slider in inputs] == ["range", "range"]
     assert all(slider["aria-label"] for slider in inputs)
@@ -124,7 +125,7 @@ def test_verdicts_lead_to_their_figures(tmp_path: Path, monkeypatch: pytest.Monk
     assert links.count("#ranks-feature") == links.count("#parts") == 1
     assert "#no-such-figure" not in links
     assert EVIL not in text
-    assert page.words.index("The projector has collapsed") < page.words.index("What was run")
+    assert text.index("The projector has collapsed") < text.index('<h2 id="s-setting">')
     assert {record["kind"] for record in told} >= {"step", "epoch", "probe", "data", "inputs"}
 
 
@@ -217,6 +218,7 @@ def test_samples_say_what_they_show(tmp_path: Path):
     assert images[1]["alt"] == "Validation image 7, labelled dog: student says lighthouse, teacher says dog"
     assert (images[0]["width"], images[0]["height"]) == ("32", "32")
     assert "lighthouse 62%" in page.words
+    assert "dog ✓ (right) 91%" in page.words
 
 
 def test_an_image_that_is_too_large_is_left_out():
@@ -235,6 +237,31 @@ def test_odd_records(tmp_path: Path, record: Any):
     run = make_run(tmp_path / "run")
     append(run, record)
     check_page(*read(write_report(run)))
+
+
+def test_confidence_by_normalization(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    append(run, {"kind": "inputs", "teacher": {"confidence": {"own": 0.91, "half": 0.42, "none": "x"}}})
+    words = read(write_report(run))[1].words
+    assert "mean confidence by the normalization of the images: own 91%, half 42%" in words
+
+
+def test_a_term_without_a_projector_has_its_similarity(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    append(run, *({"kind": "probe", "step": step, "terms": {"relation": {"cka": 0.1 * step}}} for step in (1, 2)))
+    charts = {chart.id: chart for chart in run_charts(run)}
+    table = charts["cka-relation"].table
+    assert table is not None
+    assert table.rows == (("1", "0.1"), ("2", "0.2"))
+    assert "spectrum-relation" not in charts
+
+
+def test_blocks_are_placed_by_their_depth(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    append(run, {"kind": "probe", "step": 1, "equivariance": {"blocks.11": 0.4, "blocks.2": 0.1, "blocks.5": 0.2}})
+    table = {chart.id: chart for chart in run_charts(run)}["equivariance"].table
+    assert table is not None
+    assert table.rows == (("2", "0.1"), ("5", "0.2"), ("11", "0.4"))
 
 
 def test_no_image_twice_is_said(tmp_path: Path):

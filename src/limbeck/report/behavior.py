@@ -104,7 +104,9 @@ def equivariance_charts(probes: Sequence[Record]) -> list[Chart]:
     if not seen:
         return []
     names = sorted((str(name) for name in mapping(seen[-1], "equivariance")), key=_natural)
-    places = {name: float(index + 1) for index, name in enumerate(names)}
+    numbered = [found[0] for name in names if (found := re.findall(r"\d+$", name))]
+    of_depth = len(set(numbered)) == len(names)
+    places = {name: float(numbered[i]) if of_depth else i + 1.0 for i, name in enumerate(names)}
 
     def errors(probe: Record) -> list[tuple[float, float]]:
         found = ((places[name], number(probe, "equivariance", name)) for name in names)

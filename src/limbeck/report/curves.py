@@ -49,7 +49,7 @@ def main_curves(record: RunRecord, metric: str) -> list[Chart]:
         ],
         x_title=x_title,
         fmt=words.Format(),
-        id="curve-loss" if metric != "loss" else "curve-task",
+        id="curve-task" if metric == "loss" and main is not None else "curve-loss",
         note="A validation curve that turns up while training goes down is overfitting.",
     )
     x_title, sums = _part(record, "loss")

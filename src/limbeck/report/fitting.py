@@ -65,11 +65,11 @@ def _histogram(pairs: Pairs, name: str, heading: str) -> Chart | None:
         if not outline:
             continue
         most = max(range(len(counts)), key=counts.__getitem__)
-        words = f"most channels, {share(counts[most] / sum(counts))}, lie between {fmt(edges[most])} and "
-        words += fmt(edges[most + 1])
+        fullest = f"{fmt(edges[most])} to {fmt(edges[most + 1])}"
+        words = f"the fullest bar, {share(counts[most] / sum(counts))} of the channels, is {fullest}"
         frames.append(Frame(label(probe), words, (outline,)))
         weak = sum(count for edge, count in zip(edges[1:], counts, strict=True) if edge <= 0.5 + 1e-9)
-        rows.append((label(probe), words.removeprefix("most channels, "), share(weak / sum(counts))))
+        rows.append((label(probe), fullest, share(weak / sum(counts))))
     return frame_chart(
         f"Correlations of the channels{heading}",
         [("share of channels", "student")],
@@ -78,7 +78,7 @@ def _histogram(pairs: Pairs, name: str, heading: str) -> Chart | None:
         y_title="share of channels",
         fmt=share,
         id=figure_id("histogram", name),
-        table=Table(("probe", "most channels", "at most 0.5"), tuple(pick(rows, MOST_ROWS))),
+        table=Table(("probe", "fullest bar", "channels at most at 0.5"), tuple(pick(rows, MOST_ROWS))),
         area=True,
         note="Channels that stay at the left are those that this student cannot follow.",
     )

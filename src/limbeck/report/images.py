@@ -1,12 +1,15 @@
 """What the checks of the images and of the models' inputs found, in sentences."""
 
+from typing import cast
+
 from limbeck.report.record import Record, RunRecord, mapping, number
 
 COUNTS = (
-    ("leaked", "training images are also validation images, pixel for pixel"),
-    ("conflicting", "training images are there more than once, under different labels"),
-    ("train_duplicates", "training images are there more than once"),
+    ("leaked", "validation images that are also trained on, pixel for pixel"),
+    ("conflicting", "training images that are there again under another label"),
+    ("train_duplicates", "training images that are there more than once"),
 )
+MOST_EXAMPLES = 3
 
 
 def image_lines(record: RunRecord) -> list[tuple[str, str]]:
@@ -31,11 +34,17 @@ def _data(data: Record) -> list[tuple[str, str]]:
     known = [(value, words) for value, words in found if value is not None]
     if known and not any(value for value, _ in known):
         return [("images", "no image is there twice")]
-    return [("images", f"{value:,.0f} {words}") for value, words in known if value]
+    lines = [("images", f"{words}: {value:,.0f}") for value, words in known if value]
+    examples = data.get("leaked_examples")
+    pairs = cast(list[object], examples)[:MOST_EXAMPLES] if isinstance(examples, list) else []
+    return lines + [("for example", " is ".join(map(str, cast(list[object], p)))) for p in pairs if isinstance(p, list)]
 
 
 def _inputs(who: str, part: Record) -> list[tuple[str, str]]:
     shift, scale = number(part, "shift"), number(part, "scale")
+    sure = {str(name): number(part, "confidence", str(name)) for name in mapping(part, "confidence")}
+    if words := [f"{name} {100 * value:.0f}%" for name, value in sure.items() if value is not None]:
+        return [(who, f"mean confidence by the normalization of the images: {', '.join(words)}")]
     if shift is None or scale is None:
         return []
     layer = f" at {part['layer']}" if part.get("layer") else ""

@@ -28,6 +28,7 @@ DECORRELATION = (
     ("among the teacher's channels", "teacher", ("decorrelation", "teacher")),
 )
 SIMILARITY = (
+    ("student with teacher", "student", ("cka",)),  # of a term without a projector
     ("student with teacher", "student", ("fit", "cka_before")),
     ("behind the projector with teacher", "c3", ("fit", "cka_after")),
     ("student's change since the first probe", "c2", ("fit", "student_change")),

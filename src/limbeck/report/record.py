@@ -1,7 +1,6 @@
 """What a run or comparison folder holds, read so that a stopped or damaged one still gives a page."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from limbeck.errors import UserError
 
 Record = Mapping[str, Any]
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
+LARGEST = 1e150  # of a number that can be drawn: a difference of two must not overflow
 COMPARISON_FILE = "comparison.json"
 
 
@@ -126,7 +126,7 @@ def number(record: Record, *keys: str) -> float | None:
         (0.5, None)
     """
     value = mapping(record, *keys[:-1]).get(keys[-1])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return None
     return float(value)
 

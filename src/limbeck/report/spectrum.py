@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from limbeck.report.axes import pick
-from limbeck.report.chart import Chart, Frame, Level, Line, Point, Table
+from limbeck.report.chart import Chart, Frame, Line, Point, Table
 from limbeck.report.draw import MOST_ROWS, line_chart
 from limbeck.report.probes import Group, course, figure_id, label, lines, of_term, present
 from limbeck.report.record import Record, mapping, numbers
@@ -120,6 +120,5 @@ def _shares(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> 
         x_title="step",
         fmt=Format(100, "%", 1),
         id=figure_id("below", name),
-        levels=[Level("all", "alone", 1.0)] if drawn else [],
         note="Weight decay shrinks what the batches do not use: both rise when the projector forgets directions.",
     )
