@@ -33,7 +33,7 @@ def test_formats(tmp_path: Path):
     write_figures(charts, tmp_path, ["svg", "pdf", "png"])
     assert (tmp_path / "balance.pdf").read_bytes().startswith(b"%PDF-")
     with Image.open(tmp_path / "fit-feature.png") as image:
-        assert image.size == (1020, 720)  # 3.4 x 2.4 inches at 300 dpi
+        assert image.size == (1020, 786)  # 3.4 x 2.2 inches at 300 dpi, and three rows of the legend
 
 
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path):

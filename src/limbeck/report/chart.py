@@ -129,6 +129,7 @@ class FramePlot:
     frames: Sequence[Frame]
     x_title: str
     y_title: str
+    fmt: Format
     log: bool
     area: bool
 

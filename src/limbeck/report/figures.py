@@ -6,6 +6,7 @@ common forms of color blindness; what belongs together but differs is also told 
 
 import io
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,9 @@ COLORS = {
 """Color class of the page -> color (Okabe and Ito, and a grey)."""
 
 FORMATS = ("svg", "pdf", "png")
-WIDTH, HEIGHT = 3.4, 2.4  # inches: one column of a paper
+WIDTH, HEIGHT = 3.4, 2.2  # inches: one column of a paper; the height is without the legend,
+ROW = 0.14  # of which a row takes this much
+LONGEST_NAME, LONGEST_TITLE = 24, 26  # letters: of a name that has another beside it, of a line of an axis's title
 STYLE = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -100,24 +103,23 @@ def _save(figure: Any, place: Path, formats: Sequence[str]) -> list[Path]:
 
 def _draw(chart: Chart, axes: "Axes") -> None:
     plot = chart.plot
-    if isinstance(plot, LinePlot):
+    if isinstance(plot, DotPlot):
+        _draw_dots(plot, axes)
+    elif isinstance(plot, LinePlot):
         _draw_lines(plot, axes)
-        axes.set_ylabel(chart.title)
-        _write_y(axes, plot.fmt, log=plot.log)
+        _write_y(axes, chart.title, plot.fmt, log=plot.log)
     elif isinstance(plot, FramePlot):
         _draw_frames(plot, axes)
-        axes.set_ylabel(plot.y_title)
-    elif isinstance(plot, CloudPlot):
-        _draw_clouds(plot, axes)
-        axes.set_ylabel(chart.title.split(" against ")[0])
-        _write_y(axes, plot.fmt, log=False)
+        _write_y(axes, plot.y_title, plot.fmt, log=plot.log)
     else:
-        _draw_dots(plot, axes)
+        _draw_clouds(plot, axes)
+        _write_y(axes, chart.title.split(" against ")[0], plot.fmt, log=False)
     axes.set_xlabel(plot.x_title)
 
 
-def _write_y(axes: "Axes", fmt: Format, *, log: bool) -> None:
-    """Ticks as on the page; a logarithmic axis keeps matplotlib's powers of ten."""
+def _write_y(axes: "Axes", title: str, fmt: Format, *, log: bool) -> None:
+    """Title in two lines where it is long; ticks as on the page, of a logarithmic axis matplotlib's powers of ten."""
+    axes.set_ylabel("\n".join(textwrap.wrap(title, LONGEST_TITLE)))
     if not log:
         axes.yaxis.set_major_formatter(lambda value, _: fmt.tick(round(value, 10)))
 
@@ -125,6 +127,7 @@ def _write_y(axes: "Axes", fmt: Format, *, log: bool) -> None:
 def _draw_lines(plot: LinePlot, axes: "Axes") -> None:
     if plot.log:
         axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     for band in plot.bands:
         x, low = zip(*band.low, strict=True)
         _, high = zip(*band.high, strict=True)
@@ -149,8 +152,14 @@ def _draw_lines(plot: LinePlot, axes: "Axes") -> None:
 
 
 def _legend(axes: "Axes") -> None:
-    """Above the axes, where it covers nothing."""
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.2, columnspacing=1.2)
+    """Above the axes, where it covers nothing; the figure grows by its rows."""
+    figure = axes.get_figure(root=True)
+    names = axes.get_legend_handles_labels()[1]
+    if figure is None or not names:
+        return
+    columns = 1 if max(map(len, names)) > LONGEST_NAME else 2
+    figure.set_figheight(HEIGHT + ROW * -(-len(names) // columns))
+    figure.legend(loc="outside upper center", ncols=columns, handlelength=2.2, columnspacing=1.2)
 
 
 def _draw_frames(plot: FramePlot, axes: "Axes") -> None:
@@ -161,7 +170,7 @@ def _draw_frames(plot: FramePlot, axes: "Axes") -> None:
     shown = pick(plot.frames, STATES)
     shades = matplotlib.colormaps["cividis"]
     for place, frame in enumerate(shown):
-        color = shades(0.95 - 0.95 * place / max(len(shown) - 1, 1)) if len(shown) > 1 else BLUE
+        color = shades(0.82 - 0.82 * place / max(len(shown) - 1, 1)) if len(shown) > 1 else BLUE
         for number, curve in enumerate(frame.curves):
             if curve:
                 x, y = zip(*curve, strict=True)

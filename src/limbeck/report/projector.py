@@ -22,7 +22,7 @@ MEMORY = (
     ("changed since the last probe", "c2", ("dynamics", "step_change")),
 )
 DECORRELATION = (
-    ("projector's input with its output", "c1", ("decorrelation", "input_output")),
+    ("projector's input with its output", "c2", ("decorrelation", "input_output")),
     ("among the student's channels", "student", ("decorrelation", "student")),
     ("among the projected channels", "c3", ("decorrelation", "projected")),
     ("among the teacher's channels", "teacher", ("decorrelation", "teacher")),

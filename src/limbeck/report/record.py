@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import yaml
 
@@ -126,9 +126,11 @@ def number(record: Record, *keys: str) -> float | None:
         (0.5, None)
     """
     value = mapping(record, *keys[:-1]).get(keys[-1])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
-        return None
-    return float(value)
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def numbers(record: Record, *keys: str) -> list[float]:
@@ -141,9 +143,8 @@ def numbers(record: Record, *keys: str) -> list[float]:
     value = mapping(record, *keys[:-1]).get(keys[-1])
     if not isinstance(value, list):
         return []
-    found = [number({"": item}, "") for item in cast(list[object], value)]
-    kept = [item for item in found if item is not None]
-    return kept if len(kept) == len(found) else []
+    items = cast(list[object], value)
+    return [float(item) for item in items if _is_number(item)] if all(map(_is_number, items)) else []
 
 
 def records(record: Record, key: str) -> tuple[Record, ...]:

@@ -48,7 +48,7 @@ def frame_chart(
     kept = pick([_thinned(frame) for frame in frames if any(frame.curves)], MOST_FRAMES)
     if not kept:
         return None
-    plot = FramePlot(series, kept, x_title, y_title, log, area)
+    plot = FramePlot(series, kept, x_title, y_title, fmt, log, area)
     x_axis, y_axis = _axes(plot)
     few = len(kept) < 2
     legend = tuple(Key(name, style, "line") for name, style in series)
@@ -62,8 +62,8 @@ def frame_chart(
         title=title,
         description=f"At {kept[-1].label}: {kept[-1].words}.",
         note=note,
-        wide=_canvas(plot, x_axis, y_axis, fmt, width=1000, height=340),
-        narrow=_canvas(plot, x_axis, y_axis, fmt, width=340, height=250),
+        wide=_canvas(plot, x_axis, y_axis, width=1000, height=340),
+        narrow=_canvas(plot, x_axis, y_axis, width=340, height=250),
         legend=legend if len(legend) > 1 else (),
         plot=plot,
         id=id,
@@ -91,7 +91,7 @@ def _units(curve: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[int]:
     return [round(value) for x, y in curve for value in (to_x(x), to_y(y))]
 
 
-def _canvas(plot: FramePlot, x_axis: Axis, y_axis: Axis, fmt: Format, *, width: int, height: int) -> Canvas:
+def _canvas(plot: FramePlot, x_axis: Axis, y_axis: Axis, *, width: int, height: int) -> Canvas:
     left, right, top, bottom = 58.0, width - 14.0, 14.0, height - 46.0
     to_x, to_y = x_axis.scale(left, right), y_axis.scale(bottom, top)
 
@@ -116,7 +116,7 @@ def _canvas(plot: FramePlot, x_axis: Axis, y_axis: Axis, fmt: Format, *, width: 
         top=top,
         bottom=bottom,
         x_ticks=tuple(Tick(to_x(value), Format().tick(value)) for value in ticks),
-        y_ticks=tuple(Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks),
+        y_ticks=tuple(Tick(to_y(value), y_axis.label(value, plot.fmt)) for value in y_axis.ticks),
         strokes=tuple(strokes),
         marks=(),
         labels=(),
