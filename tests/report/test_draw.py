@@ -183,3 +183,11 @@ def test_long_names_stand_above_their_rows():
     assert chart is not None
     name, value = chart.wide.labels[:2]
     assert name.y < value.y - 10
+
+
+def test_long_names_are_in_the_legend_and_not_beyond_the_edge():
+    for name, keyed in (("kd", False), ("projector, lr 0.05, batch_size 128", True)):
+        chart = line_chart("t", [Line(name, "c1", [(0.0, 1.0), (1.0, 2.0)])], x_title="x", fmt=Format(), large=True)
+        assert chart is not None
+        assert chart.keyed == keyed
+        assert bool(chart.wide.labels) != keyed

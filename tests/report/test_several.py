@@ -138,3 +138,14 @@ def test_a_file_that_is_no_page_is_not_written_over(
     assert "--out .: is a folder; expected a file, for example report.html" in errors
     assert "--figures thesis.html: is a file; expected a folder" in errors
     assert Path("thesis.html").read_text(encoding="utf-8") == "<h1>mine</h1>"
+
+
+def test_settings_that_change_nothing_of_a_training_make_no_method(tmp_path: Path):
+    runs = [make_run(tmp_path / f"r{i}", seed=i, probe=probe, workers=i) for i, probe in enumerate(("auto", "off"))]
+    assert [len(m.runs) for m in gather(read_runs(runs)).methods] == [2]
+
+
+def test_a_method_in_two_settings_is_named_by_them_alone(tmp_path: Path):
+    runs = [make_run(tmp_path / "a", method="alone", teacher=None, top1=0.7)]
+    runs += [make_run(tmp_path / f"kd{lr}", method="kd", teacher="cifar/wrn_16_2", lr=lr) for lr in (0.1, 0.2)]
+    assert [m.name for m in gather(read_runs(runs)).methods] == ["alone", "kd, lr 0.1", "kd, lr 0.2"]

@@ -59,8 +59,8 @@ def linear_axis(values: Sequence[float], about: int, *, whole: bool = False, tig
     """
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(1.0, abs(high)):
-        pad = 0.5 if whole or high == 0 else 0.05 * abs(high)
-        low, high = low - pad, high + pad
+        pad = 0.5 if whole else 0.05 * abs(high)
+        low, high = (low - pad, high + pad) if pad else (-0.05, 1.0)
     elif not tight:
         air = 0.05 * (high - low)
         low, high = low - air, high + air

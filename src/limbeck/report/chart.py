@@ -227,6 +227,7 @@ class Chart:
         id: Its name on the page, and of its file among the figures for a paper; empty to number it.
         table: Its numbers, written out.
         frames: What the slider's script draws, as JSON; empty without a slider.
+        keyed: The legend is needed also where the drawing is wide: no names stand at the ends of the lines.
     """
 
     title: str
@@ -239,3 +240,4 @@ class Chart:
     id: str = ""
     table: Table | None = None
     frames: str = ""
+    keyed: bool = False

@@ -21,7 +21,8 @@ from limbeck.report.chart import (
 from limbeck.report.words import Format
 
 LETTER = 7.6  # width of a letter of a label, in the canvas's units
-LONGEST_BESIDE = 13  # letters of a name that stands beside its row; longer ones stand above it
+LONGEST_BESIDE = 13  # letters of a name that stands beside its row; longer ones stand above it,
+LONGEST_ABOVE = 50  # with so many letters at most
 
 
 def dot_chart(
@@ -71,7 +72,7 @@ def dot_chart(
         labels.append(Label(min(max(x, half), width - half), top - 15, text, level.style, "middle"))
     for index, span in enumerate(spans):
         y = top + row * (index + 0.45) + lift * 0.5
-        labels.append(Label(0, y - lift, span.name, span.style))
+        labels.append(Label(0, y - lift, _cut(span.name), span.style))
         labels.append(Label(width, y, fmt(span.mean), span.style, "end"))
         if span.low is not None and span.high is not None:
             ends = f"M{place(span.low):.1f} {y - 5:.1f}v10M{place(span.high):.1f} {y - 5:.1f}v10"
@@ -140,6 +141,7 @@ def cloud_chart(
         plot=plot,
         id=id,
         table=Table(("", x_title, "mean", "95% interval"), rows),
+        keyed=True,
     )
 
 
@@ -181,6 +183,10 @@ def _cloud_canvas(plot: CloudPlot, *, width: int, height: int) -> Canvas:
         labels=(),
         x_title=plot.x_title,
     )
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_ABOVE else f"{name[: LONGEST_ABOVE - 1]}…"
 
 
 def _interval(span: Span, fmt: Format) -> str:

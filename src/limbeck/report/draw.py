@@ -7,6 +7,7 @@ from limbeck.report.chart import Band, Canvas, Chart, Key, Label, Level, Line, L
 from limbeck.report.words import Format
 
 LABEL_GAP = 15.0  # between two labels, in the canvas's units
+LONGEST_END = 23  # letters of a name at the end of a line; where one is longer, all are in the legend
 MOST_ROWS = 24  # of a figure's table
 MOST_TIPS = 60  # dots with a tooltip on one line
 
@@ -52,15 +53,17 @@ def line_chart(
     legend += tuple(Key(band.name, band.style, "band") for band in plot.bands)
     legend += tuple(Key(level.name, level.style, "level") for level in levels)
     small = _canvas(plot, width=340, height=225, ends=False)
+    ends = all(len(f"{line.name} {fmt(line.points[-1][1])}") <= LONGEST_END for line in plain)
     return Chart(
         title=title,
         description=_in_words(plot),
         note=note,
-        wide=_canvas(plot, width=1000, height=360, ends=True) if large else small,
+        wide=_canvas(plot, width=1000, height=360, ends=ends) if large else small,
         narrow=small if large else None,
         legend=legend if len(legend) > 1 else (),
         plot=plot,
         id=id,
+        keyed=not ends,
         table=_table([*plain, *_edges(plot.bands), *(line for line in unseen if line.points)], x_title, fmt),
     )
 
@@ -85,7 +88,7 @@ def _canvas(plot: LinePlot, *, width: int, height: int, ends: bool) -> Canvas:
     lines, levels, fmt = plot.lines, plot.levels, plot.fmt
     edges = [points for band in plot.bands for points in (band.low, band.high)]
     ys = [y for points in (*(line.points for line in lines), *edges) for _, y in points] + [lv.value for lv in levels]
-    x_axis = linear_axis([x for line in lines for x, _ in line.points], 8 if ends else 5, whole=True, tight=True)
+    x_axis = linear_axis([x for line in lines for x, _ in line.points], 8 if width > 500 else 5, whole=True, tight=True)
     y_axis = log_axis(ys, 5) if plot.log else linear_axis(ys, 5)
     left, right, top, bottom = 58.0, width - (176.0 if ends else 12.0), 14.0, height - 46.0
     to_x, to_y = x_axis.scale(left, right), y_axis.scale(bottom, top)

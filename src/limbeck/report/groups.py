@@ -14,8 +14,8 @@ from limbeck.report.curves import best_epoch, run_metric, teacher_figure
 from limbeck.report.record import COMPARISON_FILE, Record, RunRecord, mapping, number, read_json, read_run, records
 from limbeck.report.result import last_value, run_seconds
 
-NOT_COMPARED = ("seed", "name")  # two recipes that differ in these only are one method
-MOST_WORDS = 4  # fields in the name of a group
+NOT_COMPARED = ("seed", "name", "probe", "probe_images", "loggers", "workers")  # what changes nothing of a training
+MOST_WORDS = 3  # fields in the name of a group
 
 
 @dataclass(frozen=True)
@@ -198,21 +198,22 @@ def _groups(runs: Sequence[tuple[str, RunRecord]]) -> dict[str, list[tuple[str, 
         by_settings.setdefault(key, []).append((name, run))
     recipes = [group[0][1].recipe for group in by_settings.values()]
     methods = [str(recipe.get("method") or "") for recipe in recipes]
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in NOT_COMPARED)
-    differing = [key for key in keys if len({str(recipe.get(key)) for recipe in recipes if recipe}) > 1]
     named: dict[str, list[tuple[str, RunRecord]]] = {}
     for (first, run), group in ((group[0], group) for group in by_settings.values()):
         method = str(run.recipe.get("method") or "")
-        label = method if method and methods.count(method) == 1 else _label(run.recipe, differing)
-        label = label or first
+        rivals = [recipe for recipe in recipes if str(recipe.get("method") or "") == method]
+        fields = _differing(run.recipe, rivals) if len(rivals) > 1 else []
+        shown = [method] if len(set(methods)) > 1 or not fields else []
+        label = ", ".join([*shown, *fields]) or first
         named[label if label not in named else f"{label} ({first})"] = group
     return named
 
 
-def _label(recipe: Record, differing: Sequence[str]) -> str:
-    """What tells one recipe from the others."""
-    fields = [key for key in differing if recipe.get(key) is not None][:MOST_WORDS]
-    return ", ".join(str(recipe[key]) if key == "method" else f"{key} {recipe[key]}" for key in fields)
+def _differing(recipe: Record, rivals: Sequence[Record]) -> list[str]:
+    """What tells one recipe from the others of its method."""
+    keys = dict.fromkeys(key for rival in rivals for key in rival if key not in NOT_COMPARED)
+    differ = [key for key in keys if len({str(rival.get(key)) for rival in rivals}) > 1 and recipe.get(key) is not None]
+    return [f"{key} {recipe[key]}" for key in differ[:MOST_WORDS]]
 
 
 def _baseline(groups: Mapping[str, Sequence[tuple[str, RunRecord]]]) -> str:

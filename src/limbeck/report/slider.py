@@ -68,6 +68,7 @@ def frame_chart(
         plot=plot,
         id=id,
         table=table,
+        keyed=True,
         frames="" if few else json.dumps(script, separators=(",", ":")),
     )
 
@@ -83,7 +84,7 @@ def _axes(plot: FramePlot) -> tuple[Axis, Axis]:
     y_axis = log_axis(ys, 5) if plot.log else linear_axis([*ys, 0.0], 5)
     if plot.area:
         y_axis = Axis(tuple(tick for tick in y_axis.ticks if tick >= 0), 0.0, y_axis.high)
-    return linear_axis(xs, 6, tight=True), y_axis
+    return linear_axis(xs, 6, whole=not plot.area, tight=True), y_axis
 
 
 def _units(curve: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[int]:
