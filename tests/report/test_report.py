@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,30 @@ def test_record_keeps_the_order_of_the_log(tmp_path: Path):
 def test_durations_round_to_whole_units():
     assert duration(59.96) in ("60.0 s", "1 min 0 s")
     assert duration(3599.9) == "1 h 0 min"
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colors, as the rules for accessible pages have it."""
+
+    def luminance(color: str) -> float:
+        digits = color if len(color) == 7 else "#" + "".join(2 * letter for letter in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colors_can_be_read_in_light_in_dark_and_on_paper():
+    """Every color that letters may have, on a card and on the page: at least 4.5 to 1."""
+    style = resources.files("limbeck.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    palettes = [
+        dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    ]
+    assert len(palettes) == 3
+    for palette in palettes:
+        for name in palette.keys() - {"page", "card", "rule", "grid", "code"}:
+            for ground in ("card", "page"):
+                assert contrast(palette[name], palette[ground]) >= 4.5, (name, palette[name], ground)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)

@@ -14,8 +14,9 @@ from limbeck.errors import UserError
 
 DESCRIPTION = """Make the page of a run or a comparison again, or compare runs on one page.
 
-Of several runs those whose recipes differ in the seed only are one method; methods are compared in
-pairs, seed by seed. A comparison folder among several stands for its runs.
+Runs that differ in their seeds only are one method; pairs are made by seed.
+
+A comparison folder among several stands for its runs.
 
   limbeck report runs/first
 
@@ -35,7 +36,7 @@ class Flags:
     runs: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="Run folders, or comparison folders."),
+        tyro.conf.arg(metavar="RUN ...", help="Run folders, or comparison folders.", help_behavior_hint=""),
     ]
     out: Annotated[
         str | None,

@@ -32,7 +32,7 @@ FORMATS = ("svg", "pdf", "png")
 WIDTH, HEIGHT = 3.4, 2.2  # inches: one column of a paper; the height is without the legend,
 ROW = 0.14  # of which a row takes this much
 LONGEST_NAME, LONGEST_TITLE = 24, 26  # letters: of a name that has another beside it, of a line of an axis's title
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
@@ -125,9 +125,11 @@ def _write_y(axes: "Axes", title: str, fmt: Format, *, log: bool) -> None:
 
 
 def _draw_lines(plot: LinePlot, axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if plot.log:
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     for band in plot.bands:
         x, low = zip(*band.low, strict=True)
         _, high = zip(*band.high, strict=True)
