@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 
 # The package's own page shows its public names; these are the modules that are not among them.
 DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog data.dataset data.loader cache \
-  recipes export report errors)
+  recipes export report intervals errors)
 
 .PHONY: demo test check format bench docs clean
 .DEFAULT_GOAL := demo

@@ -39,6 +39,7 @@ ORDER = (
     "train",
     ("models", "data", "tasks", "rivals"),
     ("cache", "diagnostics"),
+    "intervals",
     "report",
     "recipes",
     ("benchmark", "export"),

@@ -49,6 +49,7 @@ FLAGS = {
     "evaluate": "--data",
     "export": "--format --out",
     "recipes": "",
+    "report": "--out --figures --format",
 }
 
 
@@ -139,7 +140,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
 
 FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
-    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, evaluate, export'),
+    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, report, evaluate'),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
@@ -198,6 +199,13 @@ FAULTS: list[tuple[str, str]] = [
         "distill --recipe digits --cache-views 2 --cache-precision bf16",
         "--cache-precision: expected one of half, exact",
     ),
+    ("report", "RUN: missing; `limbeck report --help` says what it is"),
+    ("report nowhere", "nowhere: no such run folder"),
+    ("report a b", "a: no such run folder"),
+    ("report a --format", "--format: its value is missing; expected one or more of svg, pdf, png"),
+    ("report a --format gif", "--format: expected one of svg, pdf, png, got 'gif'"),
+    ("report a --figures", "--figures: its value is missing; expected a text"),
+    ("report a --fig x", 'unknown flag "--fig" (did you mean "--figures"?)'),
     ("evaluate", "RUN: missing; `limbeck evaluate --help` says what it is"),
     ("evaluate a b", 'unexpected "b"; a flag begins with --'),
     ("export a --format onx", "--format: expected one of safetensors, onnx, torch-export, got 'onx' (did you mean"),

@@ -1,158 +1,18 @@
 """Pages of finished, killed, damaged and hostile runs: complete, self-contained, escaped, small."""
 
-import itertools
 import json
 import math
-from collections.abc import Mapping
-from html.parser import HTMLParser
+import re
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from limbeck.errors import UserError
 from limbeck.report import write_comparison, write_report
-from limbeck.report.chart import Level, Line, Span
-from limbeck.report.draw import dot_chart, line_chart, thin
 from limbeck.report.record import read_run
-from limbeck.report.words import Format, duration
-
-VOID = {"meta", "br"}
-EVIL = '<script>alert("x")</script>'
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and keeps what the tests ask for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-
-def make_run(
-    folder: Path,
-    *,
-    method: str = "projector",
-    seed: int = 0,
-    epochs: int = 4,
-    top1: float = 0.8,
-    ended: bool = True,
-    **more: Any,
-) -> Path:
-    """A run folder as the run itself writes it."""
-    folder.mkdir(parents=True)
-    recipe = {
-        "name": "digits",
-        "method": method,
-        "seed": seed,
-        "epochs": epochs,
-        "lr": 0.05,
-        "teacher_tap": None,
-        **more,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    finding = {
-        "level": "warning",
-        "name": "gradients",
-        "message": "feature pulls 14 times as hard",
-        "advice": "lower it",
-    }
-    records: list[Mapping[str, Any]] = [
-        {"kind": "note", "text": "data digits: 1437 train"},
-        {"kind": "preflight", "findings": [{"level": "ok", "name": "frozen", "message": "yes", "advice": ""}, finding]},
-        {
-            "kind": "start",
-            "counts": {"student": 1000, "teacher": 64_000, "terms": 32},
-            "device": "cpu",
-            "versions": {"torch": "2"},
-        },
-    ]
-    for epoch in range(1, epochs + 1):
-        value = top1 - 0.1 * (epochs - epoch)
-        parts = {"task": 2.0 / epoch, "feature": 3.0 / epoch}
-        readings = {"feature/correlation": 1 - 1 / epoch}
-        records.append(
-            {"kind": "step", "step": 10 * epoch, "epoch": epoch, "loss": 5.0, "parts": parts, "readings": readings}
-            | {"lr": 0.05, "images_per_second": 900.0}
-        )
-        train = {"loss": 5.0 / epoch, **parts, "images_per_second": 900.0}
-        val = {"top1": value, "top5": 0.99, "loss": 1.0 / epoch}
-        records.append(
-            {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "train": train, "val": val, "seconds": 2.0 * epoch}
-        )
-    if ended:
-        summary = {
-            "recipe": "digits",
-            "method": method,
-            "seed": seed,
-            "metric": "top1",
-            "last": {"top1": top1, "top5": 0.99, "loss": 0.25},
-            "best": {"epoch": epochs, "top1": top1},
-            "teacher": None if method == "alone" else {"top1": 0.95},
-            "seconds": 8.0,
-            "images_per_second": 900.0,
-            "peak_memory_mib": 1234.5,
-            "parameters": {"student": 1000, "teacher": 64_000, "terms": 32},
-            "data": {"name": "digits", "train": 1437, "val": 360},
-            "versions": {"limbeck": "0.1.0", "torch": "2.15.0"},
-            "commit": "0123abc",
-            "device": "cpu",
-        }
-        records.append({"kind": "end", "summary": summary})
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return folder
-
-
-def read(path: Path) -> tuple[str, Page]:
-    text = path.read_text(encoding="utf-8")
-    return text, Page(text)
-
-
-def check_page(text: str, page: Page) -> None:
-    """What holds for every page: one file, no script, no network, names for what is drawn."""
-    assert len(text.encode()) < 1_000_000
-    assert "://" not in text
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not [
-        name
-        for _, attributes in page.tags
-        for name in attributes
-        if name in ("src", "href") and "#" not in str(attributes[name])
-    ]
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for svg in page.all("svg"):
-        assert svg["role"] == "img"
-        assert set(str(svg["aria-labelledby"]).split()) <= set(map(str, ids))
-    assert len(page.all("h1")) == 1
-    assert "nan" not in {value for _, attributes in page.tags for value in attributes.values()}
+from limbeck.report.words import duration
+from report.planted import EVIL, check_page, comparison, make_run, read
 
 
 def test_page_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -265,36 +125,6 @@ def test_long_log_stays_small(tmp_path: Path):
     assert len(text) < 300_000
 
 
-def comparison(folder: Path, *, seeds: int = 3) -> Path:
-    """A comparison folder with its runs."""
-    rows: list[dict[str, Any]] = []
-    for method, top1 in (("alone", 0.79), ("kd", 0.9), ("projector", 0.89)):
-        names = [f"{method}-seed{seed}" for seed in range(seeds)]
-        for seed, name in enumerate(names):
-            make_run(folder / name, method=method, seed=seed, top1=top1 + 0.01 * seed)
-        spread = (
-            {"sd": 0.01, "low": top1 - 0.02, "high": top1 + 0.03}
-            if seeds > 1
-            else {"sd": None, "low": None, "high": None}
-        )
-        gap = top1 - 0.79
-        ends = {"low": gap - 0.105, "high": gap + 0.105} if seeds > 1 else {"low": None, "high": None}
-        paired = None if method == "alone" else {"against": "alone", "n": seeds, "mean": gap, "sd": None, **ends}
-        rows.append(
-            {"method": method, "n": seeds, "mean": top1, **spread, "best_mean": top1 + 0.01, "paired": paired}
-            | {"seconds": 4.2, "runs": names}
-        )
-    record = {
-        "command": "limbeck compare --recipe digits",
-        "recipe": {"name": "digits", "lr": 0.05},
-        "metric": "top1",
-        "rows": rows,
-        "teacher": {"top1": 0.99, "run": "teachers/one"},
-    }
-    (folder / "comparison.json").write_text(json.dumps(record), encoding="utf-8")
-    return folder
-
-
 def test_page_of_a_comparison(tmp_path: Path):
     text, page = read(write_comparison(comparison(tmp_path)))
     check_page(text, page)
@@ -305,7 +135,7 @@ def test_page_of_a_comparison(tmp_path: Path):
     )
     assert "limbeck compare --recipe digits" in page.words
     assert "teacher 99.00%" in page.words
-    assert len(page.all("svg")) == 4  # means, differences, curves (wide and narrow)
+    assert len(page.all("svg")) == 6  # means, differences, curves and accuracy against time (wide and narrow)
 
 
 def test_comparison_of_one_seed_concludes_nothing(tmp_path: Path):
@@ -337,44 +167,33 @@ def test_record_keeps_the_order_of_the_log(tmp_path: Path):
     assert record.notes == ("data digits: 1437 train",)
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [0.0, 0.0], [-5.0, 1e9], [1e-12, 2e-12], [-3.0, -2.0]])
-def test_lines_stay_on_their_canvas(values: list[float]):
-    points = [(float(index), value) for index, value in enumerate(values)]
-    chart = line_chart(
-        "t", [Line("a", "s", points)], x_title="epoch", fmt=Format(), levels=[Level("l", "s", values[0])], large=True
-    )
-    assert chart is not None
-    for canvas in (chart.wide, chart.narrow):
-        assert canvas is not None
-        assert canvas.y_ticks
-        for tick in canvas.y_ticks:
-            assert canvas.top - 0.1 <= tick.at <= canvas.bottom + 0.1
-        for mark in canvas.marks:
-            assert canvas.left <= mark.x <= canvas.right
-            assert canvas.top <= mark.y <= canvas.bottom
-        heights = sorted(label.y for label in canvas.labels)
-        assert all(b - a >= 14.9 for a, b in itertools.pairwise(heights))
-
-
-def test_empty_charts_are_left_out():
-    assert line_chart("t", [Line("a", "s", [])], x_title="epoch", fmt=Format()) is None
-    assert dot_chart("t", [], x_title="x", fmt=Format()) is None
-
-
-def test_dot_chart_of_equal_values():
-    chart = dot_chart("t", [Span("a", "s", 0.5, None, None), Span("b", "s", 0.5, 0.5, 0.5)], x_title="x", fmt=Format())
-    assert chart is not None
-    assert "no interval" in chart.description
-    assert all(math.isfinite(mark.x) for mark in chart.wide.marks)
-
-
-def test_thinning_keeps_the_mean():
-    points = [(float(x), float(x % 7)) for x in range(1000)]
-    thinned = thin(points, most=100)
-    assert len(thinned) == 100
-    assert sum(y for _, y in thinned) / 100 == pytest.approx(sum(y for _, y in points) / 1000)
-
-
 def test_durations_round_to_whole_units():
     assert duration(59.96) in ("60.0 s", "1 min 0 s")
     assert duration(3599.9) == "1 h 0 min"
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colors, as the rules for accessible pages have it."""
+
+    def luminance(color: str) -> float:
+        digits = color if len(color) == 7 else "#" + "".join(2 * letter for letter in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colors_can_be_read_in_light_in_dark_and_on_paper():
+    """Every color that letters may have, on a card and on the page: at least 4.5 to 1."""
+    style = resources.files("limbeck.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    palettes = [
+        dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    ]
+    assert len(palettes) == 3
+    for palette in palettes:
+        for name in palette.keys() - {"page", "card", "rule", "grid", "code"}:
+            for ground in ("card", "page"):
+                assert contrast(palette[name], palette[ground]) >= 4.5, (name, palette[name], ground)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)

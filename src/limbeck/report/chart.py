@@ -1,7 +1,13 @@
-"""What a chart is made of: the series that go in, and the places on a canvas that come out."""
+"""What a chart is made of: the data that go in, and the places on a canvas that come out.
+
+A chart keeps its data (`Plot`) beside its drawing, so that the page, the table below a figure and the same figure for a
+paper (`limbeck.report.figures`) show the same numbers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from limbeck.report.words import Format
 
 Point = tuple[float, float]
 """A place on the data's axes: x, y."""
@@ -17,6 +23,7 @@ class Line:
         points: In order of x.
         mark: Index of a point to mark, for instance the best epoch.
         faint: A background line without legend and tooltips: a single seed behind a mean.
+        dashed: Drawn dashed: the second of two series that belong together and have one color.
     """
 
     name: str
@@ -24,6 +31,17 @@ class Line:
     points: Sequence[Point]
     mark: int | None = None
     faint: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two series of the same x: a range of values."""
+
+    name: str
+    style: str
+    low: Sequence[Point]
+    high: Sequence[Point]
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,86 @@ class Span:
     low: float | None
     high: float | None
     values: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A group of a scatter chart: the mean of y with its interval, at the mean of x, and the single points."""
+
+    span: Span
+    x: float
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One state of a chart with a slider.
+
+    Attributes:
+        label: Says which state, for instance "step 120, epoch 2".
+        words: Says what is seen, for those who do not see it.
+        curves: One curve for each series of the chart, in their order.
+    """
+
+    label: str
+    words: str
+    curves: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True)
+class LinePlot:
+    """The data of a chart of series."""
+
+    lines: Sequence[Line]
+    levels: Sequence[Level]
+    bands: Sequence[Band]
+    x_title: str
+    fmt: Format
+    log: bool
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """The data of a dot chart."""
+
+    spans: Sequence[Span]
+    level: Level | None
+    x_title: str
+    fmt: Format
+
+
+@dataclass(frozen=True)
+class CloudPlot:
+    """The data of a scatter chart."""
+
+    clouds: Sequence[Cloud]
+    levels: Sequence[Level]
+    x_title: str
+    fmt: Format
+
+
+@dataclass(frozen=True)
+class FramePlot:
+    """The data of a chart with a slider; ``series`` are name and style of the curves of every frame."""
+
+    series: Sequence[tuple[str, str]]
+    frames: Sequence[Frame]
+    x_title: str
+    y_title: str
+    fmt: Format
+    log: bool
+    area: bool
+
+
+Plot = LinePlot | DotPlot | CloudPlot | FramePlot
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a figure, written out."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +177,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A path on the canvas."""
+    """A path on the canvas; ``series`` is its number where the slider redraws it."""
 
     path: str
     style: str
-    kind: str  # "line", "faint", "level", "span", "zero"
+    kind: str  # "line", "dashed", "faint", "level", "span", "band", "first", "frame", "area"
+    series: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +214,21 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: its words, and its drawings for a wide and for a narrow screen (the same where one serves both)."""
+    """A figure: its words, and its drawings for a wide and for a narrow screen (the same where one serves both).
+
+    Attributes:
+        title: Heading of the figure.
+        description: What is seen, in words.
+        note: What to look for, in a sentence.
+        wide: The drawing; that of a wide screen where there are two.
+        narrow: The drawing of a narrow screen.
+        legend: What the colors are.
+        plot: The data.
+        id: Its name on the page, and of its file among the figures for a paper; empty to number it.
+        table: Its numbers, written out.
+        frames: What the slider's script draws, as JSON; empty without a slider.
+        keyed: The legend is needed also where the drawing is wide: no names stand at the ends of the lines.
+    """
 
     title: str
     description: str
@@ -123,3 +236,8 @@ class Chart:
     wide: Canvas
     narrow: Canvas | None
     legend: tuple[Key, ...]
+    plot: Plot
+    id: str = ""
+    table: Table | None = None
+    frames: str = ""
+    keyed: bool = False

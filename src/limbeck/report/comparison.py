@@ -1,46 +1,25 @@
 """The page of a comparison: which method is better on this data, and how sure the seeds make that."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from limbeck.errors import UserError
 from limbeck.report import words
-from limbeck.report.chart import Chart, Level, Line, Point, Span
-from limbeck.report.curves import validation
-from limbeck.report.draw import dot_chart, line_chart
+from limbeck.report.chart import Chart
+from limbeck.report.contrast import cost_charts, mean_curves, spread_charts
+from limbeck.report.groups import Comparison, MethodRow, gather, read_comparison
 from limbeck.report.page import REPORT_FILE, write_page
-from limbeck.report.record import COMPARISON_FILE, Record, RunRecord, mapping, number, read_json, read_run, records
-from limbeck.report.run import Figure
+from limbeck.report.record import COMPARISON_FILE, RunRecord, mapping, number, read_run
+from limbeck.report.result import Figure, cell
 
 
-@dataclass(frozen=True)
-class MethodRow:
-    """One method of the comparison, with the runs of it that can be read."""
-
-    name: str
-    style: str
-    row: Record
-    runs: Mapping[str, RunRecord]
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the seeds at the last epoch."""
-        return number(self.row, "mean")
-
-    @property
-    def difference(self) -> Record:
-        """The paired difference to the baseline; empty for the baseline itself."""
-        return mapping(self.row, "paired")
-
-
-def write_comparison(folder: Path) -> Path:
-    """Write ``report.html`` into a comparison folder.
+def write_comparison(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a comparison folder.
 
     Args:
         folder: The comparison folder; runs that are missing or were killed are left out of the curves.
+        out: Where the page goes; None: ``report.html`` in the folder.
 
     Returns:
         Where the page is.
@@ -48,45 +27,70 @@ def write_comparison(folder: Path) -> Path:
     Raises:
         UserError: If the folder is missing or holds no comparison.
     """
-    if not (folder / COMPARISON_FILE).is_file():
-        raise UserError(f"{folder} holds no comparison: expected {COMPARISON_FILE}")
-    record = read_json(folder / COMPARISON_FILE)
-    metric = str(record.get("metric") or "top1")
-    methods = [_method(folder, row) for row in records(record, "rows")]
-    teacher = number(record, "teacher", metric)
-    recipe = mapping(record, "recipe")
+    return _write(read_comparison(folder), out or folder / REPORT_FILE)
+
+
+def write_runs(folders: Sequence[Path], out: Path, *, command: str = "") -> Path:
+    """Write one page that compares several runs.
+
+    Runs whose recipes differ in nothing but the seed are one method; methods are compared in pairs, seed by seed. A
+    comparison folder stands for its runs.
+
+    Args:
+        folders: Run folders and comparison folders.
+        out: Where the page goes.
+        command: The command line, for the page.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: A folder holds neither, the runs report different metrics, or none of them has a result.
+    """
+    return _write(gather(read_runs(folders), command), out)
+
+
+def read_runs(folders: Sequence[Path]) -> list[tuple[str, RunRecord]]:
+    """Name and record of the runs in these folders; a comparison folder stands for its runs."""
+    found: dict[str, RunRecord] = {}
+    for folder in folders:
+        if (folder / COMPARISON_FILE).is_file():
+            comparison = read_comparison(folder)
+            runs = {f"{folder.name}/{name}": run for m in comparison.methods for name, run in m.runs.items()}
+        else:
+            runs = {folder.resolve().name: read_run(folder)}
+        for name, run in runs.items():
+            found[name if name not in found else f"{name} ({folder})"] = run
+    return list(found.items())
+
+
+def comparison_charts(comparison: Comparison) -> list[Chart]:
+    """All charts of a comparison's page."""
+    return [*spread_charts(comparison), *mean_curves(comparison), *cost_charts(comparison)]
+
+
+def _write(comparison: Comparison, out: Path) -> Path:
+    methods, metric, teacher = comparison.methods, comparison.metric, comparison.teacher
     view: dict[str, Any] = {
-        "title": " · ".join(["Comparison", str(recipe.get("name") or folder.resolve().name)]),
+        "title": comparison.title,
         "metric": words.metric_name(metric),
         "headline": _headline(methods, metric),
         "figures": _figures(methods, teacher, metric),
+        "remarks": comparison.remarks,
         "verdicts": [line for method in methods if (line := _verdict(method, metric))],
-        "methods": [(method.name, method.style, words.METHODS.get(method.name, "")) for method in methods],
+        "methods": [(m.name, m.style, words.METHODS[m.name]) for m in methods if m.name in words.METHODS],
+        "baseline": comparison.baseline,
         "table": [_table_row(method, metric) for method in methods],
         "teacher": None if teacher is None else words.metric_format(metric)(teacher),
-        "spread": _spread(methods, teacher, metric),
-        "curves": _curves(methods, teacher, metric),
-        "seeds": _seed_table(methods, metric),
+        "spread": spread_charts(comparison),
+        "curves": mean_curves(comparison),
+        "against_cost": cost_charts(comparison),
+        "seeds": _seed_table(comparison),
         "cost": _cost(methods),
-        "recipe": [(name, "–" if value is None else str(value)) for name, value in recipe.items()],
-        "command": str(record.get("command") or ""),
+        "recipe": [(name, "–" if value is None else str(value)) for name, value in comparison.recipe.items()],
+        "command": comparison.command,
     }
-    return write_page("comparison.html.j2", folder / REPORT_FILE, view)
-
-
-def _method(folder: Path, row: Record) -> MethodRow:
-    name = str(row.get("method") or "?")
-    listed = row.get("runs")
-    names = [str(run) for run in cast(list[object], listed)] if isinstance(listed, list) else []
-    found: dict[str, RunRecord] = {}
-    for run in names:
-        # A comparison names its own run folders; a name that leads out of it is not followed.
-        if Path(run).name == run and (folder / run).is_dir():
-            try:
-                found[run] = read_run(folder / run)
-            except UserError:
-                continue
-    return MethodRow(name, words.method_style(name), row, found)
+    return write_page("comparison.html.j2", out, view)
 
 
 def _better(methods: Sequence[MethodRow], metric: str) -> list[MethodRow]:
@@ -164,10 +168,6 @@ def _plus_minus(method: MethodRow, metric: str) -> str:
 def _table_row(method: MethodRow, metric: str) -> dict[str, str]:
     fmt, gap = words.metric_format(metric), words.difference_format(metric)
     plain = words.Format(fmt.scale, "", fmt.digits)
-
-    def cell(value: float | None, write: words.Format) -> str:
-        return "–" if value is None else write(value)
-
     row, difference = method.row, method.difference
     low, high = number(row, "low"), number(row, "high")
     gap_low, gap_high = number(difference, "low"), number(difference, "high")
@@ -186,91 +186,22 @@ def _table_row(method: MethodRow, metric: str) -> dict[str, str]:
     }
 
 
-def _spread(methods: Sequence[MethodRow], teacher: float | None, metric: str) -> list[Chart]:
-    fmt = words.metric_format(metric)
-    means = [
-        Span(m.name, m.style, m.mean, number(m.row, "low"), number(m.row, "high"), _values(m, metric))
-        for m in methods
-        if m.mean is not None
-    ]
-    gaps = [
-        Span(m.name, m.style, mean, number(m.difference, "low"), number(m.difference, "high"))
-        for m in methods
-        if (mean := number(m.difference, "mean")) is not None
-    ]
-    unit = ", points" if metric.startswith("top") else ""
-    charts = [
-        dot_chart(
-            f"Validation {words.metric_name(metric)}, last epoch",
-            means,
-            x_title=f"mean and 95% interval of {words.metric_name(metric)}",
-            fmt=fmt,
-            level=None if teacher is None else Level("teacher", "teacher", teacher),
-            note="Small dots are the single runs.",
-        ),
-        dot_chart(
-            "Difference to the student alone, seed by seed",
-            gaps,
-            x_title=f"paired difference of {words.metric_name(metric)}{unit}",
-            fmt=words.difference_format(metric),
-            level=Level("alone", "alone", 0.0),
-            note="An interval that does not reach the line is a difference; one that does shows none.",
-        ),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def _values(method: MethodRow, metric: str) -> list[float]:
-    values = (number(run.summary, "last", metric) for run in method.runs.values())
-    return [value for value in values if value is not None]
-
-
-def _curves(methods: Sequence[MethodRow], teacher: float | None, metric: str) -> list[Chart]:
-    lines: list[Line] = []
-    for method in methods:
-        seeds = [points for run in method.runs.values() if (points := validation(run, metric))]
-        if len(seeds) > 1:
-            lines += [Line(method.name, method.style, points, faint=True) for points in seeds]
-        lines.append(Line(method.name, method.style, _mean_curve(seeds)))
-    chart = line_chart(
-        f"Validation {words.metric_name(metric)} over the epochs",
-        lines,
-        x_title="epoch",
-        fmt=words.metric_format(metric),
-        levels=[] if teacher is None else [Level("teacher", "teacher", teacher)],
-        note="Bold: mean over the seeds. Faint: the single seeds.",
-        large=True,
-    )
-    return [] if chart is None else [chart]
-
-
-def _mean_curve(seeds: Sequence[Sequence[Point]]) -> list[Point]:
-    """The mean at the epochs that every seed has reached."""
-    if not seeds:
-        return []
-    tables = [dict(points) for points in seeds]
-    shared = sorted(set(tables[0]).intersection(*tables[1:]))
-    return [(x, math.fsum(table[x] for table in tables) / len(tables)) for x in shared]
-
-
-def _seed_table(methods: Sequence[MethodRow], metric: str) -> dict[str, Any]:
-    """The single runs: a row a seed, a column a method."""
-    fmt = words.metric_format(metric)
-    by_method: dict[str, dict[str, str]] = {}
-    for method in methods:
-        cells: dict[str, str] = {}
-        for name, run in method.runs.items():
-            value = number(run.summary, "last", metric)
-            cells[_seed(name, run)] = "–" if value is None else fmt(value)
-        by_method[method.name] = cells
-    seeds = sorted({seed for cells in by_method.values() for seed in cells}, key=lambda s: (len(s), s))
-    rows = [[seed, *(cells.get(seed, "–") for cells in by_method.values())] for seed in seeds]
-    return {"heads": ["seed", *by_method], "rows": rows}
-
-
-def _seed(name: str, run: RunRecord) -> str:
-    seed = run.summary.get("seed", run.recipe.get("seed"))
-    return str(seed) if seed is not None else name.rpartition("-seed")[2]
+def _seed_table(comparison: Comparison) -> dict[str, Any]:
+    """The single runs: a row a seed, a column a method, and a column for each difference to the baseline."""
+    metric = comparison.metric
+    fmt, gap = words.metric_format(metric), words.difference_format(metric)
+    columns = {method.name: method.values(metric) for method in comparison.methods}
+    base = columns.get(comparison.baseline, {})
+    others = [name for name in columns if name != comparison.baseline and base.keys() & columns[name].keys()]
+    seeds = sorted({seed for values in columns.values() for seed in values}, key=lambda s: (len(s), s))
+    rows: list[list[str]] = []
+    for seed in seeds:
+        cells = [seed, *(cell(values.get(seed), fmt) for values in columns.values())]
+        for name in others:
+            paired = seed in base and seed in columns[name]
+            cells.append(gap(columns[name][seed] - base[seed]) if paired else "–")
+        rows.append(cells)
+    return {"heads": ["seed", *columns, *(f"{name} − {comparison.baseline}" for name in others)], "rows": rows}
 
 
 def _cost(methods: Sequence[MethodRow]) -> list[tuple[str, str]]:

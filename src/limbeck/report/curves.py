@@ -1,10 +1,11 @@
 """The charts of one run, and the series behind them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from limbeck.report import words
 from limbeck.report.chart import Chart, Level, Line, Point
 from limbeck.report.draw import line_chart
+from limbeck.report.probes import figure_id, present
 from limbeck.report.record import Record, RunRecord, mapping, number
 
 NOT_LOSSES = ("loss", "images_per_second")
@@ -34,41 +35,49 @@ def main_curves(record: RunRecord, metric: str) -> list[Chart]:
         [Line("student", "student", points, mark)],
         x_title="epoch",
         fmt=words.metric_format(metric),
+        id=figure_id("curve", metric),
         levels=[] if teacher is None else [Level("teacher", "teacher", teacher)],
         note="The ring marks the best epoch." if mark is not None else "",
         large=True,
     )
+    x_title, task = _part(record, "task")
     losses = line_chart(
         "Task loss",
         [
-            Line("training", "train", _part(record, "task")),
-            Line("validation", "student", validation(record, "loss")),
+            Line("training", "train", task),
+            Line("validation", "student", validation(record, "loss") if x_title == "epoch" else []),
         ],
-        x_title="epoch",
+        x_title=x_title,
         fmt=words.Format(),
+        id="curve-task" if metric == "loss" and main is not None else "curve-loss",
         note="A validation curve that turns up while training goes down is overfitting.",
     )
+    x_title, sums = _part(record, "loss")
     total = line_chart(
         "Training loss, weighted sum",
-        [Line("training", "train", _points(record.epochs, "epoch", "train", "loss"))],
-        x_title="epoch",
+        [Line("training", "train", sums)],
+        x_title=x_title,
         fmt=words.Format(),
+        id="curve-total",
     )
-    return _present([main, losses, total])
+    return present([main, losses, total])
 
 
 def part_curves(record: RunRecord) -> list[Chart]:
-    """One chart for each part of the training loss besides the task."""
-    charts = [
-        line_chart(
-            f"{name.replace('_', ' ')} loss".capitalize(),
-            [Line("training", "train", _part(record, name))],
-            x_title="epoch",
-            fmt=words.Format(),
+    """One chart for each part of the training loss besides the task, since their scales have nothing in common."""
+    charts: list[Chart | None] = []
+    for name in _part_names(record):
+        x_title, points = _part(record, name)
+        charts.append(
+            line_chart(
+                f"{name.replace('_', ' ')} loss".capitalize(),
+                [Line("training", "train", points)],
+                x_title=x_title,
+                fmt=words.Format(),
+                id=figure_id("part", name),
+            )
         )
-        for name in _part_names(record)
-    ]
-    return _present(charts)
+    return present(charts)
 
 
 def reading_curves(record: RunRecord) -> list[Chart]:
@@ -80,25 +89,33 @@ def reading_curves(record: RunRecord) -> list[Chart]:
             [Line("reading", "student", _points(record.steps, "step", "readings", name))],
             x_title="step",
             fmt=words.Format(),
+            id=figure_id("reading", name),
             note=_sentence(words.READINGS.get(name.rsplit("/", 1)[-1], "")),
         )
         for name in names
     ]
-    return _present(charts)
+    return present(charts)
 
 
 def course_curves(record: RunRecord) -> list[Chart]:
-    """Learning rate and speed over the steps."""
+    """Speed and learning rate over the steps."""
     rate = _points(record.steps, "step", "lr")
     speed = _points(record.steps, "step", "images_per_second")
-    return _present(
+    return present(
         [
-            line_chart("Learning rate", [Line("rate", "train", rate)], x_title="step", fmt=words.Format()),
             line_chart(
                 "Training images a second",
                 [Line("images a second", "train", speed)],
                 x_title="step",
                 fmt=words.Format(),
+                id="cost",
+            ),
+            line_chart(
+                "Learning rate",
+                [Line("rate", "train", rate)],
+                x_title="step",
+                fmt=words.Format(),
+                id="learning-rate",
             ),
         ]
     )
@@ -120,13 +137,18 @@ def teacher_figure(record: RunRecord, metric: str) -> float | None:
     return number(record.summary, "teacher", metric)
 
 
-def _part(record: RunRecord, name: str) -> list[Point]:
-    """A part of the training loss over the epochs, not weighted."""
-    return _points(record.epochs, "epoch", "train", name)
+def _part(record: RunRecord, name: str) -> tuple[str, list[Point]]:
+    """A part of the training loss, not weighted: over the epochs, or the steps where a loop has none."""
+    points = _points(record.epochs, "epoch", "train", name)
+    if points:
+        return "epoch", points
+    keys = ("loss",) if name == "loss" else ("parts", name)
+    return "step", _points(record.steps, "step", *keys)
 
 
 def _part_names(record: RunRecord) -> list[str]:
     names = dict.fromkeys(str(name) for row in record.epochs for name in mapping(row, "train"))
+    names |= dict.fromkeys(str(name) for row in record.steps for name in mapping(row, "parts"))
     return [name for name in names if name not in (*NOT_LOSSES, "task")]
 
 
@@ -137,7 +159,3 @@ def _points(rows: Iterable[Record], x: str, *keys: str) -> list[Point]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
-
-
-def _present(charts: Sequence[Chart | None]) -> list[Chart]:
-    return [chart for chart in charts if chart is not None]

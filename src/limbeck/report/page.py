@@ -1,32 +1,83 @@
-"""From a view to one HTML file: no script, no network, everything that comes from a run escaped."""
+"""From a view to one HTML file: no network, everything that comes from a run escaped, one known script or none."""
 
+import base64
+import dataclasses
 import functools
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from limbeck.report.chart import Chart
 
 REPORT_FILE = "report.html"
 
 
-def write_page(template: str, path: Path, view: Mapping[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Section:
+    """A part of a page that has nothing but charts.
+
+    Attributes:
+        id: Its anchor.
+        title: Its heading.
+        charts: Its figures.
+        intro: A sentence above them.
+    """
+
+    id: str
+    title: str
+    charts: Sequence[Chart]
+    intro: str = ""
+
+
+def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bool = False) -> Path:
     """Fill a template and put the page in place at once, so that a reader never sees half of it.
 
     Args:
         template: File name in ``templates/``.
         path: Where the page goes.
         view: What the template shows; a name that it asks for and does not get is an error.
+        slides: Whether the page has sliders. Their script is the only one that a browser runs: the page's policy names
+            its hash, and forbids every other script and all of the network.
 
     Returns:
         ``path``.
     """
-    text = _environment().get_template(template).render(view)
+    environment = _environment()
+    script = _source("slider.js") if slides else ""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    text = environment.get_template(template).render(**view, policy=policy, script=Markup(script))
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8", newline="\n")  # a carriage return would change the script's hash
     os.replace(unfinished, path)
     return path
+
+
+def distinct(sections: Sequence[Section]) -> list[Section]:
+    """The same sections with figures that all have names of their own: terms may differ in what a name cannot show."""
+    seen: set[str] = set()
+
+    def named(chart: Chart) -> Chart:
+        name, number = chart.id, 2
+        while name in seen:
+            name, number = f"{chart.id}-{number}", number + 1
+        seen.add(name)
+        return dataclasses.replace(chart, id=name)
+
+    return [dataclasses.replace(section, charts=[named(chart) for chart in section.charts]) for section in sections]
+
+
+def _source(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]
 
 
 @functools.cache

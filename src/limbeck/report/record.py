@@ -1,11 +1,10 @@
 """What a run or comparison folder holds, read so that a stopped or damaged one still gives a page."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import yaml
 
@@ -13,6 +12,7 @@ from limbeck.errors import UserError
 
 Record = Mapping[str, Any]
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
+LARGEST = 1e150  # of a number that can be drawn: a difference of two must not overflow
 COMPARISON_FILE = "comparison.json"
 
 
@@ -27,6 +27,10 @@ class RunRecord:
         start: The record of the start.
         steps: Records of steps, oldest first.
         epochs: Records of epochs, oldest first.
+        probes: Records of the probe, one a step, by step.
+        inputs: What the checks of the images found: records of the kinds "data" and "inputs".
+        samples: Images on which student and teacher disagree, with the names of the classes.
+        log: All records of the log, in order.
         findings: What the preflight found.
         notes: Lines that the run said.
         summary: The final figures; empty while a run goes on or when it was killed.
@@ -43,6 +47,10 @@ class RunRecord:
     notes: tuple[str, ...]
     summary: Record
     files: Mapping[str, int] = field(default_factory=dict)
+    probes: tuple[Record, ...] = ()
+    inputs: tuple[Record, ...] = ()
+    samples: Record = field(default_factory=dict)
+    log: tuple[Record, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -81,6 +89,10 @@ def read_run(folder: Path) -> RunRecord:
         notes=tuple(str(r["text"]) for r in by_kind["note"] if "text" in r),
         summary=read_json(folder / "summary.json") or end,
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
+        probes=_by_step(by_kind["probe"]),
+        inputs=by_kind["data"] + by_kind["inputs"],
+        samples=read_json(folder / "samples.json"),
+        log=tuple(records),
     )
 
 
@@ -114,9 +126,25 @@ def number(record: Record, *keys: str) -> float | None:
         (0.5, None)
     """
     value = mapping(record, *keys[:-1]).get(keys[-1])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def numbers(record: Record, *keys: str) -> list[float]:
+    """The list of finite numbers below a path of keys; empty where there is none, or where one of them is none.
+
+    Example:
+        >>> numbers({"fit": {"counts": [1, 2]}}, "fit", "counts"), numbers({"counts": [1, None]}, "counts")
+        ([1.0, 2.0], [])
+    """
+    value = mapping(record, *keys[:-1]).get(keys[-1])
+    if not isinstance(value, list):
+        return []
+    items = cast(list[object], value)
+    return [float(item) for item in items if _is_number(item)] if all(map(_is_number, items)) else []
 
 
 def records(record: Record, key: str) -> tuple[Record, ...]:
@@ -129,7 +157,13 @@ def records(record: Record, key: str) -> tuple[Record, ...]:
     )
 
 
-_KINDS = ("start", "preflight", "note", "step", "epoch", "end")
+_KINDS = ("start", "preflight", "note", "step", "epoch", "probe", "data", "inputs", "end")
+
+
+def _by_step(probes: tuple[Record, ...]) -> tuple[Record, ...]:
+    """One probe a step: of a run that went on after a kill the later one counts."""
+    found = {step: probe for probe in probes if (step := number(probe, "step")) is not None}
+    return tuple(found[step] for step in sorted(found))
 
 
 def _findings(preflights: tuple[Record, ...]) -> tuple[Record, ...]:

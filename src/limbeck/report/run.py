@@ -1,45 +1,42 @@
-"""The page of one run: what came out, how it got there, what it cost, and how to make it again."""
+"""The page of one run: what came out, what the rules make of it, how it got there, what it cost, how to do it again."""
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.report import words
-from limbeck.report.curves import (
-    best_epoch,
-    course_curves,
-    main_curves,
-    part_curves,
-    reading_curves,
-    run_metric,
-    teacher_figure,
-    validation,
-)
-from limbeck.report.page import REPORT_FILE, write_page
-from limbeck.report.record import Record, RunRecord, mapping, number, read_run
+from limbeck.report.axes import MOST_POINTS
+from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts
+from limbeck.report.chart import Chart
+from limbeck.report.curves import course_curves, main_curves, part_curves, reading_curves, run_metric
+from limbeck.report.fitting import fit_charts
+from limbeck.report.images import image_lines
+from limbeck.report.page import REPORT_FILE, Section, distinct, write_page
+from limbeck.report.probes import term_names
+from limbeck.report.projector import dynamics_charts, similarity_charts
+from limbeck.report.record import Record, RunRecord, mapping, read_run
+from limbeck.report.result import cost, epoch_table, figures, headline, setting, status, title
+from limbeck.report.samples import Sample, samples
+from limbeck.report.slider import MOST_FRAMES
+from limbeck.report.spectrum import spectrum_charts
+
+if TYPE_CHECKING:
+    from limbeck.diagnostics.verdict import Verdict
 
 FINDING_ORDER = ("error", "warning", "note", "ok")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One headline figure: what it is, its value, and a word on it."""
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run.
 
-    name: str
-    value: str
-    remark: str = ""
-    style: str = ""
-
-
-def write_report(run: Path) -> Path:
-    """Write ``report.html`` into a run folder.
-
-    The page needs no network and no script. A run that is still going on, or that was killed, gives a page of what is
-    there and says so.
+    The page needs no network. A run that is still going on, or that was killed, gives a page of what is there and says
+    so; of a training loop of one's own the folder need hold no more than a ``log.jsonl`` with records of the kinds
+    "step", "epoch" and "probe".
 
     Args:
         run: The run folder.
+        out: Where the page goes; None: ``report.html`` in the run folder.
 
     Returns:
         Where the page is.
@@ -49,18 +46,31 @@ def write_report(run: Path) -> Path:
     """
     record = read_run(run)
     metric = run_metric(record)
+    sections = {section.id: section for section in distinct(run_sections(record, metric))}
+    drawn = {chart.id for section in sections.values() for chart in section.charts}
+    if sections["s-parts"].charts:
+        drawn.add("parts")
+    shown = samples(record)
+    if shown:
+        drawn.add("samples")
+    found = _verdicts(record)
     view: dict[str, Any] = {
-        "title": " · ".join(_title(record)),
+        "title": title(record),
         "method": words.METHODS.get(str(record.recipe.get("method")), ""),
-        "status": _status(record),
-        "headline": _headline(record, metric),
-        "figures": _figures(record, metric),
-        "charts": main_curves(record, metric),
-        "parts": part_curves(record),
-        "readings": reading_curves(record),
-        "course": course_curves(record),
-        "epochs": _epoch_table(record, metric),
-        "cost": _cost(record),
+        "status": status(record),
+        "headline": headline(record, metric),
+        "figures": figures(record, metric),
+        "setting": setting(record),
+        "verdicts": [(verdict, verdict.figure if verdict.figure in drawn else "") for verdict in found],
+        "no_verdict": _no_verdict(record),
+        "sections": sections,
+        "learned": [sections[name] for name in LEARNED if sections[name].charts],
+        "thinned": _thinned(record),
+        "epochs": epoch_table(record, metric),
+        "samples": shown,
+        "cost": cost(record),
+        "teacher_share": _teacher_share(record, run),
+        "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
         "notes": record.notes,
         "recipe": [(name, _shown(value)) for name, value in record.recipe.items()],
@@ -68,125 +78,105 @@ def write_report(run: Path) -> Path:
         "files": [(name, words.size(bytes_)) for name, bytes_ in record.files.items() if name != REPORT_FILE],
         "commands": _commands(record, run),
     }
-    return write_page("run.html.j2", run / REPORT_FILE, view)
+    slides = any(chart.frames for section in sections.values() for chart in section.charts)
+    return write_page("run.html.j2", out or run / REPORT_FILE, view, slides=slides)
 
 
-def _title(record: RunRecord) -> list[str]:
-    recipe = str(record.recipe.get("name") or record.summary.get("recipe") or record.name)
-    method = record.recipe.get("method") or record.summary.get("method")
-    seed = record.recipe.get("seed", record.summary.get("seed"))
-    return [recipe, *([str(method)] if method else []), *([f"seed {seed}"] if seed is not None else [])]
+LEARNED = ("s-spectrum", "s-dynamics", "s-fit", "s-similarity", "s-balance", "s-agreement", "s-equivariance")
+"""The sections that are drawn from the probe's records, in their order on the page."""
 
 
-def _status(record: RunRecord) -> str:
-    if record.finished:
-        return ""
-    planned = number(record.recipe, "epochs")
-    done = max((int(number(epoch, "epoch") or 0) for epoch in record.epochs), default=0)
-    of = f" of {planned:.0f}" if planned is not None else ""
-    return f"This run has not ended: {done}{of} epochs are in its log. The figures are those of the last one."
+def run_sections(record: RunRecord, metric: str) -> list[Section]:
+    """All charts of a run, by the sections of its page; sections may be empty."""
+    probes = record.probes
+    names = term_names(probes)
 
+    def of_terms(*charts: Any) -> list[Chart]:
+        """The charts of every term; of several terms the titles say which."""
+        return [
+            chart
+            for name in names
+            for make in charts
+            for chart in make(probes, name, f" · {name}" if len(names) > 1 else "")
+        ]
 
-def _last(record: RunRecord, metric: str) -> float | None:
-    final = number(record.summary, "last", metric)
-    points = validation(record, metric)
-    return final if final is not None else points[-1][1] if points else None
-
-
-def _headline(record: RunRecord, metric: str) -> str:
-    last, teacher = _last(record, metric), teacher_figure(record, metric)
-    if last is None:
-        return "No epoch has been validated yet."
-    name, fmt = words.metric_name(metric), words.metric_format(metric)
-    sentence = (
-        f"The student has {fmt(last)} {name}" if metric != "loss" else f"The student's validation loss is {fmt(last)}"
-    )
-    sentence += " on the validation images"
-    if teacher is None:
-        return sentence + "."
-    if metric == "loss":
-        return f"{sentence}; the teacher's is {fmt(teacher)}."
-    gap = words.difference_format(metric)(last - teacher)
-    return f"{sentence}; the teacher has {fmt(teacher)} ({gap} points)."
-
-
-def _figures(record: RunRecord, metric: str) -> list[Figure]:
-    fmt = words.metric_format(metric)
-    found: list[Figure] = []
-    last, best, teacher = _last(record, metric), best_epoch(record, metric), teacher_figure(record, metric)
-    if last is not None:
-        found.append(Figure("student, last epoch", fmt(last), f"validation {words.metric_name(metric)}", "student"))
-    if best is not None:
-        found.append(Figure("student, best epoch", fmt(best[1]), f"epoch {best[0]:.0f}" if best[0] is not None else ""))
-    if teacher is not None:
-        found.append(Figure("teacher", fmt(teacher), "on the same images", "teacher"))
-    counts = _counts(record)
-    student, large = number(counts, "student"), number(counts, "teacher")
-    if student:
-        smaller = f"the teacher has {large / student:.1f} times as many" if large else ""
-        found.append(Figure("student's parameters", words.count(student), smaller))
-    return found
-
-
-def _counts(record: RunRecord) -> Record:
-    return mapping(record.summary, "parameters") or mapping(record.start, "counts")
-
-
-def _epoch_table(record: RunRecord, metric: str) -> dict[str, Any]:
-    """The figures behind the curves, for those who would rather read than look."""
-    val = dict.fromkeys([metric, *(str(name) for row in record.epochs for name in mapping(row, "val"))])
-    train = dict.fromkeys(["loss", *(str(n) for row in record.epochs for n in mapping(row, "train"))])
-    heads = [
-        "epoch",
-        *(f"val {words.METRICS.get(n, n)}" for n in val),
-        *(f"train {n.replace('_', ' ')}" for n in train),
+    return [
+        Section("s-curves", "Curves", main_curves(record, metric)),
+        Section("s-parts", "Parts of the loss", part_curves(record), "As they are, before their weights."),
+        Section("s-spectrum", "Spectrum of the projector", of_terms(spectrum_charts), _projectors(probes, names)),
+        Section("s-dynamics", "How the projector moves", of_terms(dynamics_charts)),
+        Section("s-fit", "Fit of the channels", of_terms(fit_charts)),
+        Section("s-similarity", "Decorrelation and similarity", of_terms(similarity_charts)),
+        Section("s-balance", "Balance of the loss", balance_charts(probes)),
+        Section("s-agreement", "Agreement and calibration", agreement_charts(probes)),
+        Section("s-equivariance", "Equivariance", equivariance_charts(probes)),
+        Section(
+            "s-readings",
+            "Readings",
+            reading_curves(record),
+            "Measured on training batches, in a form that does not depend on batch size and width.",
+        ),
+        Section("s-cost", "Cost", course_curves(record)),
     ]
-    rows: list[list[str]] = []
-    for row in record.epochs:
-        cells = [_cell(number(row, "epoch"), words.Format())]
-        cells += [_cell(number(row, "val", name), words.metric_format(name)) for name in val]
-        cells += [_cell(number(row, "train", name), words.Format()) for name in train]
-        rows.append(cells)
-    return {"heads": heads, "rows": rows}
 
 
-def _cell(value: float | None, fmt: words.Format) -> str:
-    return "–" if value is None else fmt(value)
+def run_charts(run: Path) -> list[Chart]:
+    """All charts of a run's page, by name.
+
+    Raises:
+        UserError: If the folder is missing or holds no run.
+    """
+    record = read_run(run)
+    return [chart for section in distinct(run_sections(record, run_metric(record))) for chart in section.charts]
 
 
-def _cost(record: RunRecord) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    seconds = number(record.summary, "seconds")
-    if seconds is None and record.epochs:
-        seconds = number(record.epochs[-1], "seconds")
-    speed = number(record.summary, "images_per_second")
-    if seconds is not None:
-        found.append(("training time", words.duration(seconds)))
-    if (memory := number(record.summary, "peak_memory_mib")) is not None:
-        found.append(("most memory", f"{memory:,.0f} MiB"))
-    if speed is not None:
-        found.append(("training images a second", f"{speed:,.0f}"))
-    counts = _counts(record)
-    labels = {"student": "student's parameters", "teacher": "teacher's parameters", "terms": "parameters of the terms"}
-    found += [(label, f"{n:,.0f}") for key, label in labels.items() if (n := number(counts, key)) is not None]
-    data = mapping(record.summary, "data")
-    if data:
-        train, val = number(data, "train"), number(data, "val")
-        found.append(
-            ("data", f"{data.get('name')}: {_cell(train, _WHOLE)} training, {_cell(val, _WHOLE)} validation images")
-        )
-    device = record.summary.get("device") or record.start.get("device")
-    if device:
-        found.append(("device", str(device)))
-    versions = mapping(record.summary, "versions") or mapping(record.start, "versions")
-    if versions:
-        found.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    if record.summary.get("commit"):
-        found.append(("commit of limbeck", str(record.summary["commit"])))
-    return found
+def run_samples(run: Path) -> list[Sample]:
+    """The images of a run's page on which student and teacher disagree."""
+    return samples(read_run(run))
 
 
-_WHOLE = words.Format(digits=0)
+def _projectors(probes: Sequence[Record], names: Sequence[str]) -> str:
+    """The projector of each term, in a sentence."""
+    found: list[str] = []
+    for name in names:
+        last: Record = next((part for probe in reversed(probes) if (part := mapping(probe, "terms", name))), {})
+        widths = last.get("widths")
+        if isinstance(widths, list) and len(widths) == 2:  # pyright: ignore[reportUnknownArgumentType]
+            kind = f"{last['projector']}, " if isinstance(last.get("projector"), str) else ""
+            found.append(f"{name}: {kind}{widths[0]} channels to {widths[1]}")
+    return "; ".join(found) + "." if found else ""
+
+
+def _verdicts(record: RunRecord) -> "list[Verdict]":
+    from limbeck.diagnostics.verdict import (
+        verdicts,  # the package imports torch, which a page of no probe can do without
+    )
+
+    return verdicts(record.log) if record.log else []
+
+
+def _no_verdict(record: RunRecord) -> str:
+    if record.probes:
+        return f"Nothing to object to: no rule found a fault in the {len(record.probes)} probes of this run."
+    return "This run recorded no probes, so the rules had little to look at; they found no fault in the rest."
+
+
+def _thinned(record: RunRecord) -> str:
+    """Says what was left out of the drawings."""
+    parts: list[str] = []
+    if len(record.probes) > MOST_FRAMES:
+        parts.append(f"sliders have {MOST_FRAMES} of the {len(record.probes)} probes")
+    if max(len(record.steps), len(record.epochs), len(record.probes)) > MOST_POINTS:
+        parts.append(f"lines have at most {MOST_POINTS} points, each the mean of its neighbors")
+    text = " and ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}; log.jsonl has everything." if text else ""
+
+
+def _teacher_share(record: RunRecord, run: Path) -> str:
+    """How to find out what of the time the teacher took: a run does not measure it, since that would cost time."""
+    if record.recipe.get("teacher") is None:
+        return ""
+    return f"limbeck benchmark --recipe {shlex.quote(shown_path(run) + '/recipe.yaml')}"
 
 
 def _commands(record: RunRecord, run: Path) -> list[tuple[str, str]]:
