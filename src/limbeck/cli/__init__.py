@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model alone: a teacher, or a baseline",
     "compare": "methods x seeds on one recipe: a table with intervals",
     "cache": "compute a teacher's outputs once, for runs to come",
+    "watch": "show where a run stands that is going on elsewhere",
     "evaluate": "score a run's student",
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",
