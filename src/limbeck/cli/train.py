@@ -18,7 +18,7 @@ Its run folder can be given to `limbeck distill` as --teacher-weights.
 def fields() -> dict[str, str]:
     """The recipe's settings that matter to a model alone; the model is the recipe's student."""
     shown = {"name": "name", "student": "model", "student_weights": "weights", "pretrained": "pretrained"}
-    for group in ("data", "optimization", "machine"):
+    for group in ("data", "optimization", "diagnostics", "machine"):
         shown |= {name: name for name in GROUPS[group]}
     shown["label_smoothing"] = "label_smoothing"
     del shown["labels"]  # without them there is nothing to learn from

@@ -29,6 +29,7 @@ FeatureLoss = Literal[
     "feature_kl",
     "gaussian_wasserstein",
 ]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Projector = Literal["identity", "linear", "mlp", "orthogonal", "ensemble", "low_rank", "ridge"]
 LogitLoss = Literal["kl", "standardized_kl", "dkd", "nkd", "dist", "mlkd"]
 Norm = Literal["batch", "layer", "group", "l2", "zca", "cholesky", "none"]
@@ -253,6 +254,11 @@ class Recipe(BaseModel):
         default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
     )
 
+    loggers: tuple[LoggerName, ...] = Field(
+        default=(),
+        description="Loggers that get the numbers, too: tensorboard, wandb, mlflow, trackio; by default none.",
+    )
+
     seed: Seed = Field(default=0, description="Seed of initial weights, order and augmentation.")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         default="auto",
@@ -348,7 +354,7 @@ class Recipe(BaseModel):
 
 def _groups() -> dict[str, tuple[str, ...]]:
     first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization"}
-    first |= {"cache_views": "cache", "seed": "machine"}
+    first |= {"cache_views": "cache", "loggers": "diagnostics", "seed": "machine"}
     groups: dict[str, tuple[str, ...]] = {}
     group = ""
     for name in Recipe.model_fields:
@@ -368,7 +374,9 @@ TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_siz
 
 
 def _plain(value: object) -> str:
-    return " ".join(f"{item:g}" for item in value) or "()" if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return " ".join(item if isinstance(item, str) else f"{item:g}" for item in value) or "()"
 
 
 def _check_models(recipe: Recipe) -> str | None:
@@ -427,6 +435,8 @@ def _check_data(recipe: Recipe) -> str | None:
         return f"train_limit: give either train_limit ({recipe.train_limit}) or subset ({recipe.subset}), not both"
     if recipe.precision == "fp16" and recipe.device == "cpu":
         return "precision: fp16 is for a GPU, got device cpu; expected auto, bf16 or float32"
+    if len(set(recipe.loggers)) < len(recipe.loggers):
+        return f"loggers: expected each once, got {_plain(recipe.loggers)}"
     return None
 
 

@@ -33,6 +33,7 @@ from limbeck.recipes.build import (
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
+from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.settings import settle
@@ -64,6 +65,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     Raises:
         UserError: If anything of the input is wrong; also if the folder holds another run.
     """
+    require_loggers(recipe.loggers)
     # Before anything else: it sets up the process group, when a launcher started several processes.
     # Without a GPU it has to be told "cpu", or it does not see them.
     PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
@@ -79,6 +81,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device)
             loader = _train_loader(recipe, parts, folder, log, device)
+            attach_loggers(recipe, folder, log)
         except UserError:
             if began_here:
                 _give_up(folder)
@@ -86,7 +89,14 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
-        log.write("start", recipe=recipe.name, counts=_counts(parts), versions=_versions(), device=device_name(device))
+        log.write(
+            "start",
+            recipe=recipe.name,
+            images=data.train_count,
+            counts=_counts(parts),
+            versions=_versions(),
+            device=device_name(device),
+        )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
             save_student_card(folder, recipe, parts.student, data)
@@ -223,7 +233,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.difference(recipe)
+        changes = kept.changed({"loggers": recipe.loggers}).difference(recipe)  # others may listen to the rest
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:
