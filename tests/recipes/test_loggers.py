@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -85,23 +86,28 @@ def blocks(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def of_wandb(folder: Path) -> tuple[Points, Points]:
-    from wandb.proto import wandb_internal_pb2
+def wandb_records(path: Path) -> list[Any]:
+    """The records of a run that has ended: a service writes them, a moment after the run was told to finish."""
+    from wandb.proto.wandb_internal_pb2 import Record
 
+    found: list[Any] = []
+    last = time.monotonic() + 30
+    while not any(record.HasField("exit") for record in found) and time.monotonic() < last:
+        found = [Record.FromString(block) for block in blocks(path)]
+    return found
+
+
+def of_wandb(folder: Path) -> tuple[Points, Points]:
     single, many = defaultdict(list), defaultdict(list)
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for block in blocks(path):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(block)
-            if not record.HasField("history"):
-                continue
-            items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-            step = int(items["_step"])
-            for tag, value in items.items():
-                if isinstance(value, Mapping):
-                    many[tag, step] += [sum(value["values"])]
-                elif not tag.startswith("_"):
-                    single[tag, step].append(float(value))
+        for record in wandb_records(path):
+            step = record.history.step.num
+            for item in record.history.item:
+                tag, *field = item.nested_key or [item.key]
+                if field == ["values"]:  # of a distribution: how many are in each bin
+                    many[tag, step] += [sum(json.loads(item.value_json))]
+                elif not field and not tag.startswith("_"):
+                    single[tag, step].append(float(json.loads(item.value_json)))
     return dict(single), dict(many)
 
 

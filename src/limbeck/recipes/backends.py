@@ -10,6 +10,7 @@ import io
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,10 @@ class Backend(NamedTuple):
 def _tensorboard(beginning: Beginning) -> Backend:
     from torch.utils.tensorboard import SummaryWriter
 
-    begins = beginning.known_as is None or beginning.step == 0
     # Readers drop the points at this step and behind it that earlier files hold.
     purge = None if beginning.known_as is None else beginning.step + 1 if beginning.step > 0 else 0
     writer = SummaryWriter(str(beginning.folder / "tensorboard"), purge_step=purge)
-    if begins:
+    if beginning.known_as is None:  # readers would show a second one beside it
         writer.add_text("recipe", "".join(f"    {line}\n" for line in beginning.recipe.to_yaml().splitlines()))
 
     def send(step: int, scalars: Mapping[str, float], histograms: Mapping[str, Tensor]) -> None:
@@ -150,8 +150,8 @@ def _trackio(beginning: Beginning) -> Backend:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints several lines, in color
         trackio: Any = importlib.import_module("trackio")
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        # A run is known by its name there, which that of the folder alone is too short for.
-        name = beginning.known_as or f"{beginning.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # A run is known by its name there, and other folders may have this one's.
+        name = beginning.known_as or f"{beginning.folder.name}-{uuid.uuid4().hex[:6]}"
         run = trackio.init(
             project,
             name=name,
@@ -168,7 +168,7 @@ def _trackio(beginning: Beginning) -> Backend:
 
     def finish(_: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            run.finish()
+            trackio.finish()  # of its current run, so that it does not end it once more at the exit
 
     return Backend(name, send, finish, f"look with trackio show --project {project}")
 
