@@ -140,9 +140,9 @@ class RunLog:
         """Write the epoch's record and, on a terminal, one line."""
         self.write("epoch", epoch=epoch, **values)
         if self._shows and collectives.rank() == 0:
-            words = [f"epoch {epoch}/{epochs}", f"train loss {values['train']['loss']:.4g}"]
+            words = [f"epoch {epoch}/{epochs}", f"loss {values['train']['loss']:.4g}"]
             figures = dict(values.get("val") or {})
-            words += [f"{'val loss' if name == 'loss' else name} {short(name, figures[name])}" for name in figures]
+            words += [f"{'val' if name == 'loss' else name} {short(name, figures[name])}" for name in figures]
             if epoch < epochs:
                 words.append(f"{duration((time.perf_counter() - self._started) * (epochs - epoch))} left")
             self._console.print("  ".join(words), highlight=False)
