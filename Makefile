@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 # The package's own page shows its public names; these are the modules that are not among them.
-DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog data.dataset data.loader cache \
+DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog sinks data.dataset data.loader cache \
   recipes export report intervals errors)
 
 .PHONY: demo test check format bench docs clean

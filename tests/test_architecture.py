@@ -29,6 +29,8 @@ ORDER = (
     "distiller",
     "accumulation",
     "checkpoint",
+    "sinks",
+    "live",
     "runlog",
     "optim",
     "prefetch",
@@ -50,7 +52,7 @@ CORE = ORDER[: ORDER.index("train") + 1]
 
 # What the core may import besides the standard library, so that it drops into anyone's loop.
 EVERYWHERE = {"torch", "jaxtyping", "limbeck"}
-FURTHER = {"checkpoint": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}}
+FURTHER = {"checkpoint": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}, "live": {"rich"}}
 
 # Command-line help must not wait for torch.
 LIGHT = ("limbeck", "limbeck.errors", "limbeck.cli", "limbeck.recipes.recipe", "limbeck.data.spec", "limbeck.report")

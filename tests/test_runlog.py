@@ -1,18 +1,34 @@
+import io
+import math
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from torch import Tensor
 
-from limbeck.runlog import RunLog, Sink
+import planted
+from limbeck.live import BLOCKS, MOST_VALUES, Curve, Screen, Standing, sparkline, table
+from limbeck.runlog import RunLog
+from limbeck.sinks import Sink
 from tiny import records
 
 
 class Recorder:
     def __init__(self) -> None:
         self.scalars: dict[tuple[str, int], float] = {}
+        self.histograms: dict[tuple[str, int], list[float]] = {}
+        self.flushed = 0
         self.closed = 0
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         self.scalars[tag, global_step] = scalar_value
+
+    def add_histogram(self, tag: str, values: Tensor, global_step: int) -> None:
+        self.histograms[tag, global_step] = values.tolist()
+
+    def flush(self) -> None:
+        self.flushed += 1
 
     def close(self) -> None:
         self.closed += 1
@@ -86,6 +102,8 @@ def test_sinks_receive_the_scalars_of_steps_and_epochs() -> None:
         log.pause()
         assert sink.closed == 0
     assert sink.closed == 1
+    assert sink.flushed == 2  # one a record, so that what the log has they have
+    assert sink.histograms == {}
     assert sink.scalars == {
         ("step/epoch", 20): 1.0,
         ("step/loss", 20): 1.5,
@@ -124,3 +142,206 @@ def test_with_progress_an_epoch_is_one_line(capfd: pytest.CaptureFixture[str]) -
     assert captured.out == ""
     assert "epoch 2/3" in captured.err
     assert "top1 25.00%" in captured.err
+
+
+def test_sinks_receive_a_probe_as_scalars_and_distributions() -> None:
+    sink = Recorder()
+    with RunLog() as log:
+        log.attach(sink)
+        record = planted.probe(40)
+        log.write(**record)
+    assert sink.closed == 1
+    assert sink.scalars["probe/feature/spectrum/stable_rank", 40] == pytest.approx((16 + 4 + 1) / 16)
+    assert sink.scalars["probe/feature/spectrum_normalized/norm", 40] == 4.5
+    assert sink.scalars["probe/feature/fit/correlation/mean", 40] == 0.62
+    assert sink.scalars["probe/student/agreement", 40] == 0.8125
+    assert sink.scalars["probe/balance/cosines/task|feature", 40] == -0.25
+    assert sink.scalars["probe/seconds", 40] == 0.08
+    assert not [tag for tag, _ in sink.scalars if "quantiles" in tag or "terms" in tag or "widths" in tag]
+    assert sink.histograms == {
+        ("probe/feature/spectrum", 40): [4.0, 2.0, 1.0],
+        ("probe/feature/spectrum_normalized", 40): [1.5, 1.0, 0.5],
+        ("probe/feature/correlation", 40): [0.25, 0.75, 0.75],  # one in the first bin, two in the second
+    }
+
+
+def test_a_probe_of_a_term_without_a_projector_has_no_distributions() -> None:
+    sink = Recorder()
+    log = RunLog(sinks=[sink])
+    log.write("probe", step=3, terms={"logit": {"cka": 0.5}}, teacher=None)
+    assert (sink.scalars, sink.histograms) == ({("probe/logit/cka", 3): 0.5}, {})
+
+
+def test_rewind_drops_probes_and_a_stop(tmp_path: Path) -> None:
+    log = RunLog(planted.write(tmp_path, planted.probe(0), planted.step(20), planted.probe(20), planted.probe(25)))
+    log.write("stop", reason="Ctrl-C")
+    log.rewind(20)
+    assert [(record["kind"], record["step"]) for record in records(tmp_path)] == [
+        ("probe", 0),
+        ("step", 20),
+        ("probe", 20),
+    ]
+    log.rewind(0)  # what begins again looks again at what it begins with
+    assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyboardInterrupt(), "Ctrl-C"),
+        (ValueError("the loss is not finite\nat step 3"), "the loss is not finite"),
+        (ZeroDivisionError(), "ZeroDivisionError()"),
+    ],
+)
+def test_an_error_ends_the_log_and_the_sinks(tmp_path: Path, error: BaseException, reason: str) -> None:
+    sink = Recorder()
+
+    def train() -> None:
+        with RunLog(tmp_path, sinks=[sink]) as log:
+            step(log, 1)
+            raise error
+
+    with pytest.raises(type(error)):
+        train()
+    assert records(tmp_path)[-1] == {"kind": "stop", "reason": reason}
+    assert sink.closed == 1
+
+
+def test_a_run_that_did_not_begin_leaves_no_log(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong"), RunLog(tmp_path / "run"):
+        raise ValueError("wrong")
+    assert not (tmp_path / "run").exists()
+
+
+def standing(*more: planted.Record) -> Standing:
+    found = Standing()
+    for record in (
+        planted.start(),
+        *(planted.step(20 * n, epoch=1 + (n - 1) // 2, loss=4.0 / n) for n in range(1, 5)),
+        planted.epoch(1, 40, top1=0.5),
+        planted.epoch(2, 80, top1=0.4, seconds=6.0),
+        planted.probe(60),
+        *more,
+    ):
+        found.take(record)
+    return found
+
+
+def drawn(found: Standing, width: int, *, curves: bool = False) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    shown = table(found, width=width, curves=curves)
+    assert shown is not None
+    console.print(shown)
+    return console.export_text().splitlines()
+
+
+def test_the_table_shows_parts_rates_validation_and_the_last_probe() -> None:
+    rows = [" ".join(row.split()) for row in drawn(standing(), 80)]
+    assert rows == [
+        "training, step 80 validation, epoch 2",
+        "loss 1 top1 40.00%",
+        "task 1 loss 1",
+        "feature -3.25 best (epoch 1) 50.00%",
+        "feature/correlation 0.5 probe, step 60",
+        "learning rate 0.05 stable rank 1.312",
+        "images/s 1,234 correlation 0.62",
+        "agreement 81.25%",
+    ]
+
+
+@pytest.mark.parametrize("curves", [False, True])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_line_of_the_table_is_longer_than_the_terminal(width: int, curves: bool) -> None:
+    huge = planted.step(123_456_789, epoch=9999, loss=-1.2345e-17)
+    huge["parts"] = {"a part with a name that is far too long for the table [bold]": 1e-300}
+    probe = planted.probe(123_456_789, terms=("first", "second"))
+    rows = drawn(standing(huge, planted.epoch(9999, 123_456_789), probe), width, curves=curves)
+    assert max(map(len, rows)) <= min(width, 80)
+    text = " ".join(" ".join(rows).split())
+    assert "first stable rank 1.312" in text
+    assert "second correlation 0.62" in text
+    assert "best (epoch 1) 50.00%" in text
+    assert "-1.235e-17" in text
+    assert "123456789" in text
+
+
+def test_curves_stand_beside_their_figures() -> None:
+    rows = drawn(standing(), 80, curves=True)
+    assert "loss                         1 █▃▂▁" in rows[1]  # 4, 2, 4/3, 1
+    assert "top1                    40.00% █▁" in rows[1]
+
+
+def test_sparkline_means_what_does_not_fit_and_leaves_out_what_is_not_finite() -> None:
+    assert sparkline([]) == sparkline([math.nan]) == ""
+    assert sparkline([math.inf, 1.0, 2.0, math.nan]) == BLOCKS[0] + BLOCKS[-1]
+    assert sparkline([3.0] * 20, width=4) == BLOCKS[0] * 4
+    values = [math.sin(n / 9) for n in range(40)]
+    means = [sum(values[5 * n : 5 * n + 5]) / 5 for n in range(8)]
+    low, high = min(means), max(means)
+    assert sparkline(values, width=8) == "".join(BLOCKS[round(7 * (mean - low) / (high - low))] for mean in means)
+
+
+def test_a_curve_is_thinned_evenly() -> None:
+    curve = Curve()
+    for value in range(1, 4 * MOST_VALUES + 1):
+        curve.add(float(value))
+    assert len(curve.values) < MOST_VALUES
+    assert {b - a for a, b in zip(curve.values, curve.values[1:], strict=False)} == {8.0}
+    assert curve.values[-1] > 4 * MOST_VALUES - 8
+
+
+def test_the_time_left_is_that_of_the_epochs_so_far() -> None:
+    found = Standing()
+    assert found.seconds_left(10) is None
+    found.take(planted.start(images=1000))
+    found.take(planted.step(20))
+    assert found.seconds_left(10) == pytest.approx(10 * 1000 / 1234.5)  # from the speed, before an epoch has ended
+    found.take(planted.epoch(2, 80, seconds=6.0))
+    assert found.seconds_left(10) == pytest.approx(8 * 3.0)
+    found.take(planted.step(100, epoch=3))  # half of an epoch of 40 steps
+    assert found.seconds_left(10) == pytest.approx(7.5 * 3.0)
+    assert found.seconds_left(2) == 0.0
+
+
+def test_records_of_an_own_loop_may_have_less() -> None:
+    found = Standing()
+    for kind in ("start", "step", "epoch", "probe", "preflight", "something else"):
+        found.take({"kind": kind})
+    assert table(found) is None
+    found.take({"kind": "step", "step": 3, "loss": 0.5})
+    assert [" ".join(row.split()) for row in drawn(found, 80)] == ["training, step 3", "loss 0.5"]
+
+
+def test_the_best_epoch_is_that_of_the_lowest_loss_where_there_is_no_accuracy() -> None:
+    found = Standing()
+    for number, loss in enumerate((3.0, 1.0, 2.0), start=1):
+        found.take({**planted.epoch(number, number), "val": {"loss": loss}})
+    assert (found.last, found.best) == ("2", "1")
+    assert found.validation["best (epoch 2)"] == "1"
+
+
+@pytest.mark.parametrize(("height", "is_shown"), [(24, True), (11, True), (10, False)])
+def test_a_screen_shows_the_table_where_the_bar_fits_too(height: int, is_shown: bool) -> None:
+    console = Console(width=80, height=height, force_terminal=True, record=True, file=io.StringIO())
+    screen = Screen(console)
+    screen.begin("epoch 3/4", 20)
+    screen.advance(12.0, 0.5)
+    screen.show(standing())  # eight lines
+    time.sleep(0.3)  # drawn by a thread of its own
+    screen.stop()
+    text = console.export_text()
+    assert "epoch 3/4" in text
+    assert "12 images/s" in text
+    assert ("stable rank" in text) == is_shown
+
+
+def test_a_resumed_run_shows_what_came_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    planted.write(tmp_path, planted.step(20), planted.epoch(1, 20), planted.probe(20))
+    with RunLog(tmp_path, progress=True) as log:
+        log.rewind(20)
+        log.epoch_begins(2, 3, 5)
+        step(log, 40)
+        epoch(log, 2, 40)
+    assert "epoch 2/3" in capfd.readouterr().err
+    assert log._standing.probed == 20
+    assert log._standing.validation["best (epoch 1)"] == "25.00%"

@@ -1,45 +1,33 @@
-"""The record of a run: JSON lines always, progress bars on a terminal, other loggers behind one small interface."""
+"""The record of a run: JSON lines always, a table and a bar on a terminal, other loggers behind one small interface."""
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from limbeck import collectives
-
-_OF_STEPS = ("step", "probe", "epoch")  # kinds of records that a resumed run writes again
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Where scalars go besides the log file, for instance TensorBoard's ``SummaryWriter``."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write one scalar."""
-        ...
-
-    def close(self) -> None:
-        """Finish writing."""
-        ...
+from limbeck.live import Screen, Standing, duration, short
+from limbeck.sinks import PASSED_ON, Sink, pass_on
 
 
 class RunLog:
-    """Writes ``log.jsonl``, shows progress, and passes scalars on.
+    """Writes ``log.jsonl``, shows progress, and passes numbers on.
 
-    Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"probe"``, ``"epoch"``,
-    ``"end"``. A run that goes on after a kill drops the records behind its checkpoint first, so that no step is in the
-    log twice. Of many processes that train together the first one writes and speaks.
+    Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"epoch"``, ``"probe"``,
+    ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that goes on after a kill drops the records
+    behind its checkpoint first, so that no step is in the log twice. Of many processes that train together the first
+    one writes and speaks.
 
     Args:
         folder: The run folder; None to keep nothing on disk.
-        sinks: Further receivers of scalars.
-        progress: Show bars; by default when stderr is a terminal. Notes are printed in either case.
+        sinks: Further receivers of the numbers of steps, epochs and probes.
+        progress: Show table and bar; by default when stderr is a terminal. Notes are printed in either case.
         said: Notes that need not be printed again, shared by the logs of several runs; each new one is added.
 
     Example:
@@ -57,11 +45,11 @@ class RunLog:
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
         self._is_mended = False
-        self._sinks = tuple(sinks)
+        self._sinks = list(sinks)
         self._console = Console(stderr=True)
         self._shows = sys.stderr.isatty() if progress is None else progress
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._standing = Standing()
+        self._screen = Screen(self._console)
         self._said = said
         self._images = 0
         self._started = 0.0
@@ -72,22 +60,30 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self.path is not None and self.path.is_file():  # where there is none, nothing began
+            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error).partition("\n")[0] or repr(error)
+            with contextlib.suppress(OSError):  # of a full disk, of which the error may well tell already
+                self.write("stop", reason=reason)
         self.close()
 
+    def attach(self, sink: Sink) -> None:
+        """Pass the numbers of the records to come on to one more receiver, which is closed with the log."""
+        self._sinks.append(sink)
+
     def write(self, kind: str, **values: Any) -> None:
-        """Append one record; scalars of steps and epochs also go to the sinks."""
+        """Append one record; the numbers of steps, epochs and probes also go to the sinks and to the terminal."""
         if collectives.rank() > 0:
             return
+        record: dict[str, Any] = {"kind": kind, **values}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._mend()
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, **values}, allow_nan=True) + "\n")
-        if kind in ("step", "epoch"):
-            step = int(values["step"])
-            for tag, value in _scalars(kind, values).items():
-                for sink in self._sinks:
-                    sink.add_scalar(tag, value, step)
+                file.write(json.dumps(record, allow_nan=True) + "\n")
+        if self._shows and kind in PASSED_ON:
+            self._standing.take(record)
+            self._screen.show(self._standing)
+        pass_on(record, self._sinks)
 
     def note(self, text: str) -> None:
         """Say one line to the user and keep it in the log."""
@@ -101,7 +97,7 @@ class RunLog:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:
-        """Drop the records of steps behind ``step``, and of an end; from 0 on, where all begins again, also of that."""
+        """Drop the records of steps behind ``step``, and of an end; from step 0 on the probe that precedes it, too."""
         if self.path is None or not self.path.is_file() or collectives.rank() > 0:
             return
         self._mend()
@@ -109,9 +105,11 @@ class RunLog:
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
             record = json.loads(line)
             kind = record.get("kind")
-            is_behind = kind in _OF_STEPS and record["step"] > (step or -1)
-            if kind != "end" and not is_behind:
+            # Not at step 0, where a probe looks at what training begins with: it will do so again.
+            is_later = kind in PASSED_ON and (record["step"] > step or step == 0)
+            if kind not in ("end", "stop") and not is_later:
                 kept.append(line)
+                self._standing.take(record)
         temporary = self.path.with_name(f".{self.path.name}.tmp")  # a kill right here must not cost the log
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -130,77 +128,31 @@ class RunLog:
         """Show the bar of one epoch."""
         self._images = 0
         self._started = time.perf_counter()
-        if not self._shows or collectives.rank() > 0:
-            return
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[loss]}"),
-                console=self._console,
-                transient=True,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task("", total=steps, rate="", loss="")
-        assert self._task is not None
-        self._progress.reset(self._task, total=steps, description=f"epoch {epoch}/{epochs}", rate="", loss="")
+        if self._shows and collectives.rank() == 0:
+            self._screen.begin(f"epoch {epoch}/{epochs}", steps)
 
     def advance(self, images: int, loss: float | None) -> None:
         """One batch is done; ``loss`` where it is known without waiting for the device."""
         self._images += images
-        if self._progress is None or self._task is None:
-            return
-        rate = self._images / max(time.perf_counter() - self._started, 1e-9)
-        fields: dict[str, Any] = {"rate": f"{rate:,.0f} images/s"}
-        if loss is not None:
-            fields["loss"] = f"loss {loss:.4g}"
-        self._progress.update(self._task, advance=1, **fields)
+        self._screen.advance(self._images / max(time.perf_counter() - self._started, 1e-9), loss)
 
     def epoch_ends(self, epoch: int, epochs: int, values: Mapping[str, Any]) -> None:
         """Write the epoch's record and, on a terminal, one line."""
         self.write("epoch", epoch=epoch, **values)
         if self._shows and collectives.rank() == 0:
-            words = [f"epoch {epoch}/{epochs}", f"train loss {values['train']['loss']:.4g}"]
+            words = [f"epoch {epoch}/{epochs}", f"loss {values['train']['loss']:.4g}"]
             figures = dict(values.get("val") or {})
-            words += [f"{'val loss' if name == 'loss' else name} {_short(name, figures[name])}" for name in figures]
+            words += [f"{'val' if name == 'loss' else name} {short(name, figures[name])}" for name in figures]
             if epoch < epochs:
-                words.append(f"{_duration((time.perf_counter() - self._started) * (epochs - epoch))} left")
+                words.append(f"{duration((time.perf_counter() - self._started) * (epochs - epoch))} left")
             self._console.print("  ".join(words), highlight=False)
 
     def pause(self) -> None:
-        """Take the bar off the screen."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        """Take table and bar off the screen."""
+        self._screen.stop()
 
     def close(self) -> None:
-        """Take the bar off the screen and finish the sinks; called by who made the log."""
+        """Take table and bar off the screen and finish the sinks; called by who made the log."""
         self.pause()
         for sink in self._sinks:
             sink.close()
-
-
-def _duration(seconds: float) -> str:
-    """A time to wait, for people: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _short(name: str, value: float) -> str:
-    return f"{100 * value:.2f}%" if name.startswith("top") else f"{value:.4g}"
-
-
-def _scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten one record to ``"step/parts/feature"``-like tags, numbers only."""
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            items: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-            flat |= {f"{kind}/{key}/{name}": float(item) for name, item in items.items()}
-        elif isinstance(value, (int, float)) and key != "step":
-            flat[f"{kind}/{key}"] = float(value)
-    return flat

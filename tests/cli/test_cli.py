@@ -34,7 +34,7 @@ FLAGS = {
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
-        --probe --probe-images
+        --probe --probe-images --loggers
         --seed --precision --memory-format --compile --device
     """,
     "train": """
@@ -43,9 +43,10 @@ FLAGS = {
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
-        --probe --probe-images
+        --probe --probe-images --loggers
         --seed --precision --memory-format --compile --device
     """,
+    "watch": "--once",
     "evaluate": "--data",
     "export": "--format --out",
     "recipes": "",
@@ -102,7 +103,7 @@ def test_compare_doctor_and_cache_take_the_flags_of_distill(
 def test_help_is_grouped_and_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--recipe", "digits", "--help"]) == 0
     text = capsys.readouterr().out
-    for group in ("run", "models", "data", "method", "optimization", "cache", "machine"):
+    for group in ("run", "models", "data", "method", "optimization", "cache", "diagnostics", "machine"):
         assert f" {group} options " in text
     assert "(default: small/cnn-2)" in " ".join(text.split())
 
@@ -140,7 +141,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
 
 FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
-    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, report, evaluate'),
+    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, report, watch'),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),

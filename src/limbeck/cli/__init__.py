@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "methods x seeds on one recipe: a table with intervals",
     "cache": "compute a teacher's outputs once, for runs to come",
     "report": "make a run's page again, or compare runs on one page",
+    "watch": "show where a run stands that is going on elsewhere",
     "evaluate": "score a run's student",
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",

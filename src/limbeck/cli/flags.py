@@ -47,6 +47,7 @@ METAVARS = {
     "cache_seed": "INT",
     "cache_top_k": "INT",
     "cache_folder": "FOLDER",
+    "loggers": "NAME ...",
 }
 """What stands for a value in the help, where tyro's own word would say less."""
 

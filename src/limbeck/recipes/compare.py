@@ -103,10 +103,9 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
     if (folder / RESULT_FILE).is_file():
         if not resume:
             raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
-        # Methods and seeds are not the recipe's here, they are what is compared, and may be added.
-        changes = [
-            line for line in recorded_recipe(folder).difference(recipe) if line.split(":")[0] not in ("method", "seed")
-        ]
+        # Methods and seeds are not the recipe's here, but what is compared, and may be added.
+        free = ("method", "seed", "loggers")
+        changes = [line for line in recorded_recipe(folder).difference(recipe) if line.split(":")[0] not in free]
         if changes:
             raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

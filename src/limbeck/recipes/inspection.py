@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, load_student, require_run
+from limbeck.recipes.loggers import require_loggers
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import device_of
@@ -33,6 +34,7 @@ def check(recipe: Recipe, folder: Path) -> list[Finding]:
         recipe: What would be run.
         folder: Where it would be run; a teacher that was trained beside it before is found.
     """
+    require_loggers(recipe.loggers)
     device = device_of(recipe)
     data = build_data(recipe)
     rehearsed = rehearse(recipe, data)

@@ -29,6 +29,7 @@ FeatureLoss = Literal[
     "feature_kl",
     "gaussian_wasserstein",
 ]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Projector = Literal["identity", "linear", "mlp", "orthogonal", "ensemble", "low_rank", "ridge"]
 LogitLoss = Literal["kl", "standardized_kl", "dkd", "nkd", "dist", "mlkd"]
 Norm = Literal["batch", "layer", "group", "l2", "zca", "cholesky", "none"]
@@ -260,6 +261,10 @@ class Recipe(BaseModel):
     probe_images: Annotated[int, Field(ge=4), _Number] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
     )
+    loggers: tuple[LoggerName, ...] = Field(
+        default=(),
+        description="Loggers that get the numbers, too: tensorboard, wandb, mlflow, trackio; by default none.",
+    )
 
     seed: Seed = Field(default=0, description="Seed of initial weights, order and augmentation.")
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
@@ -376,7 +381,9 @@ TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_siz
 
 
 def _plain(value: object) -> str:
-    return " ".join(f"{item:g}" for item in value) or "()" if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return " ".join(item if isinstance(item, str) else f"{item:g}" for item in value) or "()"
 
 
 def _check_models(recipe: Recipe) -> str | None:
@@ -435,6 +442,8 @@ def _check_data(recipe: Recipe) -> str | None:
         return f"train_limit: give either train_limit ({recipe.train_limit}) or subset ({recipe.subset}), not both"
     if recipe.precision == "fp16" and recipe.device == "cpu":
         return "precision: fp16 is for a GPU, got device cpu; expected auto, bf16 or float32"
+    if len(set(recipe.loggers)) < len(recipe.loggers):
+        return f"loggers: expected each once, got {_plain(recipe.loggers)}"
     return None
 
 

@@ -25,6 +25,7 @@ from limbeck.recipes.build import (
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
+from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
 from limbeck.recipes.recipe import Recipe
@@ -58,6 +59,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     Raises:
         UserError: If anything of the input is wrong; also if the folder holds another run.
     """
+    require_loggers(recipe.loggers)
     # Before anything else: it sets up the process group, when a launcher started several processes.
     # Without a GPU it has to be told "cpu", or it does not see them.
     PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
@@ -78,6 +80,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
             disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
+            attach_loggers(recipe, folder, log)
         except UserError:
             if began_here:
                 _give_up(folder)
@@ -86,7 +89,12 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
         log.write(
-            "start", recipe=recipe.name, counts=parameter_counts(parts), versions=versions(), device=device_name(device)
+            "start",
+            recipe=recipe.name,
+            images=data.train_count,
+            counts=parameter_counts(parts),
+            versions=versions(),
+            device=device_name(device),
         )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
@@ -199,7 +207,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.difference(recipe)
+        changes = kept.changed({"loggers": recipe.loggers}).difference(recipe)  # others may listen to the rest
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:

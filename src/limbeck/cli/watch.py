@@ -1,0 +1,233 @@
+"""``limbeck watch``: where a run stands that is going on elsewhere, from its log alone."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from limbeck.cli.flags import parse
+from limbeck.errors import UserError
+from limbeck.live import FINISHED, Standing, duration, table
+from limbeck.recipes.compare import RESULT_FILE, read_record
+from limbeck.recipes.reading import load_mapping, read_text
+
+DESCRIPTION = """Show where a run or a comparison stands that is going on elsewhere.
+
+Reads the run's log.jsonl, changes nothing, and ends when the run has ended.
+
+  limbeck watch runs/first"""
+
+EVERY = 1.0  # seconds between two looks
+SILENT = 600.0  # seconds without a record after which it is said
+
+NOT_BEGUN = "not begun"
+COLUMNS: dict[str, Literal["left", "right"]] = {
+    "run": "left",
+    "epoch": "right",
+    "last": "right",
+    "best": "right",
+    "left": "right",
+    "state": "left",
+}
+"""Columns of a comparison, and where their cells stand; last and best are top-1, or the loss where there is none."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is watched."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run or a comparison.")]
+    once: Annotated[bool, tyro.conf.arg(help="Print where it stands, and end."), tyro.conf.FlagCreatePairsOff] = False
+
+
+class Tail:
+    """Reads what a log has got since the last look.
+
+    Args:
+        path: The log; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._last = b""  # the line that ends there
+
+    def read(self) -> tuple[list[Mapping[str, Any]], bool]:
+        """The records that are new, and whether they are all records, since the log is another one than before.
+
+        A line that is half written is left for the next look. A run that is resumed drops what lies behind its
+        checkpoint, so that the log grows shorter, or is another one where we have been.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset - len(self._last))
+                is_anew = file.read(len(self._last)) != self._last
+                if is_anew:
+                    file.seek(0)
+                    self._offset, self._last = 0, b""
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:  # not yet, or between two starts
+            is_anew, self._offset, self._last = self._offset > 0, 0, b""
+            return [], is_anew
+        whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+        if whole:
+            self._offset += sum(map(len, whole))
+            self._last = whole[-1]
+        return [record for line in whole if (record := _record(line)) is not None], is_anew
+
+
+def _record(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        value: object = json.loads(line)
+    except ValueError:  # what a crash of the machine left behind
+        return None
+    return cast(Mapping[str, Any], value) if isinstance(value, dict) else None
+
+
+class Watched:
+    """A run folder as its log tells it.
+
+    Args:
+        folder: The run folder; it need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.standing = Standing()
+        self.epochs: int | None = None
+        self._log = folder / "log.jsonl"
+        self._tail = Tail(self._log)
+
+    def look(self) -> None:
+        """Take what is new."""
+        records, is_anew = self._tail.read()
+        if is_anew:
+            self.standing = Standing()
+        for record in records:
+            self.standing.take(record)
+        file = self.folder / "recipe.yaml"
+        if self.epochs is None and file.is_file():
+            epochs = load_mapping(read_text(file), str(file)).get("epochs")
+            self.epochs = epochs if isinstance(epochs, int) else None
+
+    @property
+    def left(self) -> str:
+        """About how long it still takes, in words; empty where it is not known or has ended."""
+        seconds = self.standing.seconds_left(self.epochs) if self.epochs is not None else None
+        return "" if seconds is None or self.standing.ended else duration(seconds)
+
+    @property
+    def state(self) -> str:
+        """Whether it goes on, in words."""
+        if self.standing.ended or not self._log.is_file():
+            return self.standing.ended or NOT_BEGUN
+        silent = time.time() - self._log.stat().st_mtime
+        return f"no record for {duration(silent)}" if silent > SILENT else "going on"
+
+    def view(self, console: Console) -> RenderableType:
+        """What is shown of one run: a head, a line of where it is, the table."""
+        standing = self.standing
+        of = f"/{self.epochs}" if self.epochs is not None else ""
+        where = [f"epoch {standing.epoch}{of}", f"step {standing.step:,}"] if standing.step > 0 else []
+        line = ", ".join([*where, *([f"about {self.left} left"] if self.left else []), self.state])
+        head = Text(f"{self.folder}", style="bold", no_wrap=True, overflow="crop")
+        made = table(standing, width=console.width, curves=not console.options.ascii_only)
+        # Before the first record the run says what it does: training a teacher, for instance.
+        below = made if made is not None else Text(standing.note)
+        return Group(head, Text(line), below)
+
+
+def main(words: Sequence[str]) -> int:
+    """Follow a run until it ends, or with ``--once`` say where it stands."""
+    flags = parse(Flags, words, command="watch", description=DESCRIPTION)
+    folder = Path(flags.run)
+    console = Console(highlight=False)
+    runs = watched(folder)
+    try:
+        if flags.once:
+            console.print(view(folder, runs, console))
+            return 0
+        # Where the output is no terminal, this prints once, at the end.
+        with Live(view(folder, runs, console), console=console, auto_refresh=False) as live:
+            while not have_ended(runs):
+                time.sleep(EVERY)
+                runs = watched(folder, runs)
+                live.update(view(folder, runs, console, lines=console.height), refresh=True)
+    except KeyboardInterrupt:
+        pass  # it stops the watching; the run goes on
+    return 0
+
+
+def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
+    """The runs in a folder after a look at each: itself, or those of a comparison with the teachers that it trains.
+
+    Args:
+        folder: What the user named.
+        known: Those of the look before, which go on from where they were.
+
+    Raises:
+        UserError: The folder is missing or holds neither.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    places = [folder]
+    if is_comparison(folder):
+        record = read_record(folder)
+        names = [f"{method}-seed{seed}" for seed in record["seeds"] for method in record["methods"]]
+        places = [*sorted(folder.glob("teachers/*/")), *(folder / name for name in names)]
+    elif not any((folder / name).is_file() for name in ("log.jsonl", "recipe.yaml")):
+        raise UserError(f"{folder} holds no run: expected log.jsonl in it, or the {RESULT_FILE} of a comparison")
+    before = {run.folder: run for run in known}
+    runs = [before.get(place) or Watched(place) for place in places]
+    for run in runs:
+        run.look()
+    return runs
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder holds a comparison, and not one run."""
+    return (folder / RESULT_FILE).is_file()
+
+
+def have_ended(runs: Sequence[Watched]) -> bool:
+    """Whether there is nothing more to come: a comparison ends also where one of its runs was stopped."""
+    begun = [run for run in runs if run.state != NOT_BEGUN]
+    is_stopped = any(run.standing.ended not in ("", FINISHED) for run in begun)
+    return bool(begun) and all(run.standing.ended for run in begun) and (is_stopped or len(begun) == len(runs))
+
+
+def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int | None = None) -> RenderableType:
+    """One run with all its figures, or a comparison with one row a run.
+
+    Args:
+        folder: What the user named.
+        runs: The runs in it.
+        console: Where it is shown.
+        lines: Lines that there are for it; what has ended, then what has not begun, is left out of more rows.
+    """
+    if not is_comparison(folder):
+        return runs[0].view(console)
+    states = [run.state for run in runs]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    shown = list(runs)
+    for state in (FINISHED, NOT_BEGUN):
+        if lines is not None and len(shown) + 4 > lines:
+            shown = [run for run in shown if run.state != state]
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    for name, justify in COLUMNS.items():
+        rows.add_column(name, justify=justify, no_wrap=name != "state")
+    rows.add_row(*(Text(name, style="bold") for name in COLUMNS))
+    for run in shown:
+        of = f"/{run.epochs}" if run.epochs is not None else ""
+        epoch = f"{run.standing.epoch}{of}" if run.standing.step > 0 else ""
+        cells = (run.folder.name, epoch, run.standing.last, run.standing.best, run.left, run.state)
+        rows.add_row(*map(Text, cells))
+    return Group(Text(f"{folder}", style="bold", no_wrap=True), Text(f"{len(runs)} runs: {', '.join(counts)}"), rows)

@@ -1,0 +1,141 @@
+"""The loggers of a run: none but those that its recipe names, each as a sink that cannot harm the training."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from limbeck import collectives
+from limbeck.checkpoint import Checkpoints, save_json
+from limbeck.errors import UserError
+from limbeck.recipes.backends import BACKENDS, Backend, Beginning
+from limbeck.recipes.compare import RESULT_FILE
+from limbeck.recipes.recipe import Recipe
+from limbeck.runlog import RunLog
+from limbeck.sinks import PASSED_ON
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
+"""Logger, which is also the name of its module -> the package that brings it."""
+
+IDENTITIES = "loggers.json"
+
+
+class Logger:
+    """A backend as a sink: a record is sent as a whole, once, and a failure does not stop the training.
+
+    Args:
+        name: Of the logger.
+        backend: Where records go.
+        say: Told when the backend fails; nothing more is sent to it then.
+        sent: Kind of record -> the last step of which the backend has one.
+    """
+
+    def __init__(
+        self, name: str, backend: Backend, say: Callable[[str], None], *, sent: Mapping[str, int] | None = None
+    ) -> None:
+        self._name = name
+        self._backend = backend
+        self._say = say
+        self._sent = dict(sent or {})
+        self._step = 0
+        self._scalars: dict[str, float] = {}
+        self._histograms: dict[str, Tensor] = {}
+        self._fails = False
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Keep one number of the record."""
+        if self._is_new(tag, global_step):
+            self._scalars[tag] = scalar_value
+
+    def add_histogram(self, tag: str, values: Tensor, global_step: int) -> None:
+        """Keep one distribution of the record."""
+        if self._is_new(tag, global_step):
+            self._histograms[tag] = values
+
+    def flush(self) -> None:
+        """Send the record."""
+        scalars, histograms = self._scalars, self._histograms
+        self._scalars, self._histograms = {}, {}
+        if (scalars or histograms) and not self._fails:
+            self._guarded(lambda: self._backend.send(self._step, scalars, histograms))
+
+    def close(self) -> None:
+        """End the run there: as failed, where the log is closed by an error or by Ctrl-C."""
+        failed = sys.exception() is not None
+        self._guarded(lambda: self._backend.finish(failed))
+
+    def _is_new(self, tag: str, step: int) -> bool:
+        self._step = step
+        return step > self._sent.get(tag.partition("/")[0], -1)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # a network, a disk, a service: whatever it is, the training goes on
+            if not self._fails:
+                self._say(f"warning: {self._name} failed, and gets nothing from here on: {_first_line(error)}")
+            self._fails = True
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Stop before anything is trained where a logger's package is missing.
+
+    Raises:
+        UserError: It is; the message has the command that installs it.
+    """
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, which some of them leave, is no package
+            raise UserError(f"loggers: {name} is not installed; pip install {PACKAGES[name]}")
+
+
+def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
+    """Begin the recipe's loggers, or go on where they were, on the first process only.
+
+    A logger that has seen the run's first part goes on with the same run there, and no point comes twice: TensorBoard
+    drops what lies behind the checkpoint, the others are not sent again what they were sent. Each is known by what
+    ``loggers.json`` in the run folder says.
+
+    Args:
+        recipe: The run's recipe, settled.
+        folder: The run folder.
+        log: Passes the records on, and closes the loggers.
+
+    Raises:
+        UserError: One of them cannot begin.
+    """
+    if collectives.rank() > 0 or not recipe.loggers:
+        return
+    file = folder / IDENTITIES
+    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    group = folder.resolve().parent if (folder.parent / RESULT_FILE).is_file() else None
+    states = Checkpoints(folder / "checkpoint").states()
+    step = int(states[-1].name.removeprefix("step-")) if states else 0
+    for name in recipe.loggers:
+        beginning = Beginning(recipe, folder.resolve(), group.name if group else None, known.get(name), step)
+        try:
+            backend = BACKENDS[name](beginning)
+        except Exception as error:  # each has errors of its own, of networks and accounts
+            raise UserError(f"loggers: {name} cannot begin: {_first_line(error)}") from error
+        sent = _sent(folder) if name in known and name != "tensorboard" else {}
+        log.attach(Logger(name, backend, log.note, sent=sent))
+        known[name] = backend.identity
+        save_json(known, file)
+        log.note(f"{name}: {backend.look}")
+
+
+def _sent(folder: Path) -> dict[str, int]:
+    """Kind of record -> the last step for which the log has one, before it is rewound."""
+    last: dict[str, int] = {}
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] in PASSED_ON:
+            last[record["kind"]] = max(last.get(record["kind"], -1), int(record["step"]))
+    return last
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
