@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "limbeck"
 # From the bottom to the top. A module may import from lower ranks and from its own package.
 ORDER = (
     "errors",
+    "records",
     "collectives",
     "losses",
     "moments",

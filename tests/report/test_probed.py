@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from limbeck.diagnostics.verdict import Verdict
+from limbeck.records import number, numbers
 from limbeck.report import write_report
-from limbeck.report.record import RunRecord, number, numbers
+from limbeck.report.record import RunRecord
 from limbeck.report.result import wilson
 from limbeck.report.run import run_charts
 from limbeck.report.samples import samples

@@ -1,5 +1,6 @@
 """What the commands that train have in common: the dry run, one run with its last lines, the report."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def train_in(recipe: Recipe, folder: Path, *, resume: bool, command: str) -> int
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"limbeck {command} --resume {folder}") from None
     write_report(folder)
-    for line in result_lines(summary, folder):
+    for line in [*result_lines(summary, folder), *verdict_lines(folder)]:
         say(line)
     return 0
 
@@ -66,6 +67,15 @@ def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     lines.append(f"student: {folder / 'student.safetensors'}")
     lines.append(f"report: {folder / 'report.html'}")
     return lines
+
+
+def verdict_lines(folder: Path) -> list[str]:
+    """What is wrong with a run, a line for each verdict; none for a healthy one."""
+    from limbeck.diagnostics.verdict import verdicts
+
+    text = (folder / "log.jsonl").read_text(encoding="utf-8")
+    found = verdicts([json.loads(line) for line in text.splitlines()])
+    return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
 
 
 def figure(metric: str, value: float) -> str:

@@ -20,12 +20,16 @@ class Duplicates:
     """What was found, by exact comparison.
 
     Attributes:
+        train: Training images that were compared.
+        val: Validation images that were compared.
         leaked: Validation images that are also trained on.
         leaked_examples: Names of some, each with that of a training image.
         conflicting: Training images that are there under two labels or more.
         train_duplicates: Training images that are there before.
     """
 
+    train: int
+    val: int
     leaked: int
     leaked_examples: tuple[tuple[str, str], ...]
     conflicting: int
@@ -49,6 +53,8 @@ def find_duplicates(train: Sequence[bytes], val: Sequence[bytes], train_part: Pa
     several = [same for same in rows.values() if len(same) > 1]
     conflicting = [same for same in several if labels is not None and len(np.unique(labels[same])) > 1]
     return Duplicates(
+        train=len(train),
+        val=len(val),
         leaked=len(pairs),
         leaked_examples=tuple((val_part.names[mine], train_part.names[theirs]) for mine, theirs in pairs[:EXAMPLES]),
         conflicting=sum(len(same) for same in conflicting),

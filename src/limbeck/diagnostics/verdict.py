@@ -1,38 +1,57 @@
-"""Verdicts on a run: what its records show, what that usually means, and what to try."""
+"""Verdicts on a run: what its records show to be wrong, what that usually means, and what to try.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+Each rule reads what a probe and the checks before training wrote into ``log.jsonl``, and has a threshold that lies
+between runs in which the fault was provoked on purpose and healthy ones (``benchmarks/faults.py``, docs/results.md).
+A rule that lacks its figures says nothing. Nothing here needs torch.
+"""
 
+from collections.abc import Callable, Iterator, Sequence
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a rule makes of a run.
+from limbeck.diagnostics import input_rules, term_rules
+from limbeck.diagnostics.evidence import Evidence, Verdict
+from limbeck.records import Record
 
-    Attributes:
-        name: The rule.
-        title: The fault in a few words.
-        seen: What the records show.
-        means: What that usually means.
-        try_: What to try.
-        figure: Name of the figure of the report that shows it.
-    """
-
-    name: str
-    title: str
-    seen: str
-    means: str
-    try_: str
-    figure: str
+__all__ = ["Verdict", "verdicts"]
 
 
-def verdicts(records: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """Judge a run by the records of its log.
+def verdicts(records: Sequence[Record]) -> list[Verdict]:
+    """What is wrong with a run, the worst for its result first; empty for a healthy one.
 
     Args:
-        records: The parsed lines of ``log.jsonl``.
+        records: The lines of the run's ``log.jsonl``, parsed; those of an unfinished run give what can be said so far.
 
     Returns:
-        The faults that were found, the gravest first; empty for a healthy run.
+        Of each term at most one, the first of its rules that applies: what the later ones see mostly follows from it.
+
+    Example:
+        >>> verdicts([{"kind": "data", "val": 500, "leaked": 50}])[0].title
+        'Validation images are among the training images'
     """
-    return []
+    kinds: dict[str, list[Record]] = {}
+    for record in records:
+        kinds.setdefault(str(record.get("kind")), []).append(record)
+    run = Evidence(
+        tuple(kinds.get("probe", ())),
+        kinds.get("data", [{}])[-1],
+        kinds.get("inputs", [{}])[-1],
+    )
+    found: list[Verdict] = []
+    for rule in RULES:
+        for verdict in rule(run):
+            if not verdict.term or all(verdict.term != earlier.term for earlier in found):
+                found.append(verdict)
+    return found
+
+
+RULES: tuple[Callable[[Evidence], Iterator[Verdict]], ...] = (
+    input_rules.leaking_data,
+    input_rules.conflicting_labels,
+    input_rules.varying_teacher,
+    input_rules.wrong_input_statistics,
+    term_rules.overweight,
+    term_rules.collapsed_projector,
+    term_rules.dead_channels,
+    term_rules.passive_student,
+    term_rules.underweight,
+    term_rules.capacity_gap,
+)

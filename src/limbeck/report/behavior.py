@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from limbeck.records import Record, mapping, number
 from limbeck.report.chart import Chart, Level, Line
 from limbeck.report.draw import line_chart
 from limbeck.report.probes import course, lines, present
-from limbeck.report.record import Record, mapping, number
 from limbeck.report.words import Format
 
 PALETTE = ("c1", "c2", "c3", "c4", "c5", "c6")

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.records import mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart
 from limbeck.report.contrast import cost_charts, mean_curves, spread_charts
 from limbeck.report.groups import Comparison, MethodRow, gather, read_comparison
 from limbeck.report.page import REPORT_FILE, write_page
-from limbeck.report.record import COMPARISON_FILE, RunRecord, mapping, number, read_run
+from limbeck.report.record import COMPARISON_FILE, RunRecord, read_run
 from limbeck.report.result import Figure, cell
 
 

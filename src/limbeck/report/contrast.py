@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+from limbeck.records import mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Cloud, Level, Line, Point, Span
 from limbeck.report.curves import validation
@@ -10,7 +11,7 @@ from limbeck.report.dots import cloud_chart, dot_chart
 from limbeck.report.draw import line_chart
 from limbeck.report.groups import Comparison, MethodRow
 from limbeck.report.probes import figure_id, present
-from limbeck.report.record import RunRecord, mapping, number
+from limbeck.report.record import RunRecord
 from limbeck.report.result import last_value, run_seconds
 
 

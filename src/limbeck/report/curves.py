@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+from limbeck.records import Record, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Level, Line, Point
 from limbeck.report.draw import line_chart
 from limbeck.report.probes import figure_id, present
-from limbeck.report.record import Record, RunRecord, mapping, number
+from limbeck.report.record import RunRecord
 
 NOT_LOSSES = ("loss", "images_per_second")
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from limbeck.records import Record, number, numbers
 from limbeck.report.axes import pick
 from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point, Table
 from limbeck.report.draw import MOST_ROWS, line_chart
 from limbeck.report.probes import course, figure_id, label, of_term, present
-from limbeck.report.record import Record, number, numbers
 from limbeck.report.slider import frame_chart
 from limbeck.report.words import Format
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
+from limbeck.records import Record, mapping, number, records
 from limbeck.report import words
 from limbeck.report.curves import best_epoch, run_metric, teacher_figure
-from limbeck.report.record import COMPARISON_FILE, Record, RunRecord, mapping, number, read_json, read_run, records
+from limbeck.report.record import COMPARISON_FILE, RunRecord, read_json, read_run
 from limbeck.report.result import last_value, run_seconds
 
 NOT_COMPARED = ("seed", "name", "probe", "probe_images", "loggers", "workers")  # what changes nothing of a training

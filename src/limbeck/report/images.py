@@ -2,7 +2,8 @@
 
 from typing import cast
 
-from limbeck.report.record import Record, RunRecord, mapping, number
+from limbeck.records import Record, mapping, number
+from limbeck.report.record import RunRecord
 
 COUNTS = (
     ("leaked", "validation images that are also trained on, pixel for pixel"),

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from limbeck.records import Record, mapping, number
 from limbeck.report.chart import Chart, Line, Point
-from limbeck.report.record import Record, mapping, number
 
 Group = Sequence[tuple[str, str, tuple[str, ...]]]
 """Series of one chart: name, style, and the path of keys below the record."""

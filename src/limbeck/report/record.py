@@ -4,15 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import cast
 
 import yaml
 
 from limbeck.errors import UserError
+from limbeck.records import Record, mapping, number, records
 
-Record = Mapping[str, Any]
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
-LARGEST = 1e150  # of a number that can be drawn: a difference of two must not overflow
 COMPARISON_FILE = "comparison.json"
 
 
@@ -103,58 +102,6 @@ def read_json(path: Path) -> Record:
     except json.JSONDecodeError:
         return {}
     return cast(Record, value) if isinstance(value, dict) else {}
-
-
-def mapping(record: Record, *keys: str) -> Record:
-    """The mapping below a path of keys; empty where there is none.
-
-    Example:
-        >>> mapping({"val": {"top1": 0.5}}, "val"), mapping({"val": None}, "val")
-        ({'top1': 0.5}, {})
-    """
-    value: object = record
-    for key in keys:
-        value = cast(Record, value).get(key) if isinstance(value, dict) else None
-    return cast(Record, value) if isinstance(value, dict) else {}
-
-
-def number(record: Record, *keys: str) -> float | None:
-    """The finite number below a path of keys; None where there is none.
-
-    Example:
-        >>> number({"val": {"top1": 0.5}}, "val", "top1"), number({"loss": float("nan")}, "loss")
-        (0.5, None)
-    """
-    value = mapping(record, *keys[:-1]).get(keys[-1])
-    return float(value) if _is_number(value) else None
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
-
-
-def numbers(record: Record, *keys: str) -> list[float]:
-    """The list of finite numbers below a path of keys; empty where there is none, or where one of them is none.
-
-    Example:
-        >>> numbers({"fit": {"counts": [1, 2]}}, "fit", "counts"), numbers({"counts": [1, None]}, "counts")
-        ([1.0, 2.0], [])
-    """
-    value = mapping(record, *keys[:-1]).get(keys[-1])
-    if not isinstance(value, list):
-        return []
-    items = cast(list[object], value)
-    return [float(item) for item in items if _is_number(item)] if all(map(_is_number, items)) else []
-
-
-def records(record: Record, key: str) -> tuple[Record, ...]:
-    """The mappings in the list below a key."""
-    value = record.get(key)
-    return (
-        tuple(cast(Record, item) for item in cast(list[object], value) if isinstance(item, dict))
-        if isinstance(value, list)
-        else ()
-    )
 
 
 _KINDS = ("start", "preflight", "note", "step", "epoch", "probe", "data", "inputs", "end")

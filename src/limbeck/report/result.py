@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.records import Record, mapping, number
 from limbeck.report import words
 from limbeck.report.curves import best_epoch, teacher_figure, validation
-from limbeck.report.record import Record, RunRecord, mapping, number
+from limbeck.report.record import RunRecord
 
 Z = 1.959964  # of the normal distribution, for 95%
 WHOLE = words.Format(digits=0)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
 from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts
@@ -15,7 +16,7 @@ from limbeck.report.images import image_lines
 from limbeck.report.page import REPORT_FILE, Section, distinct, write_page
 from limbeck.report.probes import term_names
 from limbeck.report.projector import dynamics_charts, similarity_charts
-from limbeck.report.record import Record, RunRecord, mapping, read_run
+from limbeck.report.record import RunRecord, read_run
 from limbeck.report.result import cost, epoch_table, figures, headline, setting, status, title
 from limbeck.report.samples import Sample, samples
 from limbeck.report.slider import MOST_FRAMES

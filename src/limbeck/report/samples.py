@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from limbeck.report.record import Record, RunRecord, number, records
+from limbeck.records import Record, number, records
+from limbeck.report.record import RunRecord
 
 MOST_SAMPLES = 24
 MOST_BYTES = 100_000  # of one image: 96 x 96 pixels are less than 30,000

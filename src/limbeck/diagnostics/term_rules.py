@@ -1,0 +1,169 @@
+"""Rules on what became of a term: its weight, its projector, and the student behind it."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from limbeck.diagnostics.evidence import Evidence, Verdict, percent
+from limbeck.records import mapping, number
+
+# Each threshold with what was seen on both its sides, by benchmarks/faults.py (docs/results.md).
+COLLAPSED = 0.1  # effective rank over the number of directions: fault 0.06; healthy 0.25 and more
+SHRUNK = 0.05  # norm of W over its first one: fault 1e-10; healthy 0.76 and more
+PASSIVE = 0.25  # 1 - CKA of the student's feature with its first: faults 0 and 0.16; healthy 0.57 and more
+LEARNED = 0.1  # rise of the mean correlation: passive students 0.5 and 0.7
+DEAD = 0.05  # share of channels: faults 0.25 and 0.5; healthy 0
+UNEXPLAINED = 0.5  # mean correlation at the end: faults 0.23 and 0.45; healthy 0.59 and more
+TRAIN_GAP = 0.2  # top-1 of the student on seen images below the teacher's: faults 0.64 and 0.88
+OVERWEIGHT = 60.0  # median ratio of gradients: faults 1/1,200; healthy 0.2 to 24
+AT_FIRST = 600.0  # before training, since one that is overrun soon has no gradient: faults 1,100 and more; healthy 16
+
+
+def collapsed_projector(run: Evidence) -> Iterator[Verdict]:
+    """A projector that passes few directions, or nothing."""
+    for name, first, last in run.feature_terms():
+        count = number(last, "spectrum_normalized", "count")
+        rank = number(last, "spectrum_normalized", "effective_rank")
+        shrunk = number(last, "dynamics", "initial_norm_ratio")
+        began = number(first, "spectrum_normalized", "effective_rank")
+        if count is None or rank is None:
+            continue
+        if shrunk is not None and shrunk < SHRUNK:
+            seen = f"Its weights have shrunk to {percent(shrunk)} of their initial size."
+        elif rank < COLLAPSED * count:
+            start = f", {began:.0f} before training" if began is not None else ""
+            seen = f"{rank:.1f} of {count:.0f} directions carry it (entropy effective rank{start})."
+        else:
+            continue
+        yield Verdict(
+            "collapsed-projector",
+            f"The projector of {name} has collapsed",
+            seen,
+            "What the teacher says of all other directions is cut off; the student is taught very little by it.",
+            "Use batch norm on both sides, less weight decay on the projector, or a linear projector of full rank.",
+            f"spectrum-{name}",
+            name,
+        )
+
+
+def passive_student(run: Evidence) -> Iterator[Verdict]:
+    """A term that is learned by its projector alone."""
+    for name, first, last in run.feature_terms():
+        change = number(last, "fit", "student_change")
+        before, after = (number(record, "fit", "correlation", "mean") for record in (first, last))
+        if change is None or before is None or after is None:
+            continue
+        if change < PASSIVE and after - before > LEARNED:
+            yield Verdict(
+                "passive-student",
+                f"The projector of {name} does all the work",
+                f"The correlation with the teacher rose from {before:.2f} to {after:.2f}, while the student's feature "
+                f"is {percent(1 - change)} what it was at the start (CKA).",
+                "The projector has learned to translate a student that does not learn: the term falls, the student "
+                "gains nothing (unless it started from weights that were good already).",
+                "Look whether the layers in front of the tap are frozen or have a tiny learning rate; take a smaller "
+                "projector (linear instead of mlp), a larger weight, or a tap further in front.",
+                f"cka-{name}",
+                name,
+            )
+
+
+def dead_channels(run: Evidence) -> Iterator[Verdict]:
+    """Channels of either side that do not move."""
+    for name, _, last in run.feature_terms():
+        for side, key, remedy in (
+            (
+                "student",
+                "dead_student",
+                "Lower the learning rate or warm up; look for units that ReLU switched off.",
+            ),
+            ("teacher", "dead_teacher", "Tap the teacher elsewhere, or before its ReLU; fine-tune a pruned teacher."),
+        ):
+            share = number(last, "fit", key)
+            if share is not None and share > DEAD:
+                yield Verdict(
+                    "dead-channels",
+                    f"Dead channels in the {side}'s feature of {name}",
+                    f"{percent(share)} of its channels do not move at all over the probe's images.",
+                    "They carry nothing, and a batch norm makes noise of what is left of them.",
+                    remedy,
+                    f"dead-{name}",
+                    name,
+                )
+
+
+def capacity_gap(run: Evidence) -> Iterator[Verdict]:
+    """A student that fails on images that it has seen, and whose feature is far from the teacher's."""
+    last = mapping(run.probes[-1], "student") if len(run.probes) > 1 else {}
+    train, val = number(last, "train_top1"), number(last, "top1")
+    teacher, agreement = number(last, "teacher_top1"), number(last, "agreement")
+    if train is None or val is None or teacher is None or agreement is None:
+        return
+    for name, _, record in run.feature_terms():
+        fit = number(record, "fit", "correlation", "mean")
+        if fit is not None and fit < UNEXPLAINED and teacher - train > TRAIN_GAP:
+            yield Verdict(
+                "capacity-gap",
+                f"The student cannot follow the teacher ({name})",
+                f"At the end it explains a correlation of {fit:.2f} of the teacher's feature, and is right on "
+                f"{percent(train)} of training images, the teacher on {percent(teacher)} of validation images.",
+                "The student is too small for this teacher, or was trained for too short: it fails on images that it "
+                "has seen.",
+                "Train longer; then a larger student, or a smaller teacher in between; log_correlation or log_sum with "
+                "alpha 4 to 5 softens what cannot be reached.",
+                f"fit-{name}",
+                name,
+            )
+
+
+def overweight(run: Evidence) -> Iterator[Verdict]:
+    """A term whose gradient leaves nothing of the task's."""
+    for name, ratios in _weighted_ratios(run).items():
+        if median(ratios) > OVERWEIGHT or ratios[0] > AT_FIRST:
+            yield _weight_verdict(
+                run,
+                name,
+                "large",
+                f"Its gradient on the student was {ratios[0]:.3g} times that of the task loss at the first probe, and "
+                f"{median(ratios):.2g} times in the median of the run.",
+                "The labels hardly count, and at the first steps the student may be thrown far off.",
+            )
+
+
+def underweight(run: Evidence) -> Iterator[Verdict]:
+    """A term whose gradient is nothing beside the task's."""
+    for name, ratios in _weighted_ratios(run).items():
+        if median(ratios) < 1 / OVERWEIGHT:
+            yield _weight_verdict(
+                run,
+                name,
+                "small",
+                f"Its gradient on the student was {median(ratios):.2g} times that of the task loss, in the median.",
+                "The term hardly counts: the student is trained as if alone.",
+            )
+
+
+def _weighted_ratios(run: Evidence) -> dict[str, list[float]]:
+    """Of each term the ratio of its weighted gradient on the student to the task's, probe by probe."""
+    found: dict[str, list[float]] = {}
+    for probe in run.probes:
+        weighted = mapping(probe, "balance", "weighted")
+        task = number(weighted, "task")
+        for name in weighted:
+            value = number(weighted, name)
+            if name != "task" and value is not None and task:
+                found.setdefault(name, []).append(value / task)
+    return found
+
+
+def _weight_verdict(run: Evidence, name: str, size: str, seen: str, means: str) -> Verdict:
+    equal = [value for probe in run.probes if (value := number(probe, "balance", "suggested", name)) is not None]
+    advice = f" A weight of about {median(equal):.2g} makes both gradients equal." if equal else ""
+    return Verdict(
+        f"weight-too-{size}",
+        f"The weight of {name} is too {size}",
+        seen,
+        means,
+        f"Change the weight by steps of 4 and compare with `limbeck compare`.{advice}",
+        "balance",
+        name,
+    )
