@@ -73,8 +73,9 @@ def verdict_lines(folder: Path) -> list[str]:
     """What is wrong with a run, a line for each verdict; none for a healthy one."""
     from limbeck.diagnostics.verdict import verdicts
 
-    text = (folder / "log.jsonl").read_text(encoding="utf-8")
-    found = verdicts([json.loads(line) for line in text.splitlines()])
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    found = verdicts([json.loads(line) for line in lines])
     return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
 
 

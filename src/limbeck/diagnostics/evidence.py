@@ -47,4 +47,6 @@ class Evidence:
 
 def percent(share: float) -> str:
     """A share for people, with two digits."""
+    if 0 < share < 1e-4:
+        return "less than 0.01%"
     return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.0f}%"

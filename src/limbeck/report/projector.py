@@ -61,7 +61,7 @@ def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[C
         id=figure_id("forces", name),
         log=True,
         unseen=[Line("gradient over decay", "c1", course(pairs, "dynamics", "pull"))],
-        note="Norms of the gradient and of weight decay's pull. They meet where the projector has come to rest.",
+        note="Norms of the gradient and of weight decay's pull. At rest they are equal, but not with a norm behind W.",
     )
     memory = line_chart(
         f"What the projector remembers{heading}",
