@@ -94,18 +94,17 @@ def wrong_input_statistics(run: Evidence) -> Iterator[Verdict]:
             _STATISTICS_MEAN,
             _STATISTICS_REMEDY,
         )
+        return
     shift, scale = number(layer, "shift"), number(layer, "scale")
     off = (shift is not None and shift > SHIFT) or (scale is not None and scale > 0 and not 1 / SCALE <= scale <= SCALE)
     if not off:
         return
-    parts = [f"their mean is {shift:.1f} deviations away" if shift is not None else ""]
-    parts += [f"their deviation is {scale:.2g} times as large" if scale is not None else ""]
+    parts = [f"the mean is {shift:.1f} deviations off"] if shift is not None else []
+    parts += [f"the deviation is {scale:.2g} times as large"] if scale is not None else []
     yield Verdict(
         "wrong-input-statistics",
         "The teacher does not see what it was trained on",
-        f"At its first batch norm ({layer.get('layer', '?')}) "
-        + " and ".join(part for part in parts if part)
-        + " as in its training.",
+        f"At its first batch norm ({layer.get('layer', '?')}), compared with its training, {' and '.join(parts)}.",
         _STATISTICS_MEAN,
         _STATISTICS_REMEDY,
     )

@@ -25,11 +25,9 @@ def collapsed_projector(run: Evidence) -> Iterator[Verdict]:
         rank = number(last, "spectrum_normalized", "effective_rank")
         shrunk = number(last, "dynamics", "initial_norm_ratio")
         began = number(first, "spectrum_normalized", "effective_rank")
-        if count is None or rank is None:
-            continue
         if shrunk is not None and shrunk < SHRUNK:
             seen = f"Its weights have shrunk to {percent(shrunk)} of their initial size."
-        elif rank < COLLAPSED * count:
+        elif rank is not None and count is not None and rank < COLLAPSED * count:
             start = f", {began:.0f} before training" if began is not None else ""
             seen = f"{rank:.1f} of {count:.0f} directions carry it (entropy effective rank{start})."
         else:
