@@ -9,7 +9,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck import data, losses, models, moments, norms, pooling, projectors, tasks
+    from limbeck import data, diagnostics, losses, models, moments, norms, pooling, projectors, tasks
+    from limbeck.diagnostics import Probe
     from limbeck.distiller import Distiller, StepResult
     from limbeck.taps import Captured, Taps
     from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm
@@ -21,9 +22,11 @@ __all__ = [
     "FeatureTerm",
     "LabelledLogitTerm",
     "LogitTerm",
+    "Probe",
     "StepResult",
     "Taps",
     "data",
+    "diagnostics",
     "fit",
     "losses",
     "models",
@@ -40,6 +43,7 @@ _HOMES = {
     "FeatureTerm": "terms",
     "LabelledLogitTerm": "terms",
     "LogitTerm": "terms",
+    "Probe": "diagnostics",
     "StepResult": "distiller",
     "Taps": "taps",
     "fit": "train",

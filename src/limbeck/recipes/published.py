@@ -37,6 +37,7 @@ def digits() -> Recipe:
         batch_size=64,
         augmentation="none",
         method="projector",
+        probe=100,  # more than 1% of runs that last seconds, but there is something to look at
     )
 
 
