@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -245,6 +246,7 @@ class Parts:
         self.reports: list[Path] = []
         self.findings = [Finding("ok", "shapes", "fit"), Finding("warning", "balance", "uneven", "use 0.5")]
         self.raises: BaseException | None = None
+        self.log: list[dict[str, Any]] = [{"kind": "start"}]
 
     def run(
         self, recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None
@@ -259,6 +261,8 @@ class Parts:
         best = {"epoch": 2, "top1": 0.6 + gain}
         summary = {"metric": "top1", "last": {"top1": 0.5 + gain}, "best": best, "teacher": teacher, "seconds": 2.0}
         (folder / "summary.json").write_text(json.dumps(summary))
+        if os.environ.get("RANK", "0") == "0":  # as the run log, which is the first process's
+            (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.log))
         return summary
 
 
@@ -299,6 +303,42 @@ def test_distill_trains_the_recipe_with_flags_on_top(parts: Parts, capsys: pytes
     assert out.splitlines()[0] == f"run folder: {folder}"
     assert "top1: last 60.00%, best 70.00% (epoch 2)" in out
     assert "teacher top1: 99.00%" in out
+
+
+def test_what_is_wrong_with_a_run_is_said_behind_its_result(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    parts.log = [
+        {"kind": "probe", "step": 0, "balance": {"weighted": {"task": 1.0, "kd": 1e3}, "suggested": {"kd": 0.002}}},
+        {"kind": "data", "train": 900, "val": 500, "leaked": 50, "leaked_examples": [["v/a.png", "t/b.png"]]},
+    ]
+    assert call("distill --recipe digits --out x") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict:")]
+    assert said == [
+        "verdict: Validation images are among the training images: 50 of 500 validation images (10.0%) are, pixel by "
+        "pixel, also images of the training set, for instance v/a.png (t/b.png). Remove the duplicates from the "
+        "training set and train again; compare nothing with these figures.",
+        "verdict: The weight of kd is too large: Its gradient on the student was 1e+03 times that of the task loss at "
+        "the first probe, and 1e+03 times in the median of the run. Change the weight by steps of 4 and compare with "
+        "`limbeck compare`. A weight of about 0.002 makes both gradients equal.",
+    ]
+    parts.log = [
+        {"kind": "probe", "step": 0, "balance": {"weighted": {"task": 1.0, "kd": 2.0}}},
+        {"kind": "data", "train": 900, "val": 500, "leaked": 0},
+    ]
+    assert call("train --recipe digits --out y") == 0
+    out = capsys.readouterr().out
+    assert "report: y/report.html" in out
+    assert "verdict" not in out
+
+
+def test_only_the_first_process_reads_the_log(
+    parts: Parts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may be on machines that do not have the folder."""
+    monkeypatch.setenv("RANK", "1")
+    assert call("distill --recipe digits --out x") == 0
+    assert not Path("x/log.jsonl").exists()
+    assert capsys.readouterr().out == ""
+    assert parts.reports == []
 
 
 def test_distill_needs_no_recipe(parts: Parts) -> None:

@@ -368,3 +368,29 @@ def make_probed(
     )
     make_samples(folder)
     return folder
+
+
+FAULTS = {
+    "heavy": "balance",
+    "rank one/2": "spectrum-rank-one-2",
+    "dead": "dead-dead",
+    "passive": "cka-passive",
+    "gap": "fit-gap",
+}
+"""Terms of a run with faults, by the order of their verdicts, and the figure that shows each."""
+
+
+def make_faulty(folder: Path) -> Path:
+    """A run with one fault in each of its terms."""
+    make_run(folder)
+    for step in (0, 10, 20):
+        record = probe(step, 20, terms=list(FAULTS))
+        record["balance"] = {"weighted": {"task": 1.0, **dict.fromkeys(FAULTS, 5.0), "heavy": 1000.0}}
+        record["student"]["train_top1"] = 0.3
+        terms = record["terms"]
+        terms["rank one/2"]["spectrum_normalized"]["effective_rank"] = 1.1
+        terms["dead"]["fit"]["dead_student"] = 0.5
+        terms["passive"]["fit"]["student_change"] = 0.01
+        terms["gap"]["fit"]["correlation"]["mean"] = 0.3
+        append(folder, record)
+    return folder

@@ -10,7 +10,7 @@ import pytest
 
 from limbeck.report import write_comparison, write_report
 from report.browser import Browser, find
-from report.planted import CHARTS, WHOLE, comparison, make_probed
+from report.planted import CHARTS, FAULTS, WHOLE, comparison, make_faulty, make_probed
 
 PROGRAM = find()
 pytestmark = [
@@ -34,6 +34,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = make_probed(folder / "run", data="a-very-long-name-of-a-folder-of-images/" * 4, method="projector+kd")
     (folder / "compared").mkdir()
     return {"run": write_report(run), "comparison": write_comparison(comparison(folder / "compared"))}
+
+
+def test_every_verdict_leads_to_a_figure_that_is_drawn(browser: Browser, tmp_path: Path):
+    """One run for each kind of figure that a rule names, with a term whose name no id can have."""
+    page = write_report(make_faulty(tmp_path / "run"))
+    browser.open(page, width=1280)
+    links = browser.ask("[...document.querySelectorAll('.verdicts a')].map(a => a.getAttribute('href'))")
+    assert links == [f"#{figure}" for figure in FAULTS.values()]
+    for link in links:
+        browser.ask(f"document.querySelector('.verdicts a[href=\"{link}\"]').click()")
+        assert browser.ask("decodeURIComponent(location.hash)") == link
+        size = browser.ask(f"""(({{width, height}}) => [width, height])(
+            document.getElementById("{link[1:]}").querySelector("svg").getBoundingClientRect())""")
+        assert size[0] > 200, link
+        assert size[1] > 100, link
+        top = browser.ask(f"document.getElementById('{link[1:]}').getBoundingClientRect().top")
+        assert -1 < top < browser.ask("innerHeight"), link
+    assert browser.faults == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -18,7 +18,21 @@ from limbeck.report.record import RunRecord
 from limbeck.report.result import wilson
 from limbeck.report.run import run_charts
 from limbeck.report.samples import samples
-from report.planted import CHARTS, EVIL, WHOLE, Page, append, check_page, make_probed, make_run, picture, probe, read
+from report.planted import (
+    CHARTS,
+    EVIL,
+    FAULTS,
+    WHOLE,
+    Page,
+    append,
+    check_page,
+    make_faulty,
+    make_probed,
+    make_run,
+    picture,
+    probe,
+    read,
+)
 
 
 def ids(page: Page) -> set[str]:
@@ -130,6 +144,15 @@ def test_verdicts_lead_to_their_figures(tmp_path: Path, monkeypatch: pytest.Monk
     assert EVIL not in text
     assert text.index("The projector has collapsed") < text.index('<h2 id="s-setting">')
     assert {record["kind"] for record in told} >= {"step", "epoch", "probe", "data", "inputs"}
+
+
+def test_every_rule_names_a_figure_of_the_page(tmp_path: Path):
+    run = make_faulty(tmp_path / "run")
+    text, page = read(write_report(run))
+    check_page(text, page)
+    links = [str(a["href"])[1:] for a in page.all("a")]
+    assert [figure for figure in links if figure in FAULTS.values()] == list(FAULTS.values())
+    assert set(FAULTS.values()) <= ids(page)
 
 
 def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

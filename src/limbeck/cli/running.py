@@ -9,9 +9,14 @@ from typing import Any
 from limbeck.recipes.recipe import Recipe
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes, where several train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str = "") -> None:
-    """Print one line, on the first process only where several train together."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print one line, on the first process only."""
+    if is_first():
         print(line, flush=True)
 
 
@@ -50,7 +55,7 @@ def write_report(folder: Path) -> None:
     """Write a run's ``report.html``, on the first process only."""
     from limbeck import report
 
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         report.write_report(folder)
 
 
@@ -70,12 +75,13 @@ def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def verdict_lines(folder: Path) -> list[str]:
-    """What is wrong with a run, a line for each verdict; none for a healthy one."""
+    """What is wrong with a run, a line for each verdict; none for a healthy one, and none on other processes."""
     from limbeck.diagnostics.verdict import verdicts
 
     log = folder / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    found = verdicts([json.loads(line) for line in lines])
+    if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder
+        return []
+    found = verdicts([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
     return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
 
 

@@ -14,7 +14,7 @@ from limbeck.report.curves import course_curves, main_curves, part_curves, readi
 from limbeck.report.fitting import fit_charts
 from limbeck.report.images import image_lines
 from limbeck.report.page import REPORT_FILE, Section, distinct, write_page
-from limbeck.report.probes import term_names
+from limbeck.report.probes import figure_id, term_names
 from limbeck.report.projector import dynamics_charts, similarity_charts
 from limbeck.report.record import RunRecord, read_run
 from limbeck.report.result import cost, epoch_table, figures, headline, setting, status, title
@@ -62,7 +62,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "headline": headline(record, metric),
         "figures": figures(record, metric),
         "setting": setting(record),
-        "verdicts": [(verdict, verdict.figure if verdict.figure in drawn else "") for verdict in found],
+        "verdicts": [(verdict, figure if figure in drawn else "") for verdict, figure in found],
         "no_verdict": _no_verdict(record),
         "sections": sections,
         "learned": [sections[name] for name in LEARNED if sections[name].charts],
@@ -148,12 +148,13 @@ def _projectors(probes: Sequence[Record], names: Sequence[str]) -> str:
     return "; ".join(found) + "." if found else ""
 
 
-def _verdicts(record: RunRecord) -> "list[Verdict]":
+def _verdicts(record: RunRecord) -> "list[tuple[Verdict, str]]":
+    """The verdicts, each with the id of its figure: names of terms are free, those of figures are not."""
     from limbeck.diagnostics.verdict import (
         verdicts,  # the package imports torch, which a page of no probe can do without
     )
 
-    return verdicts(record.log) if record.log else []
+    return [(verdict, figure_id(verdict.figure)) for verdict in verdicts(record.log)] if record.log else []
 
 
 def _no_verdict(record: RunRecord) -> str:
