@@ -16,10 +16,9 @@ The gradient goes to both arguments, and to the teacher's only if it asks for on
 from limbeck.losses.batch_logits import multi_level_kl, pearson_distance
 from limbeck.losses.correlations import correlation, correlation_power, log_correlation
 from limbeck.losses.decorrelations import decorrelation
+from limbeck.losses.distributions import feature_kl, gaussian_wasserstein
 from limbeck.losses.features import (
     cosine,
-    feature_kl,
-    gaussian_wasserstein,
     l1,
     log_sum,
     mean_squared_error,
