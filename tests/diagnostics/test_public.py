@@ -18,6 +18,7 @@ FUNCTIONS = (
     "equivariance",
     "fit",
     "fixed_points",
+    "jacobians",
     "memory",
     "relations",
     "scale",

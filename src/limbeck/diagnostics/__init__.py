@@ -4,7 +4,8 @@ All are functions of tensors, the student's first, and change nothing. A project
 d_t``: ``layer.weight.T``.
 
 - Spectrum (:mod:`limbeck.diagnostics.spectrum`): ``singular_values``, of W or of ``column_normalized`` W, or
-  ``local_spectrum`` of a projector with more layers, from its ``local_jacobians``; and what they come to:
+  ``local_spectrum`` of a projector with more layers, from its ``local_jacobians``
+  (:mod:`limbeck.diagnostics.jacobians`); and what they come to:
   ``stable_rank``, ``effective_rank``, ``participation_ratio``, ``condition``, ``share_below``, ``share_small``.
 - Dynamics: the relations ``self_relation`` and ``cross_relation``; ``gradient_flow``, ``discrete_step`` and
   ``momentum_step``; ``pull``, the loss against the weight decay; where they end, ``fixed_point``, and how far from
@@ -34,6 +35,7 @@ from limbeck.diagnostics.fixed_points import (
     fixed_point_distances,
     relative_distance,
 )
+from limbeck.diagnostics.jacobians import local_jacobians, local_spectrum
 from limbeck.diagnostics.memory import agreement, initial_share, memory_lengths, memory_shares
 from limbeck.diagnostics.probe import Probe
 from limbeck.diagnostics.relations import cross_relation, self_relation
@@ -51,8 +53,6 @@ from limbeck.diagnostics.spectrum import (
     column_normalized,
     condition,
     effective_rank,
-    local_jacobians,
-    local_spectrum,
     participation_ratio,
     share_below,
     share_small,

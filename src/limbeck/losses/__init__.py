@@ -15,10 +15,10 @@ The gradient goes to both arguments, and to the teacher's only if it asks for on
 
 from limbeck.losses.batch_logits import multi_level_kl, pearson_distance
 from limbeck.losses.correlations import correlation, correlation_power, log_correlation
+from limbeck.losses.decorrelations import decorrelation
+from limbeck.losses.distributions import feature_kl, gaussian_wasserstein
 from limbeck.losses.features import (
     cosine,
-    feature_kl,
-    gaussian_wasserstein,
     l1,
     log_sum,
     mean_squared_error,
@@ -26,17 +26,10 @@ from limbeck.losses.features import (
     squared_error,
     unit_rows,
 )
+from limbeck.losses.kernels import correlation_congruence, probabilistic_transfer
 from limbeck.losses.logits import decoupled_kl, kl_divergence, normalized_kl, standardize, standardized_kl
 from limbeck.losses.maps import attention_transfer, hierarchical_context, neuron_selectivity
-from limbeck.losses.relations import (
-    correlation_congruence,
-    decorrelation,
-    probabilistic_transfer,
-    relational,
-    relational_angle,
-    relational_distance,
-    similarity_preserving,
-)
+from limbeck.losses.relations import relational, relational_angle, relational_distance, similarity_preserving
 
 __all__ = [
     "attention_transfer",

@@ -36,3 +36,19 @@ def product(a: Float[Tensor, "*b m k"], b: Float[Tensor, "*b n k"]) -> Float[Ten
     """``a b^T``, in the precision of the two also under autocast, which lowers matrix products."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.mT
+
+
+def relation_rows(name: str, z_s: Tensor, z_t: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
+    """Both sides in one precision, of any two widths, after the checks that every relation shares."""
+    z_s, z_t = in_one_precision(name, z_s, z_t)
+    if z_s.ndim != 2 or z_t.ndim != 2 or z_s.shape[0] != z_t.shape[0]:
+        raise UserError(
+            f"{name}: student is {tuple(z_s.shape)} and teacher {tuple(z_t.shape)}; "
+            "expected (n, d_s) and (n, d_t), with the same rows"
+        )
+    if z_s.shape[0] < least or z_s.shape[1] < 1 or z_t.shape[1] < 1:
+        raise UserError(
+            f"{name}: student is {tuple(z_s.shape)} and teacher {tuple(z_t.shape)}; "
+            f"expected at least {least} rows, and a column"
+        )
+    return z_s, z_t

@@ -1,11 +1,9 @@
-"""Losses that compare relations: how the samples of a batch lie to each other, or the channels of the student.
+"""Losses that compare relations: how the samples of a batch lie to each other, by products, distances and angles.
 
 Widths of student and teacher may differ, so none of them needs a projector. A row is a sample; whoever has maps
 flattens or pools them first. None is a mean over samples that do not see each other: two halves of a batch have fewer
 relations than the whole, so the rows of several processes have to be gathered first.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-from limbeck.errors import UserError
 from limbeck.losses.features import unit_rows
-from limbeck.losses.inputs import in_one_precision, positive, product
+from limbeck.losses.inputs import positive, product, relation_rows
 
 # The N^3 cosines are made in blocks of at most as many (8 MB in float32): on a CPU, whose cache they fit, they are then
 # quicker than all at once, although the backward pass makes them again.
@@ -57,7 +54,7 @@ def similarity_preserving(
         tensor(0.2929)
     """
     positive("similarity_preserving", "eps", eps)
-    z_s, z_t = _rows("similarity_preserving", z_s, z_t, least=2)
+    z_s, z_t = relation_rows("similarity_preserving", z_s, z_t, least=2)
     g_s, g_t = (unit_rows(product(unit_rows(z, eps=eps), z), eps=eps) for z in (z_s, z_t))
     return (g_s - g_t).square().mean()
 
@@ -99,7 +96,7 @@ def relational_distance(
         (tensor(0.), tensor(0.1250))
     """
     positive("relational_distance", "eps", eps)
-    z_s, z_t = _rows("relational_distance", z_s, z_t, least=3)
+    z_s, z_t = relation_rows("relational_distance", z_s, z_t, least=3)
     return _distance_error(_distances(z_s), _distances(z_t), eps)
 
 
@@ -144,7 +141,7 @@ def relational_angle(
         tensor(0.1296)
     """
     positive("relational_angle", "eps", eps)
-    z_s, z_t = _rows("relational_angle", z_s, z_t, least=3)
+    z_s, z_t = relation_rows("relational_angle", z_s, z_t, least=3)
     return _angle_error(_distances(z_s), _distances(z_t), eps)
 
 
@@ -186,167 +183,9 @@ def relational(
         (tensor(8.2740), tensor(0.1296))
     """
     positive("relational", "eps", eps)
-    z_s, z_t = _rows("relational", z_s, z_t, least=3)
+    z_s, z_t = relation_rows("relational", z_s, z_t, least=3)
     d_s, d_t = _distances(z_s), _distances(z_t)
     return distance_weight * _distance_error(d_s, d_t, eps) + angle_weight * _angle_error(d_s, d_t, eps)
-
-
-def probabilistic_transfer(
-    z_s: Float[Tensor, "n d_s"], z_t: Float[Tensor, "n d_t"], *, eps: float = 1e-7
-) -> Float[Tensor, ""]:
-    """PKT: ``1/N^2 sum_{i,j} p_t[i,j] log( p_t[i,j] / p_s[i,j] )``.
-
-    ``p[i,j] = k[i,j] / sum_j k[i,j]`` is the probability to choose j as the neighbor of i, by the cosine kernel
-    ``k[i,j] = (1 + < u(z[i]), u(z[j]) >) / 2 + eps``, ``u(z) = z / |z|``.
-
-    Rewards the same neighborhoods: the teacher's near neighbors count most. Ignores rotations and the length of every
-    feature; not the mean, which pulls all cosines together. The 1/N of a mean over the rows is there twice, so the
-    value falls as 1/N; hence the large weights in use (30,000 in RepDistiller).
-
-    Args:
-        z_s: Student features.
-        z_t: Teacher features, of any width.
-        eps: Least kernel value, so that opposite features are possible neighbors. A feature no longer than 1e-6 has
-            no direction: its cosines are zero, and it gets no gradient.
-
-    Returns:
-        A scalar, in at least float32, never below zero but for rounding; zero at equality.
-
-    Raises:
-        UserError: If a side is no (n, d), the rows differ in number or are fewer than two, a side is not floating
-            point, or eps is not positive.
-
-    Deviates from: the paper, where no sample is its own neighbor and the divergence is a sum; the authors' code has the
-        diagonal and the mean over N^2 entries, as here. That code adds eps to the probabilities inside the logarithm,
-        so that the gradient is not zero at equality; here eps is in the kernel, and the probabilities sum to 1.
-
-    References:
-        N. Passalis, A. Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
-        section 3.
-
-    Example:
-        >>> z_t = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # neighbors 2/3 and 1/3, against 1/2 and 1/2
-        >>> probabilistic_transfer(torch.ones(2, 3), z_t), probabilistic_transfer(9 * z_t, z_t)
-        (tensor(0.0283), tensor(0.))
-    """
-    positive("probabilistic_transfer", "eps", eps)
-    z_s, z_t = _rows("probabilistic_transfer", z_s, z_t, least=2)
-    p_s, p_t = _neighbors(z_s, eps), _neighbors(z_t, eps)
-    return (p_t * (p_t.log() - p_s.log())).mean()
-
-
-def correlation_congruence(
-    z_s: Float[Tensor, "n d_s"], z_t: Float[Tensor, "n d_t"], *, gamma: float = 0.4, order: int = 2
-) -> Float[Tensor, ""]:
-    """CC: ``1/N^2 sum_{i,j} ( k_s[i,j] - k_t[i,j] )^2``, k a Gaussian kernel of unit vectors by its Taylor series.
-
-    With c the cosine of two samples, ``exp(-gamma |u(z[i]) - u(z[j])|^2) = exp(-2 gamma) exp(2 gamma c)``, of which
-    the last factor is taken to its P-th order: ``k = exp(-2 gamma) sum_{p=0..P} (2 gamma c)^p / p!``.
-
-    Rewards the same similarity of every pair, near ones the more so the larger gamma is. Ignores rotations and the
-    length of every feature; not the mean. A mean over pairs, at most 1: the value depends on neither N nor D.
-
-    Args:
-        z_s: Student features.
-        z_t: Teacher features, of any width.
-        gamma: Inverse width of the kernel; 0.4 as in the paper.
-        order: P, at least 1; 2 as in the paper. Even orders are no monotonic kernel if gamma is large.
-
-    Returns:
-        A scalar, in at least float32; zero at equality.
-
-    Raises:
-        UserError: If a side is no (n, d), the rows differ in number or are fewer than two, a side is not floating
-            point, gamma is not positive or the order is below 1.
-
-    Deviates from: the paper, which embeds both sides by learned layers of one width first; that is a projector's
-        business. A feature no longer than 1e-6 has no direction: its cosines are zero, and it gets no gradient. The
-        codes differ more: torchdistill takes the root of the sum of squares (then divides by N^2), and leaves unit
-        vectors to the layers before; RepDistiller's ``Correlation`` is another loss, the product of the absolute
-        errors of neighbors in the batch, which needs equal widths.
-
-    References:
-        B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang, "Correlation Congruence for Knowledge
-        Distillation", ICCV 2019, section 3.
-
-    Example:
-        >>> correlation_congruence(torch.eye(2), torch.ones(2, 5), gamma=0.5, order=1)  # 1/e against 2/e, for i != j
-        tensor(0.0677)
-    """
-    positive("correlation_congruence", "gamma", gamma)
-    if order < 1:
-        raise UserError(f"correlation_congruence: order is {order}; expected at least 1")
-    z_s, z_t = _rows("correlation_congruence", z_s, z_t, least=2)
-    return (_gaussian(z_s, gamma, order) - _gaussian(z_t, gamma, order)).square().mean()
-
-
-def decorrelation(
-    z_s: Float[Tensor, "n d_s"], z_t: Float[Tensor, "n d_t"], *, standardized: bool = True
-) -> Float[Tensor, ""]:
-    """How far the student's channels are from uncorrelated: ``1/(D (D - 1)) sum_{i != j} C[i,j]^2``.
-
-    C is the covariance of the student's features over the batch, or their correlation: of centered channels, which
-    are divided by their standard deviation if ``standardized``.
-
-    Rewards channels that each say something of their own. Ignores the teacher: its values are not read, and it is in
-    the signature so that this plugs in as any other loss, beside one that does read it. It exists to test what theory
-    says of the projector, that whitened features make its fixed point ``W = C_st``: it pushes ``Z_s^T Z_s`` of
-    standardized features towards N times the identity. Also ignores the mean, and if standardized the scale, of every
-    channel. A mean over pairs of channels, between 0 and 1 if standardized. It cannot be zero in a batch of N <= D
-    rows, where C has no full rank: the least then is ``(D/(N-1) - 1)/(D - 1)``; channels that are independent by
-    nature have about ``1/(N-1)``.
-
-    Args:
-        z_s: Student features, at least two channels.
-        z_t: Teacher features, of any width.
-        standardized: Correlations in the place of covariances. A channel whose root sum of squares, once centered, is
-            no larger than 1e-6 is constant: it correlates with nothing, and it gets no gradient.
-
-    Returns:
-        A scalar, in at least float32.
-
-    Raises:
-        UserError: If a side is no (n, d), the rows differ in number or are fewer than two, the student has one
-            channel, or a side is not floating point.
-
-    Deviates from: VICReg, whose covariances have N - 1 in the denominator and whose sum is divided by D, and Barlow
-        Twins, which has the correlation of two views, and a sum.
-
-    References:
-        A. Bardes, J. Ponce, Y. LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
-        Learning", ICLR 2022, section 4, the covariance term.
-        R. Miles, K. Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024, on
-        whitened features.
-
-    Example:
-        >>> z_s = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, -1.0], [1.0, 2.0, -1.0], [2.0, 4.0, 1.0]])
-        >>> decorrelation(z_s, z_s)  # the first two are the same channel, the third is independent of them
-        tensor(0.3333)
-    """
-    z_s, z_t = _rows("decorrelation", z_s, z_t, least=2)
-    n, d = z_s.shape
-    if d < 2:
-        raise UserError("decorrelation: student has 1 channel; expected at least 2")
-    channels = (z_s - z_s.mean(0)).T  # (d, n)
-    channels = unit_rows(channels) if standardized else channels / math.sqrt(n)
-    # Each pair once. Not the sum of all squares less the diagonal's, of which nothing exact is left near zero.
-    return 2 * product(channels, channels).triu(1).square().sum() / (d * (d - 1))
-
-
-def _rows(name: str, z_s: Tensor, z_t: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
-    """Both sides in one precision, after the checks that every relation shares."""
-    z_s, z_t = in_one_precision(name, z_s, z_t)
-    if z_s.ndim != 2 or z_t.ndim != 2 or z_s.shape[0] != z_t.shape[0]:
-        raise UserError(
-            f"{name}: student is {tuple(z_s.shape)} and teacher {tuple(z_t.shape)}; "
-            "expected (n, d_s) and (n, d_t), with the same rows"
-        )
-    if z_s.shape[0] < least or z_s.shape[1] < 1 or z_t.shape[1] < 1:
-        raise UserError(
-            f"{name}: student is {tuple(z_s.shape)} and teacher {tuple(z_t.shape)}; "
-            f"expected at least {least} rows, and a column"
-        )
-    return z_s, z_t
 
 
 def _distances(z: Tensor) -> Tensor:
@@ -402,23 +241,3 @@ def _cosines_at(d: Tensor, start: int, stop: int, eps: float) -> Tensor:
     squares = legs.square()
     doubled = squares.unsqueeze(2) + squares.unsqueeze(1) - d.square()  # 2 a b cos = a^2 + b^2 - c^2
     return doubled * (inverse.unsqueeze(2) * inverse.unsqueeze(1) / 2)
-
-
-def _cosines(z: Tensor) -> Tensor:
-    directions = unit_rows(z)
-    return product(directions, directions)
-
-
-def _neighbors(z: Tensor, eps: float) -> Tensor:
-    """Each row: the probabilities of all rows as its neighbors."""
-    kernel = ((1 + _cosines(z)) / 2).clamp(min=0) + eps  # rounding leaves cosines a little below -1
-    return kernel / kernel.sum(1, keepdim=True)
-
-
-def _gaussian(z: Tensor, gamma: float, order: int) -> Tensor:
-    """Gaussian kernel of unit vectors to some order of its Taylor series, by Horner's rule."""
-    x = 2 * gamma * _cosines(z)
-    series = torch.ones_like(x)
-    for p in range(order, 0, -1):
-        series = 1 + x / p * series
-    return math.exp(-2 * gamma) * series

@@ -1,15 +1,17 @@
-"""From a recipe's words to objects: data, models, terms, optimizer. Words choose code here and nowhere below."""
+"""From a recipe's words to objects: data, models, terms, optimizer.
 
-import functools
+Words choose code here and in `limbeck.recipes.choices`, and nowhere below.
+"""
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck import losses, models, norms, pooling, projectors
+from limbeck import models, pooling
 from limbeck.checkpoint import load_weights
 from limbeck.data import Data, open_data
 from limbeck.data.spec import DataSpec
@@ -17,15 +19,14 @@ from limbeck.distiller import Distiller, evaluating
 from limbeck.errors import UserError
 from limbeck.models import InputTransform, Model
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
+from limbeck.recipes.choices import build_feature_loss, build_logit_term, build_norm, build_pool, build_projector
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
-from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, Term
+from limbeck.terms import FeatureTerm, Term
 
 CARD = "student.json"  # in a run folder: how to build the student and feed it
-WHITENING_MOMENTUM = 0.1  # a batch alone seldom has enough rows for a covariance
-GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments out GroupNorm(16, d) with 16 groups
 
 
 @dataclass(frozen=True)
@@ -141,24 +142,6 @@ def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classif
     )
 
 
-def build_logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
-    """The term of the logits."""
-    temperature = recipe.temperature
-    match recipe.logit_loss:
-        case "kl":
-            return LogitTerm(functools.partial(losses.kl_divergence, temperature=temperature))
-        case "standardized_kl":
-            return LogitTerm(functools.partial(losses.standardized_kl, temperature=temperature))
-        case "dkd":
-            return LabelledLogitTerm(functools.partial(losses.decoupled_kl, temperature=temperature))
-        case "nkd":
-            return LabelledLogitTerm(functools.partial(losses.normalized_kl, temperature=temperature))
-        case "dist":
-            return LogitTerm(functools.partial(losses.pearson_distance, temperature=temperature))
-        case "mlkd":
-            return LogitTerm(losses.multi_level_kl)
-
-
 def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> FeatureTerm:
     """The feature term between the two taps, its widths read off a dry forward pass of each model."""
     student_tap = recipe.student_tap or student.penultimate
@@ -172,7 +155,7 @@ def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> Featur
             f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
         )
     source, width = (d_t, d_s) if recipe.inverted else (d_s, d_t)
-    loss, correlation_loss = _feature_loss(recipe)
+    loss, correlation_loss = build_feature_loss(recipe)
     return FeatureTerm(
         student_tap,
         teacher_tap,
@@ -186,93 +169,6 @@ def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> Featur
         student_pool=student_pool,
         teacher_pool=teacher_pool,
     )
-
-
-def build_projector(recipe: Recipe, d_s: int, d_t: int) -> nn.Module:
-    """A projector by its name in the recipe, between two widths."""
-    behind = recipe.teacher_norm if recipe.inverted else recipe.student_norm
-    bias = behind != "batch"  # batch norm behind the projector cancels it
-    match recipe.projector:
-        case "identity":
-            return projectors.identity()
-        case "linear":
-            return projectors.linear(d_s, d_t, bias=bias)
-        case "mlp":
-            return projectors.mlp(d_s, d_t, hidden=recipe.projector_hidden, bias=bias)
-        case "orthogonal":
-            return projectors.orthogonal(d_s, d_t)
-        case "ensemble":
-            return projectors.ensemble(d_s, d_t, count=recipe.projector_count)
-        case "low_rank":
-            return projectors.low_rank(d_s, d_t, rank=min(recipe.projector_rank, d_s, d_t))
-        case "ridge":
-            return projectors.Ridge(d_s, d_t)
-
-
-def _feature_loss(recipe: Recipe) -> tuple[Any, Any]:
-    match recipe.feature_loss:
-        case "log_sum":
-            return functools.partial(losses.log_sum, alpha=recipe.alpha), None
-        case "log_correlation":
-            return None, functools.partial(losses.log_correlation, alpha=recipe.alpha)
-        case "correlation_power":
-            return None, functools.partial(losses.correlation_power, power=recipe.alpha)
-        case "squared_error":
-            return losses.squared_error, None
-        case "mean_squared_error":
-            return losses.mean_squared_error, None
-        case "l1":
-            return losses.l1, None
-        case "feature_kl":
-            return functools.partial(losses.feature_kl, temperature=recipe.temperature), None
-        case "gaussian_wasserstein":
-            return losses.gaussian_wasserstein, None
-        case "smooth_l1":
-            return losses.smooth_l1, None
-        case "cosine":
-            return losses.cosine, None
-
-
-def build_norm(name: str, width: int) -> nn.Module | None:
-    """A norm by its name in the recipe."""
-    match name:
-        case "batch":
-            return norms.BatchNorm(width)
-        case "layer":
-            return norms.LayerNorm(width)
-        case "group":
-            if width % GROUP_SIZE:
-                raise UserError(f"norm group has groups of {GROUP_SIZE} channels; the teacher's {width} do not divide")
-            return norms.GroupNorm(width // GROUP_SIZE, width)
-        case "l2":
-            return norms.L2()
-        case "zca":
-            return norms.ZCA(width, momentum=WHITENING_MOMENTUM)
-        case "cholesky":
-            return norms.Cholesky(width, momentum=WHITENING_MOMENTUM)
-        case _:
-            return None
-
-
-def build_pool(name: str) -> pooling.Pool:
-    """A pooling function by its name in the recipe."""
-    match name:
-        case "vector":
-            return pooling.vector
-        case "spatial_mean":
-            return pooling.spatial_mean
-        case "spatial_mean_nhwc":
-            return pooling.spatial_mean_nhwc
-        case "token_mean":
-            return pooling.token_mean(1)
-        case "class_token":
-            return pooling.class_token
-        case "spatial_positions":
-            return pooling.spatial_positions
-        case "token_positions":
-            return pooling.token_positions(1)
-        case _:
-            return pooling.automatic
 
 
 def tap_shape(model: Model, tap: str) -> tuple[int, ...]:

@@ -1,71 +1,20 @@
-"""Distillation terms: each owns what it reads, its projector, its norms and its loss."""
+"""The term of a feature: tap, pool, project, normalize, compare, in the form that suits the batch."""
 
 import contextlib
-import enum
-import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck import collectives, losses, moments, norms, pooling
-from limbeck.chunked import Combine, chunked
+from limbeck.chunked import chunked
 from limbeck.errors import UserError
 from limbeck.projectors import Ridge
 from limbeck.taps import Captured
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-LabelledLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-CorrelationLoss = Callable[[Tensor], Tensor]
-
-
-@runtime_checkable
-class Term(Protocol):
-    """One distillation loss between what the student and what the teacher computed.
-
-    A term that has parameters is also an ``nn.Module``; the distiller then trains and saves it.
-
-    Attributes:
-        student_taps: Names that the student must be tapped at.
-        teacher_taps: Names that the teacher must be tapped at.
-        readings: Measurements of the last call, detached, in a form that does not depend on batch size or width.
-    """
-
-    student_taps: tuple[str, ...]
-    teacher_taps: tuple[str, ...]
-    readings: dict[str, Tensor]
-
-    def __call__(self, student: Captured, teacher: Captured) -> Tensor:
-        """The unweighted loss, a scalar."""
-        ...
-
-
-class Form(enum.Enum):
-    """How a term computes its loss; the value and the gradient are the same."""
-
-    DIRECT = "direct"  # project all rows, normalize, compare
-    MOMENTS = "moments"  # from covariances, without the projected features
-    CHUNKED = "chunked"  # block of rows by block of rows
-
-
-# Which losses are a mean, a sum or a LogSum over rows, so that they can be computed in blocks.
-COMBINE: dict[object, Combine] = {
-    losses.squared_error: Combine.SUM,
-    losses.mean_squared_error: Combine.MEAN,
-    losses.l1: Combine.MEAN,
-    losses.smooth_l1: Combine.MEAN,
-    losses.cosine: Combine.MEAN,
-    losses.log_sum: Combine.LOG_SUM,
-}
-ROW_BY_ROW = (nn.Identity, norms.L2, norms.LayerNorm, norms.GroupNorm)
-
-# From benchmarks/loss_cost.py: rows for each student channel from which moments are quicker than the direct form, and
-# elements of the projected feature from which blocks of it are.
-MOMENTS_ROWS = 2
-CHUNKED_ELEMENTS = 2**22
+from limbeck.terms.forms import COMBINE, Form, LastLinear, are_batch, choose, last_linear, refuse_dead_bias, unwrapped
+from limbeck.terms.interface import CorrelationLoss, Loss, at_least_float32
 
 
 class Sides(NamedTuple):
@@ -179,7 +128,7 @@ class FeatureTerm(nn.Module):
         if correlation_loss is not None and not both_batch:
             raise UserError("a correlation_loss needs BatchNorm as student_norm and as teacher_norm")
         if isinstance(teacher_norm if inverted else student_norm, norms.BatchNorm):
-            _refuse_dead_bias(projector)
+            refuse_dead_bias(projector)
         other = student_norm if inverted else teacher_norm
         keeps_statistics = isinstance(other, (norms.ZCA, norms.Cholesky)) and other.running is not None
         if isinstance(projector, Ridge) and keeps_statistics:
@@ -212,8 +161,8 @@ class FeatureTerm(nn.Module):
             return self._compare(x, y)
         # Statistics in front of the projector are those of all rows: from here on every process has all of them.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.input_norm(collectives.gather_rows(_at_least_float32(x)))
-            y = collectives.gather_rows(_at_least_float32(y))
+            x = self.input_norm(collectives.gather_rows(at_least_float32(x)))
+            y = collectives.gather_rows(at_least_float32(y))
         # One process is alone anyway, and a compiler does not trace the change of a context variable.
         with collectives.alone() if collectives.world_size() > 1 else contextlib.nullcontext():
             if isinstance(self.projector, Ridge) and self.training:
@@ -227,8 +176,8 @@ class FeatureTerm(nn.Module):
         Raises:
             UserError: As in a call; also if a norm or a projector that keeps statistics has seen no batch yet.
         """
-        z_s = _at_least_float32(self.student_pool(student.features[self.student_taps[0]]))
-        z_t = _at_least_float32(self.teacher_pool(teacher.features[self.teacher_taps[0]]))
+        z_s = at_least_float32(self.student_pool(student.features[self.student_taps[0]]))
+        z_t = at_least_float32(self.teacher_pool(teacher.features[self.teacher_taps[0]]))
         with torch.autocast(z_s.device.type, enabled=False):
             source = self.input_norm(z_t if self.inverted else z_s)
             projected = self.projector(source)
@@ -238,7 +187,7 @@ class FeatureTerm(nn.Module):
             return Sides(z_s, z_t, source, projected, self.student_norm(a), self.teacher_norm(t))
 
     def _compare(self, x: Tensor, y: Tensor) -> Tensor:
-        last = _last_linear(self.projector)
+        last = last_linear(self.projector)
         width = last.linear.out_features if last is not None else None
         self.used = self._choose(x, y, last)
         if width is not None and (*x.shape[:-1], width) != y.shape:
@@ -260,7 +209,7 @@ class FeatureTerm(nn.Module):
             raise self._misfit(x.shape, y)
         with torch.autocast(x.device.type, enabled=False):
             # Gathered in at least float32, since the sums of the norms are taken over all of it.
-            x, y = (collectives.gather_rows(_at_least_float32(side)) for side in (x, y))
+            x, y = (collectives.gather_rows(at_least_float32(side)) for side in (x, y))
             a, t = (y, x) if self.inverted else (x, y)
             a, t = self.student_norm(a), self.teacher_norm(t)
             if self.correlation_loss is not None:
@@ -288,7 +237,7 @@ class FeatureTerm(nn.Module):
         assert self.loss is not None
         value, product = chunked(
             self.loss,
-            COMBINE[_unwrapped(self.loss)],
+            COMBINE[unwrapped(self.loss)],
             x,
             y,
             linear.weight,
@@ -299,42 +248,33 @@ class FeatureTerm(nn.Module):
         self._read_loss(value, moments.row_count(x) * y.shape[-1], product if self._both_batch() else None)
         return value
 
-    def _choose(self, x: Tensor, y: Tensor, last: "_LastLinear | None") -> Form:
-        """The quickest form that applies; on several processes without a look at the rows, which may differ there."""
-        named = _unwrapped(self.loss)
-        by_moments = last is not None and self._both_batch() and named in (None, losses.mean_squared_error)
-        in_blocks = (
-            last is not None
-            and not self.inverted
-            and not y.requires_grad
-            and named in COMBINE
-            and all(isinstance(n, (norms.BatchNorm, *ROW_BY_ROW)) for n in (self.student_norm, self.teacher_norm))
+    def _choose(self, x: Tensor, y: Tensor, last: LastLinear | None) -> Form:
+        return choose(
+            x,
+            y,
+            last,
+            loss=self.loss,
+            student_norm=self.student_norm,
+            teacher_norm=self.teacher_norm,
+            inverted=self.inverted,
+            form=self.form,
+            name=self.extra_repr,
         )
-        if self.form is not None:
-            if not {Form.DIRECT: True, Form.MOMENTS: by_moments, Form.CHUNKED: in_blocks}[self.form]:
-                raise UserError(f"the {self.form.value} form does not apply to {self.extra_repr()}")
-            return self.form
-        rows, alone = x.shape[:-1].numel(), collectives.world_size() == 1
-        if by_moments and (not alone or (last is not None and rows > MOMENTS_ROWS * last.linear.in_features)):
-            return Form.MOMENTS
-        if in_blocks and (not alone or rows * y.shape[-1] > CHUNKED_ELEMENTS):
-            return Form.CHUNKED
-        return Form.DIRECT
 
     def _both_batch(self) -> bool:
-        return all(isinstance(norm, norms.BatchNorm) for norm in (self.student_norm, self.teacher_norm))
+        return are_batch(self.student_norm, self.teacher_norm)
 
     def _read_correlation(self, c: Tensor) -> Tensor:
         assert self.correlation_loss is not None
         value = self.correlation_loss(c)
         self.readings = {"correlation": c.detach().mean()}
-        if _unwrapped(self.correlation_loss) is losses.log_correlation:
+        if unwrapped(self.correlation_loss) is losses.log_correlation:
             self.readings["log_mean"] = value.detach() - math.log(c.numel())
         return value
 
     def _read_loss(self, value: Tensor, elements: int, correlation: Tensor | None) -> None:
         self.readings = {}
-        if _unwrapped(self.loss) is losses.log_sum:
+        if unwrapped(self.loss) is losses.log_sum:
             self.readings["log_mean"] = value.detach() - math.log(elements)
         if correlation is not None:
             self.readings["correlation"] = correlation
@@ -353,145 +293,6 @@ class FeatureTerm(nn.Module):
         return f"{self.student_taps[0]} -> {self.teacher_taps[0]}, loss={_name(compared)}"
 
 
-class RelationTerm:
-    """Compare what is between the samples of a batch, or maps of any width: a loss that needs no projector.
-
-    With ``z_s = pool(student)`` and ``z_t = pool(teacher)`` it is ``loss(z_s, z_t)`` over the rows of all processes;
-    the widths may differ, as the loss takes them. For losses of relations
-    (:func:`limbeck.losses.similarity_preserving`) and of maps (:func:`limbeck.losses.attention_transfer`, with
-    :func:`limbeck.pooling.unpooled`).
-
-    Args:
-        student_tap: Tap of the student, see :class:`limbeck.taps.Taps`.
-        teacher_tap: Tap of the teacher.
-        loss: Function of both features, student first.
-        student_pool: From maps or tokens to what the loss takes, see :mod:`limbeck.pooling`.
-        teacher_pool: The same for the teacher.
-    """
-
-    def __init__(
-        self,
-        student_tap: str,
-        teacher_tap: str,
-        *,
-        loss: Loss,
-        student_pool: pooling.Pool = pooling.automatic,
-        teacher_pool: pooling.Pool = pooling.automatic,
-    ) -> None:
-        self.student_taps = (student_tap,)
-        self.teacher_taps = (teacher_tap,)
-        self.loss = loss
-        self.student_pool = student_pool
-        self.teacher_pool = teacher_pool
-        self.readings: dict[str, Tensor] = {}
-
-    def __call__(self, student: Captured, teacher: Captured) -> Tensor:
-        """The loss of one batch."""
-        z_s = self.student_pool(student.features[self.student_taps[0]])
-        z_t = self.teacher_pool(teacher.features[self.teacher_taps[0]])
-        with torch.autocast(z_s.device.type, enabled=False):
-            z_s, z_t = (collectives.gather_rows(_at_least_float32(z)) for z in (z_s, z_t))
-            return self.loss(z_s, z_t)
-
-
-class LogitTerm:
-    """Match the student's logits to the teacher's.
-
-    Args:
-        loss: Function of two logit tensors, by default soft targets at temperature 4, the value that the CIFAR
-            literature uses (RepDistiller, mdistiller). The paper's own logit loss has temperature 1.
-
-    Example:
-        >>> y = torch.randn(8, 10)
-        >>> round(LogitTerm()(Captured(y, {}), Captured(y, {})).item(), 6)
-        0.0
-    """
-
-    student_taps: tuple[str, ...] = ()
-    teacher_taps: tuple[str, ...] = ()
-
-    def __init__(self, loss: Loss = losses.kl_divergence) -> None:
-        self.loss = loss
-        self.readings: dict[str, Tensor] = {}
-
-    def __call__(self, student: Captured, teacher: Captured) -> Tensor:
-        """The loss of one batch; UserError when the two models do not have the same classes."""
-        y_s, y_t = _gathered(student, teacher)
-        self.readings = _agreement(y_s, y_t)
-        return self.loss(y_s, y_t)
-
-
-class LabelledLogitTerm:
-    """Match the student's logits to the teacher's by a loss that also reads the labels.
-
-    Args:
-        loss: Function ``(y_s, y_t, target)``, by default decoupled distillation (DKD).
-    """
-
-    student_taps: tuple[str, ...] = ()
-    teacher_taps: tuple[str, ...] = ()
-
-    def __init__(self, loss: LabelledLoss = losses.decoupled_kl) -> None:
-        self.loss = loss
-        self.readings: dict[str, Tensor] = {}
-
-    def __call__(self, student: Captured, teacher: Captured) -> Tensor:
-        """The loss of one batch; UserError when there are no labels or the classes differ."""
-        if student.target is None:
-            raise UserError(
-                "this logit loss needs labels, and the batch has none; use kl_divergence for unlabelled images"
-            )
-        y_s, y_t = _gathered(student, teacher)
-        self.readings = _agreement(y_s, y_t)
-        return self.loss(y_s, y_t, collectives.gather_rows(student.target))
-
-
-def _gathered(student: Captured, teacher: Captured) -> tuple[Tensor, Tensor]:
-    """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
-    y_s, y_t = student.output, teacher.output
-    if y_s.shape != y_t.shape:
-        raise UserError(
-            f"the student has {y_s.shape[-1]} classes and the teacher {y_t.shape[-1]}; logit losses need the same ones"
-        )
-    return collectives.gather_rows(_at_least_float32(y_s)), collectives.gather_rows(_at_least_float32(y_t))
-
-
-def _agreement(y_s: Tensor, y_t: Tensor) -> dict[str, Tensor]:
-    """Share of the batch for which both put the same class first."""
-    return {"agreement": (y_s.detach().argmax(-1) == y_t.argmax(-1)).float().mean()}
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _unwrapped(function: object) -> object:
-    return function.func if isinstance(function, functools.partial) else function  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-
 def _name(function: object) -> str:
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     return str(getattr(inner, "__name__", type(inner).__name__))
-
-
-def _refuse_dead_bias(projector: nn.Module) -> None:
-    last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1:]
-    if last and last[0].bias is not None and list(projector.modules())[-1] is last[0]:  # pyright: ignore[reportUnnecessaryComparison]
-        raise UserError("the projector's last bias is cancelled by the batch norm behind it; build it with bias=False")
-
-
-class _LastLinear(NamedTuple):
-    """A projector as its last linear layer and what comes in front of it."""
-
-    body: nn.Module
-    linear: nn.Linear
-
-
-def _last_linear(projector: nn.Module) -> _LastLinear | None:
-    """The last layer, where the projector is or ends in a linear one: what moments and blocks need to know of it."""
-    if isinstance(projector, nn.Linear):
-        return _LastLinear(nn.Identity(), projector)
-    if isinstance(projector, nn.Sequential) and len(projector) > 0:
-        last = projector[-1]
-        return _LastLinear(projector[:-1], last) if isinstance(last, nn.Linear) else None
-    return None

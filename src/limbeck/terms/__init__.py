@@ -1,0 +1,25 @@
+"""Distillation terms: each owns what it reads, its projector, its norms and its loss.
+
+Every :class:`Term` is called with what student and teacher computed at their taps. Of features: :class:`FeatureTerm`,
+through a projector, and :class:`RelationTerm`, for losses that take any two widths. Of logits: :class:`LogitTerm` and
+:class:`LabelledLogitTerm`.
+"""
+
+from limbeck.terms.feature import FeatureTerm, Sides
+from limbeck.terms.forms import Form
+from limbeck.terms.interface import CorrelationLoss, LabelledLoss, Loss, Term
+from limbeck.terms.logits import LabelledLogitTerm, LogitTerm
+from limbeck.terms.relation import RelationTerm
+
+__all__ = [
+    "CorrelationLoss",
+    "FeatureTerm",
+    "Form",
+    "LabelledLogitTerm",
+    "LabelledLoss",
+    "LogitTerm",
+    "Loss",
+    "RelationTerm",
+    "Sides",
+    "Term",
+]
