@@ -81,7 +81,7 @@ if __name__ == "__main__":
     def kill(descriptor: int) -> None:
         """Die in the middle of writing the third checkpoint."""
         synced(descriptor)
-        if next(calls) == 2 * 5 + 3:  # five files each
+        if next(calls) == 2 * 8 + 3:  # five files each, the manifest and two folders
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = kill

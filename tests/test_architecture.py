@@ -29,6 +29,7 @@ ORDER = (
     "terms",
     "distiller",
     "accumulation",
+    "manifest",
     "checkpoint",
     "sinks",
     "live",

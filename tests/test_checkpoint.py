@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import checkpoint
+from limbeck import checkpoint, manifest
 from limbeck.checkpoint import Checkpoints, Counters, load_weights, replacing, save_json, save_text, save_weights
 from limbeck.errors import UserError
 from reference import as_a_user
@@ -121,6 +121,109 @@ def test_a_truncated_file_is_one_line(tmp_path: Path, file: str, share: float) -
     assert "\n" not in str(raised.value)
 
 
+FILES = ["student.safetensors", "terms.safetensors", "trainer.pt", "counters.json", "manifest.json"]
+
+
+def damage(path: Path, how: str) -> None:
+    written = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(written[: len(written) // 2])
+    else:
+        path.write_bytes(written[:10] + bytes([written[10] ^ 16]) + written[11:])
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_state_is_passed_over_and_named(tmp_path: Path, file: str, how: str) -> None:
+    save(tmp_path, 1, 1.0)
+    damage(save(tmp_path, 2, 2.0) / file, how)
+    checkpoints, modules = Checkpoints(tmp_path), kept(7.0)
+    loaded = checkpoints.load(modules, CPU)
+    assert loaded is not None
+    assert loaded[0]["optimizer"]["lr"] == 1.0
+    assert float(modules["student"].state_dict()["0.weight"][0, 0]) == 1.0
+    assert len(checkpoints.skipped) == 1
+    assert checkpoints.skipped[0].startswith("step-000000002: ")
+    assert file in checkpoints.skipped[0]
+    expected = {"missing": "missing", "truncated": "truncated", "flipped": "checksum"}[how]
+    assert expected in checkpoints.skipped[0] or file == "manifest.json"
+    save(tmp_path, 2, 3.0)  # going on from the first one, its second state takes the place of the damaged one
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load(kept(), CPU) is not None
+    assert checkpoints.skipped == []
+
+
+def test_states_behind_a_damaged_one_do_not_push_out_the_good_one(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    damage(save(tmp_path, 20) / "trainer.pt", "flipped")
+    save(tmp_path, 15)  # in mid-epoch, after going on from 10
+    assert [path.name for path in Checkpoints(tmp_path).states()] == ["step-000000010", "step-000000015"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000015"]
+
+
+def test_all_damaged_is_one_line_that_names_each(tmp_path: Path) -> None:
+    damage(save(tmp_path, 1) / "trainer.pt", "truncated")
+    damage(save(tmp_path, 2) / "student.safetensors", "missing")
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read") as raised:
+        Checkpoints(tmp_path).load(kept(), CPU)
+    message = str(raised.value)
+    assert "step-000000001: trainer.pt is truncated" in message
+    assert "step-000000002: 'student.safetensors' is missing" in message
+    assert "\n" not in message
+
+
+def test_a_state_of_the_first_layout_loads(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3, 5.0)
+    (folder / "manifest.json").unlink()
+    numbers = json.loads((folder / "counters.json").read_text())
+    (folder / "counters.json").write_text(json.dumps({k: v for k, v in numbers.items() if k in FIRST_LAYOUT}))
+    loaded = Checkpoints(tmp_path).load(kept(), CPU)
+    assert loaded is not None
+    assert loaded[0]["optimizer"]["lr"] == 5.0
+    assert loaded[1] == Counters(epoch=3, step=3)
+
+
+FIRST_LAYOUT = ("epoch", "step", "best", "seconds", "images")
+
+
+def test_a_state_of_a_later_layout_is_neither_read_nor_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    numbers = json.loads((folder / "counters.json").read_text())
+    (folder / "counters.json").write_text(json.dumps(numbers | {"layout": 3}))
+    manifest.seal(folder)
+    with pytest.raises(UserError, match="of layout 3, which a newer version"):
+        Checkpoints(tmp_path).load(kept(), CPU)
+
+
+def test_flipped_bits_never_give_a_wrong_state(tmp_path: Path) -> None:
+    """500 bits, one after the other, in either of two states: what is loaded is one of the two as it was written."""
+    paths = [save(tmp_path, step, float(step)) for step in (1, 2)]
+    states = {step: load_weights(paths[step - 1] / "student.safetensors") for step in (1, 2)}
+    files = [file for path in paths for file in sorted(path.iterdir())]
+    draw = random.Random(0)
+    passed_over = 0
+    for _ in range(500):
+        file = draw.choice(files)
+        written = file.read_bytes()
+        at, bit = draw.randrange(len(written)), draw.randrange(8)
+        file.write_bytes(written[:at] + bytes([written[at] ^ (1 << bit)]) + written[at + 1 :])
+        checkpoints, modules = Checkpoints(tmp_path), kept(7.0)
+        loaded = checkpoints.load(modules, CPU)
+        assert loaded is not None
+        step = loaded[1].step
+        assert loaded[0]["optimizer"]["lr"] == float(step)
+        assert loaded[1] == Counters(epoch=step, step=step)
+        assert all(torch.equal(v, states[step][k]) for k, v in modules["student"].state_dict().items())
+        passed_over += len(checkpoints.skipped)
+        # A flip that is not noticed is one in the white space or the spelling of the manifest, or in the older state.
+        assert step == 1 or file.parent == paths[0] or file.name == "manifest.json"
+        file.write_bytes(written)
+    assert passed_over > 200
+
+
 class Malicious:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,6 +239,7 @@ def test_no_code_is_executed(tmp_path: Path, raw: bool) -> None:
         (folder / "trainer.pt").write_bytes(pickle.dumps(Malicious(witness)))
     else:
         torch.save({"optimizer": Malicious(witness), "random": {}}, folder / "trainer.pt")
+    manifest.seal(folder)  # who plants code can compute checksums, too
     with pytest.raises(UserError, match="cannot be read") as raised:
         Checkpoints(tmp_path / "checkpoint").load(kept(), CPU)
     assert "\n" not in str(raised.value)
@@ -151,6 +255,7 @@ def test_a_state_of_another_model_is_one_line(tmp_path: Path) -> None:
         Checkpoints(tmp_path).load({**kept(), "average": nn.Linear(1, 1)}, CPU)
     counters = tmp_path / "step-000000001" / "counters.json"
     counters.write_text(json.dumps({"epoch": 1, "from_the_future": 2}))
+    manifest.seal(counters.parent)
     with pytest.raises(UserError, match="from_the_future"):
         Checkpoints(tmp_path).load(kept(), CPU)
 

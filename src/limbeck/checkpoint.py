@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
+from limbeck import collectives, manifest
 from limbeck.errors import UserError
 
 KEPT = 2
+LAYOUT = 2  # of a state's folder: 1 has no manifest
 _COUNTERS = "counters.json"
 _STATE = "trainer.pt"
 
@@ -37,6 +39,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # safetensors makes its files readable for their owner only
         temporary.replace(path)
+        manifest.flush(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -114,18 +117,23 @@ class Checkpoints:
     A state is student, average of the student (where there is one), every term that has parameters, optimizer, scaler,
     random number generators and counters. It is written to a temporary folder which is renamed when everything in it
     has reached the disk. Tensors are in safetensors files; the optimizer's state is read with ``weights_only=True``.
+    A manifest has the checksum of every file, by which a state that was damaged later is known, and passed over.
 
     Args:
         folder: Where the states are kept; made when the first one is written.
+
+    Attributes:
+        skipped: Of the last :meth:`load`: states that are newer than the loaded one, and what is wrong with each.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.skipped: list[str] = []
 
     def save(
         self, modules: Mapping[str, nn.Module], trainer: Mapping[str, Any], counters: Counters, device: torch.device
     ) -> Path:
-        """Write one state and remove all but the last two.
+        """Write one state and remove all but the last two, and states of later steps, which can only be damaged ones.
 
         Args:
             modules: Name to module; each becomes one safetensors file.
@@ -139,60 +147,141 @@ class Checkpoints:
         target = self.folder / f"step-{counters.step:09d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(".writing-*"):  # what a killed process left half written
+            for stale in (*self.folder.glob(".writing-*"), *self.folder.glob(".removing-*")):  # by a killed process
                 shutil.rmtree(stale, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
             try:
                 for name, module in modules.items():
                     _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
                 torch.save({**trainer, "random": _random_state(device)}, temporary / _STATE)
-                (temporary / _COUNTERS).write_text(json.dumps(asdict(counters)), encoding="utf-8")
-                for file in temporary.iterdir():
-                    with file.open("rb+") as handle:
-                        os.fsync(handle.fileno())
-                shutil.rmtree(target, ignore_errors=True)
+                text = json.dumps({**asdict(counters), "layout": LAYOUT})
+                (temporary / _COUNTERS).write_text(text, encoding="utf-8")
+                manifest.seal(temporary)
+                self._remove(target)
                 temporary.rename(target)
+                manifest.flush(self.folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             raise UserError(f"cannot write checkpoint {target}: {getattr(error, 'strerror', None) or error}") from error
-        for old in self.states()[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        states = self._folders()
+        done = states.index(target) + 1
+        for old in [*states[: max(0, done - KEPT)], *states[done:]]:
+            self._remove(old)
         return target
 
+    def _folders(self) -> list[Path]:
+        """All states, oldest first, whether they are whole or not."""
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+    def _remove(self, state: Path) -> None:
+        """Remove a state, so that it is never half there under its name."""
+        doomed = state.with_name(f".removing-{state.name}")
+        with suppress(OSError):
+            state.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
     def states(self) -> list[Path]:
-        """The complete states, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / _COUNTERS).is_file())
+        """The complete states, oldest first, without those that the manifest shows to be damaged."""
+        complete = [path for path in self._folders() if (path / _COUNTERS).is_file()]
+        return [path for path in complete if not (path / manifest.NAME).exists() or manifest.flaw(path) is None]
 
     def load(self, modules: Mapping[str, nn.Module], device: torch.device) -> tuple[dict[str, Any], Counters] | None:
-        """Load the newest state into the modules and the random number generators; None where there is none.
+        """Load the newest good state into the modules and the random number generators; None where there is none.
+
+        Of several processes the first one chooses the state.
 
         Returns:
             The trainer's state dicts as they were given to :meth:`save`, and the counters.
 
         Raises:
-            UserError: If the state does not fit the modules, is damaged, or holds anything but tensors and numbers.
+            UserError: If the state does not fit the modules, or if there are states, and all of them are damaged or
+                hold anything but tensors and numbers.
         """
-        states = self.states()
-        if not states:
+        found = self._newest() if collectives.rank() == 0 else None
+        chosen = found[0].name if found else ""
+        # Every process learns why there is none, and stops.
+        sent = json.loads(collectives.from_first(json.dumps([chosen, self.skipped]), device))
+        chosen, self.skipped = str(sent[0]), [str(line) for line in sent[1]]
+        if not chosen:
+            if self.skipped:
+                reasons = "; ".join(self.skipped)
+                raise UserError(
+                    f"no checkpoint in {self.folder} can be read: {reasons}; remove that folder to begin again"
+                )
             return None
-        newest = states[-1]
+        state = self.folder / chosen
+        try:
+            weights, trainer, counters = found[1] if found else _read(state)
+        except _DamagedError as error:  # by now, or for this process alone
+            raise UserError(f"checkpoint {state} cannot be read: {error}") from error
         for name, module in modules.items():
+            if name not in weights:
+                raise UserError(f"checkpoint {state} does not fit this run: it has no {name}")
             try:
-                module.load_state_dict(load_weights(newest / f"{name}.safetensors"), strict=True)
+                module.load_state_dict(weights.pop(name), strict=True)
             except RuntimeError as error:
                 first = str(error).splitlines()[0]
-                raise UserError(f"checkpoint {newest} does not fit this run's {name}: {first}") from error
+                raise UserError(f"checkpoint {state} does not fit this run's {name}: {first}") from error
         try:
-            trainer: dict[str, Any] = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
-            counters = Counters(**json.loads((newest / _COUNTERS).read_text(encoding="utf-8")))
             _set_random_state(trainer.pop("random"), device)
-        except Exception as error:  # unpickling alone knows a dozen types of error
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"checkpoint {newest} cannot be read: {first}; remove that folder to go on from the one before"
-            ) from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"checkpoint {state} has no random states that can be used: {error}") from error
         return trainer, counters
+
+    def _newest(self) -> "tuple[Path, _State] | None":
+        """The newest state that is as it was written."""
+        self.skipped = []
+        for state in reversed(self._folders()):
+            try:
+                return state, _read(state)
+            except _NewerError as error:  # whole, and more than what lies before it: not to be passed over
+                self.skipped.append(f"{state.name}: {error}")
+                return None
+            except _DamagedError as error:
+                self.skipped.append(f"{state.name}: {error}")
+        return None
+
+
+class _DamagedError(Exception):
+    """A state that is not what was written."""
+
+
+class _NewerError(_DamagedError):
+    """A state of a layout that is not known yet."""
+
+
+_State = tuple[dict[str, dict[str, Tensor]], dict[str, Any], Counters]
+
+
+def _read(folder: Path) -> _State:
+    """Weights, trainer and counters of a state.
+
+    States of the first layout have no manifest; of those only what cannot be read is known to be damaged.
+
+    Raises:
+        _DamagedError: Says what is wrong.
+    """
+    try:
+        is_sealed = (folder / manifest.NAME).exists()
+        if is_sealed and (reason := manifest.flaw(folder)) is not None:
+            raise _DamagedError(reason)
+        numbers: dict[str, Any] = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
+        layout = int(numbers.pop("layout", 1))
+        if layout > 1 and not is_sealed:
+            raise _DamagedError(f"{manifest.NAME} is missing")
+        if layout > LAYOUT:
+            raise _NewerError(f"it is of layout {layout}, which a newer version of Limbeck reads")
+        weights = {path.stem: load_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+        trainer: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        return weights, dict(trainer), Counters(**numbers)
+    except _DamagedError:
+        raise
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{Path(str(error.filename)).name} is missing") from error
+    except Exception as error:  # unpickling alone knows a dozen types of error
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _DamagedError(f"it cannot be read: {first}") from error
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

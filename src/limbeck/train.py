@@ -251,6 +251,8 @@ def _resume(
     if checkpoints is None:
         return Counters()
     state = checkpoints.load(kept, device)
+    if checkpoints.skipped:
+        log.note(f"skipped damaged checkpoints: {'; '.join(checkpoints.skipped)}")
     if state is None:
         log.rewind(0)  # a run that was killed in its first epoch begins again
         return Counters()

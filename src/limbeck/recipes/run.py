@@ -25,6 +25,7 @@ from limbeck.recipes.build import (
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
+from limbeck.recipes.lock import LOCK, only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
@@ -57,17 +58,27 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         The summary.
 
     Raises:
-        UserError: If anything of the input is wrong; also if the folder holds another run.
+        UserError: If anything of the input is wrong; also if the folder holds another run, or one that
+            another process is writing.
     """
     require_loggers(recipe.loggers)
     # Before anything else: it sets up the process group, when a launcher started several processes.
     # Without a GPU it has to be told "cpu", or it does not see them.
-    PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
-    began_here = not (folder / "recipe.yaml").is_file()
-    collectives.barrier()
-    recipe = _claim(recipe, folder, resume, first=began_here)
+    state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
+    _claim(recipe, folder, resume)
     if resume and is_run(folder):
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    with only_run_in(folder, torch.device(state.device or "cpu")):
+        recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
+        return _run(recipe, folder, said)
+
+
+def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
+    """Train in a folder that this run holds, from the beginning or from where it was stopped."""
+    began_here = not (folder / "recipe.yaml").is_file()
+    collectives.barrier()
+    if began_here and collectives.rank() == 0:
+        save_text(recipe.to_yaml(), folder / "recipe.yaml")
     threads = torch.get_num_threads()
     with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored, explaining():
         restored.callback(torch.set_num_threads, threads)
@@ -200,9 +211,9 @@ def _report(findings: list[Finding], log: RunLog) -> None:
         raise UserError(f"{first.name}: {first.message}" + (f"; {first.advice}" if first.advice else ""))
 
 
-def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe:
-    """Take a folder for a run, without touching one that holds something else."""
-    if not first:
+def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
+    """The recipe as the folder's run has it; UserError where the folder holds something else. Nothing is written."""
+    if (folder / "recipe.yaml").is_file():
         kept = Recipe.from_yaml(folder / "recipe.yaml")
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
@@ -217,14 +228,8 @@ def _claim(recipe: Recipe, folder: Path, resume: bool, *, first: bool) -> Recipe
         raise UserError(f"{folder} is a file; --out must be a folder")
     if resume:
         raise UserError(f"no run to resume in {folder}")
-    if collectives.rank() == 0:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no run; choose another --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
-        save_text(recipe.to_yaml(), folder / "recipe.yaml")
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another --out")
     return recipe
 
 
@@ -233,7 +238,8 @@ def _give_up(folder: Path) -> None:
     if collectives.rank() == 0:
         for name in ("recipe.yaml", "log.jsonl"):
             (folder / name).unlink(missing_ok=True)
-        if not any(folder.iterdir()):
+        if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
+            (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 
