@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+from limbeck.untrusted import check_tensor_file, check_torch_file
 
 KEPT = 2
 _COUNTERS = "counters.json"
@@ -73,6 +74,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
+        check_tensor_file(path)
         return load_file(path)
     except Exception as error:  # safetensors raises its own type for every defect of a file
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
@@ -184,6 +186,7 @@ class Checkpoints:
                 first = str(error).splitlines()[0]
                 raise UserError(f"checkpoint {newest} does not fit this run's {name}: {first}") from error
         try:
+            check_torch_file(newest / _STATE)
             trainer: dict[str, Any] = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
             counters = Counters(**json.loads((newest / _COUNTERS).read_text(encoding="utf-8")))
             _set_random_state(trainer.pop("random"), device)
