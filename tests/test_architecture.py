@@ -18,6 +18,7 @@ PACKAGE = ROOT / "src" / "limbeck"
 ORDER = (
     "errors",
     "records",
+    "untrusted",
     "collectives",
     "losses",
     "moments",

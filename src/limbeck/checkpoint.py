@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, manifest
 from limbeck.errors import UserError
+from limbeck.untrusted import check_tensor_file, check_torch_file
 
 KEPT = 2
 LAYOUT = 2  # of a state's folder: 1 has no manifest
@@ -76,6 +77,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
+        check_tensor_file(path)
         return load_file(path)
     except Exception as error:  # safetensors raises its own type for every defect of a file
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
@@ -273,6 +275,7 @@ def _read(folder: Path) -> _State:
         if layout > LAYOUT:
             raise _NewerError(f"it is of layout {layout}, which a newer version of Limbeck reads")
         weights = {path.stem: load_weights(path) for path in sorted(folder.glob("*.safetensors"))}
+        check_torch_file(folder / _STATE)
         trainer: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
         return weights, dict(trainer), Counters(**numbers)
     except _DamagedError:

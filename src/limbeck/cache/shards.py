@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.cache.identity import checksum_of
 from limbeck.checkpoint import replacing
 from limbeck.errors import UserError
+from limbeck.untrusted import check_tensor_file
 
 _CHECKSUM = "blake2b"  # the one entry of the metadata: safetensors writes several in any order
 
@@ -56,6 +57,7 @@ def damaged(path: Path, why: str) -> UserError:
 
 def _opened(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
+        check_tensor_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_CHECKSUM, "")  # noqa: SIM118

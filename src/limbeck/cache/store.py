@@ -18,6 +18,7 @@ from limbeck.checkpoint import save_json
 from limbeck.data.loader import Batch, Loader
 from limbeck.errors import UserError
 from limbeck.taps import Captured
+from limbeck.untrusted import parse_json
 
 CARD = "cache.json"
 FORMAT = 1
@@ -254,7 +255,7 @@ class View:
 
 def _read(path: Path) -> Card:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}, and this version reads {FORMAT}; delete its folder")
         specs = {

@@ -86,5 +86,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _fail(message: str) -> int:
     # One line; only weights that do not fit are followed by a table of what does not.
-    print(f"limbeck: error: {message.strip()}", file=sys.stderr)
+    # A name in somebody's file may hold what moves a terminal's cursor.
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message.strip())
+    print(f"limbeck: error: {shown}", file=sys.stderr)
     return 2

@@ -1,6 +1,5 @@
 """``limbeck watch``: where a run stands that is going on elsewhere, from its log alone."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.live import FINISHED, Standing, duration, table
 from limbeck.recipes.compare import RESULT_FILE, read_record
 from limbeck.recipes.reading import load_mapping, read_text
+from limbeck.untrusted import parse_json
 
 DESCRIPTION = """Show where a run or a comparison stands that is going on elsewhere.
 
@@ -86,7 +86,7 @@ class Tail:
 
 def _record(line: bytes) -> Mapping[str, Any] | None:
     try:
-        value: object = json.loads(line)
+        value: object = parse_json(line)
     except ValueError:  # what a crash of the machine left behind
         return None
     return cast(Mapping[str, Any], value) if isinstance(value, dict) else None

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import math
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 _DIGITS_VAL = 500 / 1797
+_MOST_IDX = 1 << 28  # four times Fashion-MNIST, whatever a few kilobytes unpack to
 _T = TypeVar("_T")
 
 
@@ -145,11 +148,13 @@ def _idx_files(folder: Path) -> list[Path] | None:
 def _idx(file: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """IDX: a magic number (unsigned bytes, so many dimensions), the sizes, the values."""
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        magic, *shape = struct.unpack_from(f">{dimensions + 1}I", data)
-        values = np.frombuffer(data, np.uint8, offset=4 * (dimensions + 1))
-        if magic != 0x0800 + dimensions:
-            raise ValueError("wrong magic number")
-        return values.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            magic, *shape = struct.unpack(f">{dimensions + 1}I", stream.read(4 * (dimensions + 1)))
+            if magic != 0x0800 + dimensions:
+                raise ValueError("wrong magic number")
+            if math.prod(shape) > _MOST_IDX:
+                raise ValueError(f"it declares {math.prod(shape)} values, and at most {_MOST_IDX} are read")
+            data = stream.read(math.prod(shape) + 1)  # one more, to notice that there is more
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f'"{file}" is not a complete IDX file: {error}') from None

@@ -23,6 +23,12 @@ _ORIENTATION = 274  # the EXIF tag
 _REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
 
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+"""Read, whatever the file's name is. Of Pillow's forty others EPS, for one, is handed to a program (Ghostscript)."""
+
+MOST_PIXELS = 50_000_000
+"""Pixels of a decoded image: at four bytes each, three copies of them at most (transparency) are 600 MB."""
+
 _VERSION = 1  # to be raised by whoever changes a pixel in this file
 
 
@@ -52,7 +58,8 @@ def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
 
     Greyscale and palettes are expanded, CMYK is converted, 16-bit greyscale keeps its upper eight bits, transparency is
     laid on white, the EXIF orientation is applied, of an animation or a file of several pages the first is taken.
-    Refused: float and 32-bit greyscale (no stated range), more pixels than Pillow's limit against decompression bombs.
+    Refused: float and 32-bit greyscale (no stated range), formats other than `FORMATS`, and decompression bombs: more
+    pixels than Pillow's limit in the header, or than `MOST_PIXELS` to decode.
 
     Args:
         data: A file's bytes, or pixels (which are passed on).
@@ -65,17 +72,18 @@ def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
     if isinstance(data, np.ndarray):
         return Image.fromarray(data)
     try:
-        image = Image.open(io.BytesIO(data))
+        image = _opened(data)
         if needed is not None:
             scale = 2 * needed / min(image.size)
             if scale < 1:
                 width, height = image.size
                 image.draft(image.mode, (math.ceil(width * scale), math.ceil(height * scale)))
+        _check_pixels(image, MOST_PIXELS)
         image.load()
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
-    except (BadImageError, MemoryError):
+    except BadImageError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds of exception on broken bytes
         what = "not an image that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
@@ -93,9 +101,21 @@ def shorter_side(data: bytes | Pixels) -> int:
     if isinstance(data, np.ndarray):
         return min(data.shape[:2])
     try:
-        return min(Image.open(io.BytesIO(data)).size)
+        return min(_opened(data).size)
     except Exception:
         raise BadImageError("not an image that Pillow can read") from None
+
+
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_pixels(image, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)  # above this Pillow only warns
+    return image
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    pixels = image.width * image.height
+    if pixels > most:
+        raise BadImageError(f"{pixels} pixels are more than {most}: a decompression bomb, or to be made smaller first")
 
 
 def square(image: Image.Image, side: int, share: float = 1.0) -> UInt8[np.ndarray, "3 s s"]:
@@ -119,11 +139,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _REFUSED:
         raise BadImageError(f'pixels of kind "{image.mode}" have no stated range: convert the file to 8 bits')
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError("32-bit greyscale has no stated range: convert the file to 8 bits")
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

@@ -9,6 +9,7 @@ import numpy as np
 
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
+from limbeck.untrusted import read_image_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
 VAL_NAMES = ("val", "valid", "validation", "test")
@@ -23,9 +24,7 @@ class FileReader:
 
     def __call__(self, row: int) -> bytes:
         """The bytes of one file."""
-        # A path's own read_bytes takes three times as long, which counts for many small images.
-        with open(f"{self.root}/{self.names[row]}", "rb", buffering=0) as file:
-            return file.read()
+        return read_image_file(f"{self.root}/{self.names[row]}")
 
 
 def check_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from limbeck.data.folders import VAL_NAMES
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
+from limbeck.untrusted import read_image_file
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -24,8 +25,7 @@ class HubReader:
         image = self.rows[row][self.column]
         if image["bytes"] is not None:
             return image["bytes"]
-        with open(image["path"], "rb") as file:
-            return file.read()
+        return read_image_file(image["path"])
 
 
 def load(name: str, *, labels: bool) -> tuple[Part, Part | None, tuple[str, ...]]:

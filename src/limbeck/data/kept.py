@@ -27,6 +27,7 @@ from limbeck.data.arrays import ArrayReader
 from limbeck.data.fetch import Decoded, Frame, Skips, content, decode_all
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
+from limbeck.untrusted import check_tensor_file
 
 LIMIT = 8 << 30
 """Bytes that all kept sets together may have; those that were not used for the longest time are removed first."""
@@ -117,6 +118,7 @@ def _read(path: Path, workers: int) -> Decoded | None:
     if not path.is_file():
         return None
     try:
+        check_tensor_file(path)
         with safe_open(path, "pt") as file:
             stored, about = file.get_tensor("pixels"), file.metadata()
         checksum = about.pop("checksum")

@@ -1,6 +1,5 @@
 """WebDataset shards: tar files in which KEY.jpg and KEY.cls (or KEY.json with "label") lie side by side."""
 
-import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,10 @@ from jaxtyping import Int64
 from limbeck.data.folders import EXTENSIONS
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
+from limbeck.untrusted import check_image_size, parse_json
+
+_MOST_LABEL = 1 << 20  # bytes of a .cls or .json member, which is read while the shards are listed
+_MOST_CLASSES = 1_000_000  # a class has a name and a row of the classifier, however few images there are
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,22 @@ def _scan(file: Path, number: int, labels: bool, split: _Splitter) -> list[_Foun
     images: dict[str, tuple[int, int]] = {}
     targets: dict[str, int] = {}
     try:
+        length = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 key, extension = split(member.name)
                 if key is None or extension is None or not member.isfile():
                     continue
+                if member.issparse() or member.size < 0 or member.offset_data + member.size > length:
+                    raise OSError(f"{member.name!r} declares {member.size} bytes, which the file does not hold")
                 if f".{extension.lower()}".endswith(EXTENSIONS) and key not in images:
+                    check_image_size(member.size)
                     images[key] = (member.offset_data, member.size)
                 elif labels and extension in ("cls", "json") and (extracted := tar.extractfile(member)):
-                    value = _label(extracted.read(), extension)
+                    value = _label(extracted.read(_MOST_LABEL), extension)
                     if value is not None:
                         targets[key] = value
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise UserError(f'shard "{file}" cannot be read as an uncompressed tar file: {error}') from None
     without = next((key for key in images if labels and targets.get(key, -1) < 0), None)
     if without is not None:
@@ -109,9 +116,9 @@ def _scan(file: Path, number: int, labels: bool, split: _Splitter) -> list[_Foun
 
 def _label(data: bytes, extension: str) -> int | None:
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError:
         return None
     if extension == "json":
         value = value.get("label", value.get("cls")) if isinstance(value, dict) else None
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and value < _MOST_CLASSES else None

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+from limbeck.untrusted import check_tensor_file, check_torch_file
 
 PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
 # Where training scripts put the state dict, best guess first, and what wrappers put before its names.
@@ -71,23 +71,28 @@ def read_weights(source: Path) -> Weights:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_tensor_file(path)
         return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f'"{path.name}" is not a readable safetensors file: {error}') from error
+    except Exception as error:  # safetensors raises its own type for every defect, and more for types torch has not
+        raise UserError(f'"{path.name}" is not a readable safetensors file: {_first_line(error)}') from error
 
 
 def _read_pickle(path: Path) -> object:
     try:
         # torch warns of old pickle protocols, and then reads or refuses them as it should.
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(action="ignore"):
+            check_torch_file(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f'"{path.name}" cannot be read without running code from it: save `model.state_dict()` with safetensors'
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'"{path.name}" is not a readable torch file: {reason}') from error
+    except Exception as error:  # unpickling alone knows a dozen types of error, that of too little memory among them
+        raise UserError(f'"{path.name}" is not a readable torch file: {_first_line(error)}') from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
@@ -162,8 +167,21 @@ def fit_weights(
         table = _table("missing", missing) + _table("unexpected", unexpected) + _table("another shape", shapes)
         raise UserError("\n".join([f"weights {weights.origin} {what} {name}: {counts}", *table]))
     fitting = {key: value for key, value in state.items() if not misfits or key not in head}
+    _refuse_values(fitting, own, weights.origin)
     module.load_state_dict(fitting, strict=False)
     return bool(misfits)
+
+
+def _refuse_values(state: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:
+    """Refuse what would be copied without a word and be no weight: NaN, infinity, whole numbers for fractions."""
+    for key, value in state.items():
+        if value.is_meta or value.layout != torch.strided:
+            raise UserError(f"weights {origin}: {key} holds no plain numbers ({value.layout} on {value.device})")
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
+            raise UserError(f"weights {origin}: {key} is {value.dtype}, expected {own[key].dtype}")
+        # Small formats (float8) know no isfinite of their own.
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            raise UserError(f"weights {origin}: {key} is not finite (NaN or infinity in it)")
 
 
 def _table(kind: str, rows: list[str]) -> list[str]:

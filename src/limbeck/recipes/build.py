@@ -3,7 +3,6 @@
 Words choose code here and in `limbeck.recipes.choices`, and nowhere below.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import FeatureTerm, Term
+from limbeck.untrusted import read_object
 
+_MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
 CARD = "student.json"  # in a run folder: how to build the student and feed it
 
 
@@ -226,7 +227,17 @@ def require_run(folder: Path) -> None:
 def load_student(folder: Path) -> Model:
     """A finished run's student, built from its card and its weights alone; UserError when there is no such run."""
     require_run(folder)
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    student = models.build(card["model"], num_classes=int(card["num_classes"]), size=int(card["input"]["size"]))
-    student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
+    card = read_object(folder / CARD, "model", "num_classes", "input")
+    try:
+        size, classes = int(card["input"]["size"]), int(card["num_classes"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{folder / CARD} has no numbers of classes and pixels") from None
+    if not (0 <= classes <= _MOST_CLASSES and 1 <= size <= _MOST_SIDE):
+        raise UserError(f"{folder / CARD} names {classes} classes and {size} pixels a side, which no run has")
+    student = models.build(str(card["model"]), num_classes=classes, size=size)
+    try:
+        student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
+    except RuntimeError as error:  # one line for each name that does not fit
+        first = str(error).splitlines()[0]
+        raise UserError(f"{folder} holds weights of another model than {card['model']}: {first}") from None
     return student

@@ -1,6 +1,5 @@
 """What can be known to be wrong before hours are spent: the checks that run before every training."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from limbeck.models import Model
 from limbeck.optim import check_gradients, check_optimizer
 from limbeck.recipes.build import CARD, Parts, tap_shape
 from limbeck.terms import FeatureTerm, Form
+from limbeck.untrusted import read_object
 
 Level = Literal["ok", "note", "warning", "error"]
 
@@ -142,7 +142,7 @@ def _check_labels(parts: Parts) -> list[Finding]:
     card = Path(parts.recipe.teacher_weights or "") / CARD
     if not parts.recipe.labels or not parts.recipe.uses_logits or not card.is_file():
         return []
-    ours, theirs = list(parts.data.classes), list(json.loads(card.read_text(encoding="utf-8"))["classes"])
+    ours, theirs = list(parts.data.classes), list(read_object(card, "classes")["classes"])
     if theirs == ours:
         return [Finding("ok", "label map", f"the teacher's {len(ours)} classes are the data's, in the same order")]
     pairs = [(index, a, b) for index, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]

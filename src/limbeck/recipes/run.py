@@ -1,7 +1,6 @@
 """Make one run: teacher, preflight, training, the run folder."""
 
 import contextlib
-import json
 from pathlib import Path
 
 import torch
@@ -36,6 +35,7 @@ from limbeck.recipes.summary import Summary, device_name, parameter_counts, summ
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.train import fit
+from limbeck.untrusted import read_object
 
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 
@@ -67,7 +67,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
     _claim(recipe, folder, resume)
     if resume and is_run(folder):
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return read_object(folder / "summary.json", "metric", "last", "best")
     with only_run_in(folder, torch.device(state.device or "cpu")):
         recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
         return _run(recipe, folder, said)

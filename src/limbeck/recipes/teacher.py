@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
 from limbeck.recipes.build import CARD, Parts, build_parts, is_run, student_size
 from limbeck.recipes.recipe import CACHE_SETTINGS, GROUPS, Recipe
+from limbeck.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]
 
@@ -110,7 +111,7 @@ def teacher_classes(recipe: Recipe, data: Data) -> int:
         return 0
     card = Path(recipe.teacher_weights or "") / CARD
     if card.is_file():
-        return int(json.loads(card.read_text(encoding="utf-8"))["num_classes"])
+        return int(read_object(card, "num_classes")["num_classes"])
     return models.own_classes(recipe.teacher)
 
 

@@ -1,6 +1,5 @@
 """What a run or comparison folder holds, read so that a stopped or damaged one still gives a page."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 
 from limbeck.errors import UserError
 from limbeck.records import Record, mapping, number, records
+from limbeck.untrusted import parse_json
 
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
 COMPARISON_FILE = "comparison.json"
@@ -98,12 +98,14 @@ def read_run(folder: Path) -> RunRecord:
 def read_json(path: Path) -> Record:
     """The object in a JSON file; empty where the file is missing, cut off, or holds something else."""
     try:
-        value: object = json.loads(_text(path) or "{}")
-    except json.JSONDecodeError:
+        value: object = parse_json(_text(path) or "{}")
+    except ValueError:
         return {}
     return cast(Record, value) if isinstance(value, dict) else {}
 
 
+_MOST_RECIPE = 1_000_000  # characters
+_DEEPEST = 4  # a recipe is a mapping with lists in it
 _KINDS = ("start", "preflight", "note", "step", "epoch", "probe", "data", "inputs", "end")
 
 
@@ -121,8 +123,8 @@ def _log(path: Path) -> list[Record]:
     kept: list[Record] = []
     for line in _text(path).splitlines():
         try:
-            value: object = json.loads(line)
-        except json.JSONDecodeError:
+            value: object = parse_json(line)
+        except ValueError:
             continue
         if isinstance(value, dict):
             kept.append(cast(Record, value))
@@ -133,9 +135,20 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
+def _is_flat(text: str) -> bool:
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST or isinstance(event, yaml.AliasEvent):
+            return False
+    return True
+
+
 def _yaml(text: str) -> Record:
     try:
+        if len(text) > _MOST_RECIPE or not _is_flat(text):
+            return {}  # of somebody else: aliases expand to gigabytes on a page, deep nesting takes minutes to parse
         value: object = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return cast(Record, value) if isinstance(value, dict) else {}
