@@ -1,104 +1,17 @@
-"""The distiller: student, frozen teacher, terms and their weights in one trainable module."""
+"""Student, frozen teacher, terms and their weights in one trainable module."""
 
-import contextlib
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import collectives
+from limbeck.distiller.frozen import FrozenTeacher, evaluating, refuse_shared
+from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
 from limbeck.errors import UserError, did_you_mean
 from limbeck.taps import COMPILE_OPTIONS, Captured, Taps
 from limbeck.terms import Term
-
-Weight = float | Callable[[float], float]
-"""A weight is a number, or a function of the share of training that is done (0 to 1)."""
-
-TASK = "task"
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What a batch, a task loss and a metric are for one kind of model.
-
-    A task with buffers (input statistics) is an ``nn.Module``; the distiller then moves it with the models.
-    """
-
-    def student_input(self, batch: Any) -> Tensor:
-        """What the student reads of a batch: resized and normalized as the student expects."""
-        ...
-
-    def teacher_input(self, batch: Any) -> Tensor:
-        """The same pixels, resized and normalized as the teacher expects."""
-        ...
-
-    def target(self, batch: Any) -> Tensor | None:
-        """Labels of a batch, or None where there are none."""
-        ...
-
-    def index(self, batch: Any) -> Tensor | None:
-        """Which images of the training set these are, ``(n,)``, or None where the batch does not say."""
-        ...
-
-    def teacher_output(self, batch: Any) -> Captured | None:
-        """What the teacher computed on the batch before and the batch brings along; None: it has to be run."""
-        ...
-
-    def loss(self, output: Tensor, batch: Any) -> Tensor | None:
-        """Task loss of the student's output, a scalar; None for label-free distillation."""
-        ...
-
-    def score(self, output: Tensor, batch: Any) -> dict[str, Tensor]:
-        """Metric name to one value a sample, each of shape ``(n,)``; empty where nothing can be scored."""
-        ...
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step gave.
-
-    Attributes:
-        loss: Weighted sum of the parts; call ``backward`` on it.
-        parts: Every part, unweighted and detached, so that runs with different weights can be compared.
-        output: The student's output.
-        readings: Further measurements of the terms, ``"term/name"``, free of batch size and width.
-    """
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-    output: Tensor
-    readings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-
-class Pull(NamedTuple):
-    """Gradients of a loss that was computed before, for the forward pass that takes them to the student.
-
-    Attributes:
-        output: Of the student's output, of its shape; None where the loss does not depend on it.
-        features: Tap name to the gradient of that feature, for those that the loss depends on.
-        terms: Name to the gradient of a parameter of the terms, as ``term_modules`` spells it.
-    """
-
-    output: Tensor | None
-    features: dict[str, Tensor]
-    terms: dict[str, Tensor]
-
-
-class FrozenTeacher(nn.Module):
-    """A module that is in eval mode and without gradient, whatever is done to the module that holds it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stay in eval mode; the argument is there because ``nn.Module.train`` passes it."""
-        del mode
-        super().train(False)
-        return self
 
 
 class Distiller(nn.Module):
@@ -155,7 +68,7 @@ class Distiller(nn.Module):
         self.task = task
         self.student = student
         if teacher is not None:
-            _refuse_shared(student, teacher)
+            refuse_shared(student, teacher)
         self.teacher = FrozenTeacher(teacher) if teacher is not None else None
         # ModuleDict registers the trainable ones; self.terms keeps the order and those that have no parameters.
         self.term_modules = nn.ModuleDict()
@@ -306,25 +219,3 @@ class Distiller(nn.Module):
         """Name to parameter for everything that is trained: the student's and the terms', never the teacher's."""
         named = [*self.student.named_parameters(prefix="student"), *self.term_modules.named_parameters(prefix="terms")]
         return {name: parameter for name, parameter in named if parameter.requires_grad}
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Generator[nn.Module, None, None]:
-    """Put a module in eval mode, without gradient, and give it and all in it back in the modes that they had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield module
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
-    held = {id(p) for p in student.parameters()}
-    shared = [name for name, p in teacher.named_parameters() if id(p) in held]
-    if shared:
-        raise UserError(
-            f"student and teacher share {shared[0]}, and the teacher is frozen; give the student a copy (copy.deepcopy)"
-        )
