@@ -143,7 +143,10 @@ def explain_value(value: object, field: FieldInfo, location: Sequence[int | str]
     """What was expected of a field, what was given instead, and the choice that is nearest to it."""
     near = did_you_mean(value, choices(field.annotation)) if isinstance(value, str) else ""
     which = f" as value {int(location[1]) + 1}" if len(location) > 1 and isinstance(location[1], int) else ""
-    given = repr(value)
+    try:
+        given = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        given = "a number of thousands of digits"
     return f"expected {expected(field)}, got {given if len(given) <= 60 else given[:57] + '...'}{which}{near}"
 
 
