@@ -51,9 +51,31 @@ def test_a_traceback_is_a_failure(fuzzer: ModuleType):
     assert found.failures[0].startswith("broken 3: KeyError: 'bug' (test_fuzz.py:")
 
 
-def test_a_number_that_python_does_not_write_is_refused_in_a_line():
-    with pytest.raises(UserError, match=r"seed: expected a whole number .*, got a number of thousands of digits"):
-        Recipe.from_yaml("data: digits\nstudent: small/cnn-2\nmethod: alone\nseed: 0x" + "f" * 5000)
+@pytest.mark.parametrize("name", ["seed", "epochs", "batch_size"])
+def test_a_number_that_python_does_not_write_is_refused_in_a_line(name: str):
+    with pytest.raises(UserError, match=f"recipe: {name}: expected a number, got one of 20000 binary digits"):
+        Recipe.from_yaml(f"data: digits\nstudent: small/cnn-2\nmethod: alone\n{name}: 0x" + "f" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("images", float("inf")), ("layout", {"batches": 0}), ("specs", {"a": {"stored": "load"}}), ("made_by", [[1, 2]])],
+)
+def test_a_cache_card_that_no_cache_has_is_refused_in_a_line(
+    fuzzer: ModuleType, tmp_path: Path, part: str, value: object
+):
+    card = json.loads(json.dumps(fuzzer.CARD))
+    path = tmp_path / "cache.json"
+    path.write_text(json.dumps(card), encoding="utf-8")
+    fuzzer.read_card(path)
+    if part == "layout":
+        value = {**card["layout"], "batches": 0}
+    if part == "specs":
+        value = {"output": {**card["specs"]["output"], "stored": "load"}}
+    path.write_text(json.dumps({**card, part: value}), encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        fuzzer.read_card(path)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
