@@ -2,18 +2,31 @@
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from limbeck import collectives
-from limbeck.checkpoint import Counters
-from limbeck.distiller import StepResult
+from limbeck.checkpoint import Counters, save_json
+from limbeck.distiller import StepResult, Task
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog
 
 LOG_EVERY = 20  # batches between two records; on a GPU the losses are read only then, so that nothing waits for it
+
+
+BAD_BATCH = "bad_batch.json"
+"""In a run folder: the batch whose loss was not finite; of process N behind the first one ``bad_batch-N.json``."""
+
+
+class _Facts(NamedTuple):
+    """What is told of a batch whose loss is not finite, still on the device."""
+
+    images: list[Tensor]
+    finite: dict[str, Tensor]
 
 
 class Meter:
@@ -33,7 +46,7 @@ class Meter:
         self._counters = counters
         self._epoch = epoch
         self._device = device
-        self._pending: list[tuple[int, Tensor]] = []  # step and its values, still on the device
+        self._pending: list[tuple[int, Tensor, _Facts | None]] = []  # step and its values, still on the device
         self._names: list[str] = []
         self._window: list[list[float]] = []
         self._sums: list[float] = []
@@ -43,15 +56,23 @@ class Meter:
         self._readings: dict[str, Tensor] = {}
         self._lr = 0.0
 
-    def check(self, result: StepResult) -> None:
-        """Take the losses of a batch, before its backward pass.
+    def check(self, result: StepResult, task: Task | None = None, batches: Sequence[Any] = ()) -> None:
+        """Take the losses of a step, before its backward pass.
+
+        Args:
+            result: What the step gave.
+            task: Knows which images a batch has.
+            batches: Of the step, for what is written of it where a loss is not finite.
 
         Raises:
             UserError: If one of them, or of those that have not been looked at yet, is not finite.
         """
         self._names = ["loss", *result.parts]
         values = torch.stack([result.loss.detach().float(), *(part.float() for part in result.parts.values())])
-        self._pending.append((self._counters.step + 1, values))
+        # Elsewhere than on the CPU nothing is read here, and the batch is gone when it is.
+        is_told = self._device.type != "cpu" or not bool(values.isfinite().all())
+        facts = _facts(result, task, batches) if is_told else None
+        self._pending.append((self._counters.step + 1, values, facts))
         if self._device.type == "cpu" or len(self._pending) >= LOG_EVERY:
             self._read()
 
@@ -83,18 +104,47 @@ class Meter:
     def _read(self) -> None:
         if not self._pending:
             return
-        rows = _numbers([values for _, values in self._pending])
-        for (step, _), numbers in zip(self._pending, rows, strict=True):
+        rows = _numbers([values for _, values, _ in self._pending])
+        for (step, _, facts), numbers in zip(self._pending, rows, strict=True):
             for name, number in reversed(list(zip(self._names, numbers, strict=True))):
                 if not math.isfinite(number):
                     part = f'part "{name}"' if name != "loss" else "the weighted sum"
                     raise UserError(
-                        f"the loss is not finite at step {step} (epoch {self._epoch + 1}): {part} is {number}; "
+                        f"the loss is not finite at step {step} (epoch {self._epoch + 1}): {part} is {number}"
+                        f"{self._told(step, numbers, facts)}; "
                         "the last checkpoint is from before it. Lower the learning rate, or try float32"
                     )
             self._window.append(numbers)
             self._sums = [a + b for a, b in zip(self._sums or [0.0] * len(numbers), numbers, strict=True)]
         self._pending.clear()
+
+    def _told(self, step: int, numbers: list[float], facts: _Facts | None) -> str:
+        """Write down a batch whose loss is not finite; where that is, and what else is not, in words."""
+        if facts is None:
+            return ""
+        finite = {name: bool(flag) for name, flag in facts.finite.items()}
+        first = next((name for name, fine in finite.items() if not fine), "")
+        said = f"; the {first} is not finite before it" if first else ""
+        if self._log.path is None:
+            return said
+        name = BAD_BATCH if collectives.rank() == 0 else f"{BAD_BATCH[:-5]}-{collectives.rank()}.json"
+        path = self._log.path.parent / name
+        images: list[int] = []
+        for index in facts.images:
+            images += index.tolist()  # pyright: ignore[reportUnknownMemberType]
+        record = {
+            "step": step,
+            "epoch": self._epoch + 1,
+            "images": images,
+            "first": first or "loss",
+            "finite": finite,
+            "losses": {key: str(value) for key, value in zip(self._names, numbers, strict=True)},  # NaN is no JSON
+        }
+        try:
+            save_json(record, path)
+        except UserError as error:  # a full disk must not hide the fault itself
+            return f"{said} ({error})"
+        return f"{said}, the batch is in {path}"
 
     def _record(self) -> None:
         self._read()
@@ -124,3 +174,11 @@ def _numbers(rows: list[Tensor]) -> list[list[float]]:
     """The numbers of vectors of one length, in one read from their device."""
     found: list[list[float]] = torch.stack(rows).cpu().tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return found
+
+
+def _facts(result: StepResult, task: Task | None, batches: Sequence[Any]) -> _Facts:
+    found = [index for batch in batches if task is not None and (index := task.index(batch)) is not None]
+    inputs = [item for batch in batches for item in ([batch] if isinstance(batch, Tensor) else list(batch)[:1])]
+    fine = [item.isfinite().all() for item in inputs if isinstance(item, Tensor)]
+    finite = {"input": torch.stack(fine).all()} if fine else {}
+    return _Facts(found, {**finite, "student": result.output.detach().isfinite().all()})

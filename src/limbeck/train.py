@@ -178,10 +178,11 @@ def fit(
                 if len(batches) == 1:
                     with autocast():
                         result: StepResult = model(batches[0])
-                    meter.check(result)
+                    meter.check(result, distiller.task, batches)
                     scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
                 else:
-                    result = as_one(batches, meter.check)
+                    check = functools.partial(meter.check, task=distiller.task, batches=batches)
+                    result = as_one(batches, check)
                 if counters.step == 0:
                     check_gradients(distiller)
                 if clip is not None:

@@ -259,18 +259,36 @@ def _read(path: Path) -> Card:
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}, and this version reads {FORMAT}; delete its folder")
         specs = {
-            name: Spec(tuple(spec["shape"]), spec["stored"], spec["computed"], bool(spec["channels_last"]))
+            str(name): Spec(
+                tuple(int(side) for side in spec["shape"]),
+                _number_format(spec["stored"]),
+                _number_format(spec["computed"]),
+                bool(spec["channels_last"]),
+            )
             for name, spec in values["specs"].items()
         }
         return Card(
-            dict(values["identity"]),
-            Layout(**values["layout"]),
+            {str(name): value for name, value in values["identity"].items()},
+            _layout(values["layout"]),
             specs,
             int(values["images"]),
             int(values["classes"]),
-            dict(values["made_by"]),
+            {str(name): str(value) for name, value in values["made_by"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({error}); delete its folder, and the cache is made again") from error
+
+
+def _layout(values: dict[str, Any]) -> Layout:
+    layout = Layout(**{name: int(value) for name, value in values.items()})
+    if min(layout.batch_size, layout.parts, layout.steps, layout.batches) < 1:
+        raise ValueError("its layout holds no images")
+    return layout
+
+
+def _number_format(name: str) -> str:
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"{name!r} is no number format")
+    return name

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -112,7 +113,8 @@ class Watched:
         if is_anew:
             self.standing = Standing()
         for record in records:
-            self.standing.take(record)
+            with suppress(TypeError, ValueError, AttributeError, OverflowError):  # a record that no run writes
+                self.standing.take(record)
         file = self.folder / "recipe.yaml"
         if self.epochs is None and file.is_file():
             epochs = load_mapping(read_text(file), str(file)).get("epochs")

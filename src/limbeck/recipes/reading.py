@@ -19,6 +19,8 @@ from limbeck.errors import UserError, did_you_mean
 MAX_BYTES = 1_000_000
 """A recipe has about fifty short lines; a file larger than this is some other file."""
 
+_MOST_BITS = 64  # no setting is larger, and Python does not even write numbers of more than 4,300 digits
+
 PATTERNS = {
     r"^[^\p{Cc}]+$": "of one line",
     r"^[A-Za-z0-9][A-Za-z0-9._+-]*$": "of letters, digits and . _ + -",
@@ -63,7 +65,7 @@ def load_mapping(text: str, source: str) -> dict[str, Any]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         _refuse_keys(node, source)
-        return dict(loader.construct_document(node))
+        values: dict[str, Any] = dict(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{_at(source, error.problem_mark)}: not YAML ({error.problem})") from None
     except yaml.reader.ReaderError as error:
@@ -75,6 +77,10 @@ def load_mapping(text: str, source: str) -> dict[str, Any]:
     finally:
         if loader is not None:
             loader.dispose()
+    for name, value in values.items():
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UserError(f"{source}: {name}: expected a number, got one of {value.bit_length()} binary digits")
+    return values
 
 
 def _at(source: str, mark: yaml.Mark | None) -> str:
