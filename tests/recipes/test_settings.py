@@ -215,7 +215,7 @@ def test_a_run_keeps_what_was_settled_and_goes_on_with_it(
     runs.run(recipe, tmp_path / "run")
     kept = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
     assert (kept.precision, kept.memory_format, kept.compile) == ("bf16", "contiguous", "off")
-    assert runs._claim(recipe, tmp_path / "run", True, first=False) == kept
+    assert runs._claim(recipe, tmp_path / "run", True) == kept
     again = settle(kept, tiny.distiller(), tiny.Batch(*tiny.images(8)), CPU, steps=1)
     assert again.settings.name == "bf16 contiguous"
     assert len(measured) == 1
