@@ -345,3 +345,12 @@ def test_a_resumed_run_shows_what_came_before(tmp_path: Path, capfd: pytest.Capt
     assert "epoch 2/3" in capfd.readouterr().err
     assert log._standing.probed == 20
     assert log._standing.validation["best (epoch 1)"] == "25.00%"
+
+
+def test_a_damaged_line_is_passed_over_when_a_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        '{"kind": "note", "text": "a"}\n{"kind": "st\x00p", \n{"kind": "step", "step": null}\n', encoding="utf-8"
+    )
+    RunLog(tmp_path).rewind(5)
+    assert path.read_text(encoding="utf-8") == '{"kind": "note", "text": "a"}\n'

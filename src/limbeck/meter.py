@@ -17,7 +17,6 @@ from limbeck.runlog import RunLog
 
 LOG_EVERY = 20  # batches between two records; on a GPU the losses are read only then, so that nothing waits for it
 
-
 BAD_BATCH = "bad_batch.json"
 """In a run folder: the batch whose loss was not finite; of process N behind the first one ``bad_batch-N.json``."""
 

@@ -13,7 +13,9 @@ from rich.console import Console
 
 from limbeck import collectives
 from limbeck.live import Screen, Standing, duration, short
+from limbeck.records import number
 from limbeck.sinks import PASSED_ON, Sink, pass_on
+from limbeck.untrusted import records_of
 
 
 class RunLog:
@@ -102,9 +104,10 @@ class RunLog:
             return
         self._mend()
         kept: list[str] = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            record = json.loads(line)
+        for line, record in records_of(self.path.read_text(encoding="utf-8", errors="replace")):
             kind = record.get("kind")
+            if kind in PASSED_ON and number(record, "step") is None:
+                continue  # damaged, like a line that cannot be read
             # Not at step 0, where a probe looks at what training begins with: it will do so again.
             is_later = kind in PASSED_ON and (record["step"] > step or step == 0)
             if kind not in ("end", "stop") and not is_later:

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,3 +119,14 @@ def read_object(path: Path, *needed: str) -> dict[str, Any]:
     if missing or not isinstance(value, dict):
         raise UserError(f"{path} is not what a run writes: it has no {', '.join(missing) or 'names'}")
     return cast("dict[str, Any]", value)
+
+
+def records_of(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a ``log.jsonl`` that hold a record, each with it; what is damaged is passed over."""
+    for line in text.splitlines(keepends=True):
+        try:
+            value = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield line, cast(dict[str, Any], value)

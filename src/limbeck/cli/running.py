@@ -1,6 +1,5 @@
 """What the commands that train have in common: the dry run, one run with its last lines, the report."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,11 +76,12 @@ def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
 def verdict_lines(folder: Path) -> list[str]:
     """What is wrong with a run, a line for each verdict; none for a healthy one, and none on other processes."""
     from limbeck.diagnostics.verdict import verdicts
+    from limbeck.untrusted import records_of
 
     log = folder / "log.jsonl"
     if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder
         return []
-    found = verdicts([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+    found = verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))])
     return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
 
 

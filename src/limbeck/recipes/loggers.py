@@ -14,8 +14,10 @@ from limbeck.errors import UserError
 from limbeck.recipes.backends import BACKENDS, Backend, Beginning
 from limbeck.recipes.compare import RESULT_FILE
 from limbeck.recipes.recipe import Recipe
+from limbeck.records import number
 from limbeck.runlog import RunLog
 from limbeck.sinks import PASSED_ON
+from limbeck.untrusted import records_of
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 """Logger, which is also the name of its module -> the package that brings it."""
@@ -130,10 +132,10 @@ def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
 def _sent(folder: Path) -> dict[str, int]:
     """Kind of record -> the last step for which the log has one, before it is rewound."""
     last: dict[str, int] = {}
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["kind"] in PASSED_ON:
-            last[record["kind"]] = max(last.get(record["kind"], -1), int(record["step"]))
+    for _, record in records_of((folder / "log.jsonl").read_text(encoding="utf-8", errors="replace")):
+        step = number(record, "step")
+        if record.get("kind") in PASSED_ON and step is not None:
+            last[record["kind"]] = max(last.get(record["kind"], -1), int(step))
     return last
 
 

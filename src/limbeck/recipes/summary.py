@@ -1,7 +1,7 @@
 """What is written down of a run besides what it learned: figures, sizes, versions, the machine."""
 
-import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +15,10 @@ from torch import nn
 import limbeck
 from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
+from limbeck.records import number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
+from limbeck.untrusted import records_of
 
 Summary = dict[str, Any]
 
@@ -54,8 +56,10 @@ def _probe_cost(log: RunLog, seconds: float) -> dict[str, float] | None:
     """How often the run was probed and what that took, over all its starts; None where it was not."""
     if log.path is None or not log.path.is_file():
         return None
-    records = [json.loads(line) for line in log.path.read_text(encoding="utf-8").splitlines()]
-    spent = [float(record["seconds"]) for record in records if record["kind"] == "probe"]
+    # A line that was damaged must not cost the run its end.
+    records = records_of(log.path.read_text(encoding="utf-8", errors="replace"))
+    found = [number(record, "seconds") for _, record in records if record.get("kind") == "probe"]
+    spent = [seconds for seconds in found if seconds is not None]
     if not spent:
         return None
     return {"count": len(spent), "seconds": round(sum(spent), 3), "share": round(sum(spent) / max(seconds, 1e-9), 5)}
@@ -86,6 +90,8 @@ def peak_memory(device: torch.device) -> float | None:
     """The most memory so far, in MiB: of a GPU what tensors took, else what the process had; None if it is not told."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if (status := Path("/proc/self/status")).is_file():  # ru_maxrss begins with what the starting process had
+        return round(int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))[0]) / 1024, 1)
     try:
         import resource
     except ImportError:  # not on Windows

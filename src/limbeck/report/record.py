@@ -9,7 +9,7 @@ import yaml
 
 from limbeck.errors import UserError
 from limbeck.records import Record, mapping, number, records
-from limbeck.untrusted import parse_json
+from limbeck.untrusted import parse_json, records_of
 
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
 COMPARISON_FILE = "comparison.json"
@@ -120,15 +120,7 @@ def _findings(preflights: tuple[Record, ...]) -> tuple[Record, ...]:
 
 
 def _log(path: Path) -> list[Record]:
-    kept: list[Record] = []
-    for line in _text(path).splitlines():
-        try:
-            value: object = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            kept.append(cast(Record, value))
-    return kept
+    return [record for _, record in records_of(_text(path))]
 
 
 def _text(path: Path) -> str:
