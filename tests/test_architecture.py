@@ -42,6 +42,7 @@ ORDER = (
     "hardware",
     "compiling",
     "train",
+    "detection",
     ("models", "data", "tasks", "rivals"),
     ("cache", "diagnostics"),
     "intervals",

@@ -171,7 +171,7 @@ def mix(
     return images, torch.lerp(one_hot.flip(0), one_hot, lam)
 
 
-def to_float(images: UInt8[Tensor, "n 3 s s"]) -> Float32[Tensor, "n 3 s s"]:
+def to_float(images: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 3 h w"]:
     """0..255 to [0, 1]."""
     if images.device.type != "cpu":
         return on_device.to_float(images)

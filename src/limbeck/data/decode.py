@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 _ORIENTATION = 274  # the EXIF tag
+_TURNED = (5, 6, 7, 8)  # by a right angle: width and height change places
 _REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
 
 
@@ -104,6 +105,24 @@ def shorter_side(data: bytes | Pixels) -> int:
         return min(_opened(data).size)
     except Exception:
         raise BadImageError("not an image that Pillow can read") from None
+
+
+def size(data: bytes | Pixels) -> tuple[int, int]:
+    """Height and width as `rgb` gives them, from the header alone.
+
+    Raises:
+        BadImageError: The header cannot be read.
+    """
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    try:
+        image = _opened(data)
+        turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
+    except BadImageError:
+        raise
+    except Exception:
+        raise BadImageError("not an image that Pillow can read") from None
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     ERASE = 5
     MIX = 6
     SKETCH = 7
+    SCALE = 8
 
 
 def words(

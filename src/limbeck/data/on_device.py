@@ -38,7 +38,7 @@ def flip(images: UInt8[Tensor, "n 3 s s"], mirrored: Bool[np.ndarray, " n"]) -> 
     return torch.where(chosen, images.flip(-1), images)
 
 
-def to_float(images: UInt8[Tensor, "n 3 s s"]) -> Float32[Tensor, "n 3 s s"]:
+def to_float(images: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 3 h w"]:
     """0..255 to [0, 1]. Divided by a tensor: by a number, a GPU would multiply with a rounded 1/255."""
     return images.float().div_(torch.full((), 255.0, device=images.device))
 
