@@ -1,7 +1,7 @@
 """Score a model on a loader, over all processes, in float32."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,30 @@ from limbeck.distiller import Distiller, Task, evaluating
 from limbeck.prefetch import in_background
 
 
+@runtime_checkable
+class SetScored(Protocol):
+    """A task whose metric belongs to a set of samples and is no mean over them, as average precision is."""
+
+    def evaluate(self, model: nn.Module, batches: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+        """The metrics of a model, over all processes, the same on each.
+
+        Args:
+            model: In eval mode, without gradient.
+            batches: Each with whether it is to be counted here; it is not where it is another process's, which a
+                process without one of its own gets.
+        """
+        ...
+
+
 def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> dict[str, float]:
     """Mean of the task's per-sample scores over all batches and processes, in float32 and eval mode.
 
-    Empty where the task has no scores or the loader no batch.
+    Of a task that is :class:`SetScored` what it makes of the set. Empty where the task has no scores or the loader no
+    batch.
     """
+    if isinstance(task, SetScored):
+        with evaluating(model):
+            return task.evaluate(model, arriving(_own_share(loader), device))
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
     with evaluating(model):

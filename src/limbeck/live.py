@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.records import headline, is_share
+
 WIDTH = 80  # columns that the table takes
 CURVE = 8  # characters of a curve in the table
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -133,7 +135,7 @@ class Standing:
         self.seconds = float(record.get("seconds", 0.0))
         figures = dict(record.get("val") or {})
         self.validation = self._shown("validation", figures)
-        name, sign = ("top1", 1.0) if "top1" in figures else ("loss", -1.0)
+        name, sign = headline(figures)
         if name in figures:
             if self._best is None or sign * (figures[name] - self._best[0]) > 0:
                 self._best = float(figures[name]), self.epoch
@@ -267,4 +269,4 @@ def duration(seconds: float) -> str:
 
 def short(name: str, value: float) -> str:
     """A figure for people: accuracies and agreement in percent."""
-    return f"{100 * value:.2f}%" if name.startswith("top") or name == "agreement" else f"{value:.4g}"
+    return f"{100 * value:.2f}%" if is_share(name) or name == "agreement" else f"{value:.4g}"

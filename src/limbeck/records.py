@@ -1,12 +1,32 @@
 """Read records, as JSON gives them, whose keys may be missing and whose values may be damaged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, cast
 
 Record = Mapping[str, Any]
 """One line of ``log.jsonl``, or a part of it."""
 
 LARGEST = 1e150  # of a number that can be drawn: a difference of two must not overflow
+
+HIGHER = ("top1", "ap")
+"""Metrics that a run is judged by, the higher the better; where none of them was measured it is the loss."""
+
+
+def headline(figures: Iterable[str]) -> tuple[str, float]:
+    """The metric that a run is judged by, out of those that were measured, and 1 where more is better, else -1.
+
+    Example:
+        >>> headline({"loss": 2.0, "top1": 0.5}), headline(["loss"])
+        (('top1', 1.0), ('loss', -1.0))
+    """
+    measured = set(figures)
+    name = next((name for name in HIGHER if name in measured), "loss")
+    return name, 1.0 if name in HIGHER else -1.0
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is from 0 to 1 and written in percent: accuracies and average precisions."""
+    return metric.startswith(("top", "ap"))
 
 
 def mapping(record: Record, *keys: str) -> Record:

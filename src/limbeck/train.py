@@ -23,6 +23,7 @@ from limbeck.errors import UserError
 from limbeck.evaluation import arriving, validate
 from limbeck.meter import Meter
 from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, check_scaled, set_rate, sgd
+from limbeck.records import headline
 from limbeck.runlog import RunLog
 
 
@@ -229,13 +230,11 @@ def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _keep_best(counters: Counters, figures: Mapping[str, float]) -> bool:
-    """Whether these figures are the best so far: the highest top-1, or else the lowest loss."""
-    if "top1" in figures:
-        better = figures["top1"] > counters.best.get("top1", -math.inf)
-    elif "loss" in figures:
-        better = figures["loss"] < counters.best.get("loss", math.inf)
-    else:
+    """Whether these figures are the best so far: the highest top-1 or average precision, or else the lowest loss."""
+    name, sign = headline(figures)
+    if name not in figures:
         return False
+    better = sign * figures[name] > sign * counters.best.get(name, -sign * math.inf)
     if better:
         counters.best = {"epoch": counters.epoch, **figures}
     return better

@@ -22,6 +22,7 @@ from limbeck.cli.running import dry_run, figure, say, write_report
 from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
 from limbeck.recipes.recipe import TEACHER_SETTINGS, Count, Method, Recipe
+from limbeck.records import is_share
 
 DESCRIPTION = """Train each method with each seed; compare them in pairs, seed by seed.
 
@@ -126,7 +127,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     metric = str(result["metric"])
-    scale, unit = (100.0, " in %") if metric.startswith("top") else (1.0, "")
+    scale, unit = (100.0, " in %") if is_share(metric) else (1.0, "")
     counts = sorted({int(row["n"]) for row in result["rows"]})
     title = (
         f"{metric}{unit} on the validation images, {' to '.join(map(str, counts))} seeds, mean ± sd and 95% intervals"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.recipes.recipe import Recipe
+from limbeck.records import is_share
 
 
 def is_first() -> bool:
@@ -86,5 +87,5 @@ def verdict_lines(folder: Path) -> list[str]:
 
 
 def figure(metric: str, value: float) -> str:
-    """A metric for people: accuracies in percent."""
-    return f"{100 * value:.2f}%" if metric.startswith("top") else f"{value:.4f}"
+    """A metric for people: accuracies and average precisions in percent."""
+    return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4f}"

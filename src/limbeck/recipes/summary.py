@@ -15,7 +15,7 @@ from torch import nn
 import limbeck
 from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
-from limbeck.records import number
+from limbeck.records import headline, number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
 from limbeck.untrusted import records_of
@@ -30,7 +30,7 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
         "recipe": recipe.name,
         "method": recipe.method,
         "seed": recipe.seed,
-        "metric": "top1" if "top1" in result.last else "loss",
+        "metric": headline(result.last)[0],
         "last": result.last,
         "best": result.best,
         "teacher": checked.teacher_scores or None,

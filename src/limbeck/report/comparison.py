@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.records import mapping, number
+from limbeck.records import is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart
 from limbeck.report.contrast import cost_charts, mean_curves, spread_charts
@@ -122,7 +122,7 @@ def _difference_text(method: MethodRow, metric: str) -> str:
     mean, fmt = number(method.difference, "mean"), words.difference_format(metric)
     if mean is None:
         return ""
-    unit = " points" if metric.startswith("top") else ""
+    unit = " points" if is_share(metric) else ""
     text = f"{fmt(mean)}{unit} against {method.difference.get('against', 'alone')}"
     low, high, n = (number(method.difference, key) for key in ("low", "high", "n"))
     if low is None or high is None or n is None:

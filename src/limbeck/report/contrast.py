@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from limbeck.records import mapping, number
+from limbeck.records import is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Cloud, Level, Line, Point, Span
 from limbeck.report.curves import validation
@@ -28,7 +28,7 @@ def spread_charts(comparison: Comparison) -> list[Chart]:
         for m in comparison.methods
         if (mean := number(m.difference, "mean")) is not None
     ]
-    unit = ", points" if metric.startswith("top") else ""
+    unit = ", points" if is_share(metric) else ""
     against = "the student alone" if comparison.baseline == "alone" else comparison.baseline
     return present(
         [

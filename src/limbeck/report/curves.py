@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from limbeck.records import Record, mapping, number
+from limbeck.records import Record, headline, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Level, Line, Point
 from limbeck.report.draw import line_chart
@@ -13,12 +13,11 @@ NOT_LOSSES = ("loss", "images_per_second")
 
 
 def run_metric(record: RunRecord) -> str:
-    """The metric that a run is judged by: as its summary says, else top-1 where it was measured, else the loss."""
+    """The metric that a run is judged by: as its summary says, else the best that was measured."""
     named = record.summary.get("metric")
     if isinstance(named, str):
         return named
-    measured = any(number(epoch, "val", "top1") is not None for epoch in record.epochs)
-    return "top1" if measured else "loss"
+    return headline(name for epoch in record.epochs for name in mapping(epoch, "val"))[0]
 
 
 def validation(record: RunRecord, metric: str) -> list[Point]:

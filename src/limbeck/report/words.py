@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass
 
-METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "loss": "loss"}
+from limbeck.records import is_share
+
+METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "ap": "average precision",
+    "ap50": "average precision at IoU 0.50",
+    "ap75": "average precision at IoU 0.75",
+    "ap_small": "average precision of small objects",
+    "ap_medium": "average precision of medium objects",
+    "ap_large": "average precision of large objects",
+    "loss": "loss",
+}
 METHODS = {
     "alone": "the student trained on the labels alone, without a teacher",
     "kd": "the student also matches the teacher's softened logits",
@@ -68,12 +80,12 @@ def metric_name(metric: str) -> str:
 
 def metric_format(metric: str) -> Format:
     """Accuracies are shares on disk and percent on the page."""
-    return Format(100.0, "%", 2) if metric.startswith("top") else Format()
+    return Format(100.0, "%", 2) if is_share(metric) else Format()
 
 
 def difference_format(metric: str) -> Format:
     """Differences of accuracies are in points, not in percent."""
-    return Format(100.0, "", 2, signed=True) if metric.startswith("top") else Format(signed=True)
+    return Format(100.0, "", 2, signed=True) if is_share(metric) else Format(signed=True)
 
 
 def method_style(method: str) -> str:
