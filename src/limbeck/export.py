@@ -15,11 +15,13 @@ from limbeck.checkpoint import load_weights, replacing, save_weights
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
+from limbeck.models.detectors import Decoded, OneStage, TwoStage, build_detector
 from limbeck.recipes.build import load_student
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 _BATCH = 8
+Outputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
     """Write the student of a run in one of three formats and measure how far it is from the original.
 
     The input of the exported model is what ``student.json`` says: images ``(n, 3, size, size)``, normalized. The batch
-    size stays free.
+    size stays free. Programs of detectors have two outputs, the box ``(n, places, 4)`` and the scores
+    ``(n, places, k)`` of every place, in front of non-maximum suppression.
 
     Args:
         run: A finished run folder.
@@ -50,8 +53,8 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
         out: The file to write; by default ``student`` with the format's ending in the run folder's ``export/``.
 
     Raises:
-        UserError: If the folder is no finished run, the file is there already or has another ending, or the format's
-            package is missing.
+        UserError: If the folder is no finished run, the file is there already or has another ending, the format's
+            package is missing, or a program is asked for of a detector of two stages.
     """
     student = load_student(run)
     path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
@@ -60,28 +63,51 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out")
     size = student.input.size
+    module, outputs = _handed_on(student, format)
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_BATCH, 3)]
-    with evaluating(student.module):
+    with evaluating(module):
         match format:
             case "safetensors":
                 again = _write_safetensors(student, path)
             case "onnx":
-                again = _write_onnx(student.module, path, batches[0])
+                again = _write_onnx(module, path, batches[0], outputs)
             case "torch-export":
-                again = _write_program(student.module, path, batches[0])
-        parity = max(float((again(batch) - student.module(batch)).abs().max()) for batch in batches)
+                again = _write_program(module, path, batches[0])
+        parity = max(_difference(again(batch), module(batch)) for batch in batches)
     mean, std = ([round(v, 4) for v in values] for values in (student.input.mean, student.input.std))
-    return Exported(path, parity, f"input n x 3 x {size} x {size}, RGB in [0, 1] less {mean}, divided by {std}")
+    note = f"input n x 3 x {size} x {size}, RGB in [0, 1] less {mean}, divided by {std}"
+    if len(outputs) > 1:
+        note += "; outputs boxes (pixels of the input) and scores of every place, without non-maximum suppression"
+    return Exported(path, parity, note)
 
 
-def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Tensor]:
+def _handed_on(student: Model, format: Format) -> tuple[nn.Module, list[str]]:
+    """The module that is written, and names of its outputs; of a one-stage detector its decoded form."""
+    if format == "safetensors" or not isinstance(student.module, OneStage | TwoStage):
+        return student.module, ["output"]
+    if isinstance(student.module, TwoStage):
+        raise UserError(f"{student.name} has two stages, which {format} does not hold; use --format safetensors")
+    frame = (student.input.size, student.input.size)
+    return Decoded(student.module, frame), ["boxes", "scores"]
+
+
+def _difference(ours: Outputs, theirs: Outputs) -> float:
+    """The largest absolute one, over all outputs."""
+    pairs = (
+        [(ours, theirs)] if isinstance(ours, Tensor) or isinstance(theirs, Tensor) else zip(ours, theirs, strict=True)
+    )
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs]:
     save_weights(student.module.state_dict(), path)
-    fresh = models.build(student.name, num_classes=student.num_classes, size=student.input.size)
+    build = build_detector if isinstance(student.module, OneStage | TwoStage) else models.build
+    fresh = build(student.name, num_classes=student.num_classes, size=student.input.size)
     fresh.module.load_state_dict(load_weights(path), strict=True)
     return fresh.module.eval()
 
 
-def _write_onnx(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_onnx(module: nn.Module, path: Path, example: Tensor, outputs: list[str]) -> Callable[[Tensor], Outputs]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f'ONNX needs the package {package}: pip install "limbeck[export]"')
@@ -96,16 +122,21 @@ def _write_onnx(module: nn.Module, path: Path, example: Tensor) -> Callable[[Ten
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=["output"],
+            output_names=outputs,
             dynamic_shapes=({0: batch},),
         )
         assert program is not None
         program.save(str(temporary))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+    def again(images: Tensor) -> Outputs:
+        found = [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return again
 
 
-def _write_program(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Tensor]:
+def _write_program(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Outputs]:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     with replacing(path) as temporary:
         # torch.export insists on its own ending

@@ -24,9 +24,10 @@ LINE = "limbeck: error: "
 FLAGS = {
     "distill": """
         --recipe --out --resume --dry-run
-        --name --teacher --teacher-weights --teacher-epochs --fit-teacher --no-fit-teacher
+        --name --task --teacher --teacher-weights --teacher-epochs --fit-teacher --no-fit-teacher
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
+        --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
@@ -39,7 +40,8 @@ FLAGS = {
         --seed --precision --memory-format --compile --device
     """,
     "train": """
-        --recipe --out --resume --dry-run --name --model --weights --pretrained --no-pretrained
+        --recipe --out --resume --dry-run --name --task --model --weights --pretrained --no-pretrained
+        --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes
         --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma

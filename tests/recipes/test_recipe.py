@@ -36,7 +36,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"method": "projektor"},
         "method: expected one of alone, kd, projector, projector+kd, fitnet, at, nst, sp, rkd, pkt, cc, vid, crd, "
-        "review, got 'projektor' (did you mean \"projector\"?)",
+        "review, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
@@ -142,6 +142,7 @@ positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infin
 count = st.integers(min_value=1, max_value=10**12)
 
 
+OTHERS = ("alone", "fgd", "pkd")  # without a teacher, or of detectors
 PARTICULAR = ("log_correlation", "correlation_power", "gaussian_wasserstein")  # about norms or pools
 
 
@@ -163,7 +164,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "subset": draw(st.floats(0, 1, exclude_min=True)),
         "labels": draw(st.booleans()),
         "workers": draw(st.none() | st.integers(0, 100)),
-        "method": draw(st.sampled_from([method for method in get_args(Method) if method != "alone"])),
+        "method": draw(st.sampled_from([method for method in get_args(Method) if method not in OTHERS])),
         "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss not in PARTICULAR])),
         "student_norm": draw(st.sampled_from(get_args(Norm))),
         "alpha": draw(st.floats(1, 1e30)),

@@ -17,7 +17,8 @@ Its run folder can be given to `limbeck distill` as --teacher-weights.
 
 def fields() -> dict[str, str]:
     """The recipe's settings that matter to a model alone; the model is the recipe's student."""
-    shown = {"name": "name", "student": "model", "student_weights": "weights", "pretrained": "pretrained"}
+    shown = {"name": "name", "task": "task", "student": "model", "student_weights": "weights"}
+    shown |= {"pretrained": "pretrained", "frozen_norms": "frozen_norms"}
     for group in ("data", "optimization", "diagnostics", "machine"):
         shown |= {name: name for name in GROUPS[group]}
     shown["label_smoothing"] = "label_smoothing"

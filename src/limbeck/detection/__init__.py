@@ -1,11 +1,27 @@
 """What detection adds to the core: batches with boxes, what a detector is, and average precision.
 
 :class:`DetectionBatch` is what a loader gives, :class:`Detector` what a model has to do, and
-:func:`average_precision` scores detections as COCO does.
+:func:`average_precision` scores detections as COCO does. Terms that know of boxes and heads: :class:`ForegroundTerm`,
+:class:`DenseHeadTerm`, :class:`RegionTerm`.
 """
 
 from limbeck.detection.batch import DetectionBatch, Detections, Truth, truth_of
-from limbeck.detection.interface import Detector, Level
+from limbeck.detection.foreground import ForegroundTerm
+from limbeck.detection.heads import DenseHeadTerm, RegionTerm, soft_focal
+from limbeck.detection.interface import Detector, Level, Regions
 from limbeck.detection.precision import average_precision
 
-__all__ = ["DetectionBatch", "Detections", "Detector", "Level", "Truth", "average_precision", "truth_of"]
+__all__ = [
+    "DenseHeadTerm",
+    "DetectionBatch",
+    "Detections",
+    "Detector",
+    "ForegroundTerm",
+    "Level",
+    "RegionTerm",
+    "Regions",
+    "Truth",
+    "average_precision",
+    "soft_focal",
+    "truth_of",
+]

@@ -70,3 +70,24 @@ class Detector(Protocol):
             frame: Height and width of the batch's images.
         """
         ...
+
+
+@runtime_checkable
+class Regions(Protocol):
+    """A two-stage detector whose stages can be asked one by one.
+
+    Attributes:
+        levels: The levels of the pyramid, finest first.
+    """
+
+    levels: tuple[Level, ...]
+
+    def propose(self, output: Float[Tensor, "n places width"], frame: tuple[int, int], count: int) -> list[Tensor]:
+        """The best proposals of the first stage for each image, at most so many, without gradient."""
+        ...
+
+    def classify(
+        self, output: Float[Tensor, "n places width"], proposals: list[Tensor], frame: tuple[int, int]
+    ) -> tuple[Float[Tensor, "k classes"], Float[Tensor, "k boxes"]]:
+        """Class logits, the background first, and box regression of the second stage for given boxes."""
+        ...

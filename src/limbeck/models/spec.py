@@ -103,3 +103,31 @@ class InputTransform(nn.Module):
     def extra_repr(self) -> str:
         """The statistics, for `print`."""
         return f"mean={self.spec.mean}, std={self.spec.std}, size={self.spec.size}, {self.spec.interpolation}"
+
+
+class Normalization(nn.Module):
+    """Bring a batch of images in [0, 1] to a model's own statistics, at the size that they have.
+
+    x -> (x - mean) / std, per channel, in float32: what is left of :class:`InputTransform` where the loader makes the
+    frames, as in detection.
+
+    Args:
+        spec: the model's input.
+
+    Example:
+        >>> spec = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size=8)
+        >>> Normalization(spec)(torch.ones(2, 3, 16, 24)).unique()
+        tensor([1.])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: InputSpec):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Normalize."""
+        return (images.float() - self.mean).div_(self.std)

@@ -13,12 +13,15 @@ from torch import Tensor
 from limbeck import models, pooling
 from limbeck.checkpoint import load_weights
 from limbeck.data import Data, open_data
+from limbeck.data.detection import DetectionData
 from limbeck.data.spec import DataSpec
 from limbeck.distiller import Distiller, evaluating
 from limbeck.errors import UserError
 from limbeck.models import InputTransform, Model
+from limbeck.models.detectors import build_detector
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
 from limbeck.recipes.choices import build_feature_loss, build_logit_term, build_norm, build_pool, build_projector
+from limbeck.recipes.detection import build_detection_data, build_detection_distiller
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.taps import Taps
@@ -28,6 +31,10 @@ from limbeck.untrusted import read_object
 
 _MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
 CARD = "student.json"  # in a run folder: how to build the student and feed it
+
+
+AnyData = Data | DetectionData
+"""Images with classes, or with boxes."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,16 @@ class Parts:
     """
 
     recipe: Recipe
-    data: Data
+    data: AnyData
     student: Model
     teacher: Model | None
     distiller: Distiller
 
 
-def build_data(recipe: Recipe) -> Data:
+def build_data(recipe: Recipe) -> AnyData:
     """Open the recipe's images, large enough for the larger of the two input sizes."""
+    if recipe.detects:
+        return build_detection_data(recipe)
     size = recipe.size
     if recipe.teacher_size is not None and recipe.method != "alone":
         size = max(size, recipe.teacher_size) if size is not None else None
@@ -71,39 +80,73 @@ def build_data(recipe: Recipe) -> Data:
     )
 
 
-def student_size(recipe: Recipe, data: Data) -> int:
+def build_model(
+    recipe: Recipe,
+    name: str,
+    *,
+    num_classes: int,
+    size: int | None,
+    weights: str | None = None,
+    pretrained: bool = False,
+    allow_new_head: bool = False,
+    frozen_norms: bool = False,
+) -> Model:
+    """A model of the recipe's task by its name; see `limbeck.models.build` and `limbeck.models.detectors`."""
+    if not recipe.detects:
+        return models.build(
+            name,
+            num_classes=num_classes,
+            size=size,
+            weights=weights,
+            pretrained=pretrained,
+            allow_new_head=allow_new_head,
+        )
+    return build_detector(
+        name,
+        num_classes=num_classes,
+        size=size,
+        weights=weights,
+        pretrained=pretrained,
+        allow_new_head=allow_new_head,
+        frozen_norms=frozen_norms,
+    )
+
+
+def student_size(recipe: Recipe, data: AnyData) -> int:
     """The student's input size: the recipe's, else that of the images."""
     return recipe.size if recipe.size is not None else data.size
 
 
-def student_classes(recipe: Recipe, data: Data, teacher: Model | None) -> int:
+def student_classes(recipe: Recipe, data: AnyData, teacher: Model | None) -> int:
     """How many logits the student has: the data's classes; without labels the teacher's, or none if unused."""
     if recipe.labels:
         return len(data.classes)
     return teacher.num_classes if teacher is not None and recipe.uses_logits else 0
 
 
-def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
+def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model:
     """The student, seeded, with random weights, the hub's, or those of ``student_weights``."""
     assert recipe.student is not None
     torch.manual_seed(recipe.seed)
-    return models.build(
+    return build_model(
+        recipe,
         recipe.student,
         num_classes=student_classes(recipe, data, teacher),
         size=student_size(recipe, data),
         weights=recipe.student_weights,
         pretrained=recipe.pretrained,
         allow_new_head=True,
+        frozen_norms=recipe.frozen_norms,
     )
 
 
-def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:
+def build_parts(recipe: Recipe, data: AnyData, teacher: Model | None) -> Parts:
     """Student, terms and distiller for data and a teacher that are there already."""
     student = build_student(recipe, data, teacher)
     return Parts(recipe, data, student, teacher, build_distiller(recipe, student, teacher, data))
 
 
-def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: Data | None) -> Distiller:
+def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: AnyData | None) -> Distiller:
     """The terms between two models that are there already.
 
     Args:
@@ -112,6 +155,8 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
         teacher: The teacher, or None.
         data: Only rivals look at the images, for how many they are and their labels.
     """
+    if recipe.detects:
+        return build_detection_distiller(recipe, student, teacher)
     task = build_task(recipe, student, teacher)
     terms: dict[str, Term] = {}
     weights: dict[str, Any] = {"task": recipe.task_weight}
@@ -122,7 +167,7 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
         terms["logit"] = build_logit_term(recipe)
         weights["logit"] = recipe.logit_weight
     if teacher is not None and recipe.rival is not None:
-        if data is None:
+        if not isinstance(data, Data):
             raise UserError(f"method {recipe.rival} needs images; expected one of alone, kd, projector, projector+kd")
         rivals = build_rival_terms(recipe, student, teacher, data)
         weight = WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
@@ -234,7 +279,10 @@ def load_student(folder: Path) -> Model:
         raise UserError(f"{folder / CARD} has no numbers of classes and pixels") from None
     if not (0 <= classes <= _MOST_CLASSES and 1 <= size <= _MOST_SIDE):
         raise UserError(f"{folder / CARD} names {classes} classes and {size} pixels a side, which no run has")
-    student = models.build(str(card["model"]), num_classes=classes, size=size)
+    if card.get("task") == "detection":
+        student = build_detector(str(card["model"]), num_classes=classes, size=size)
+    else:
+        student = models.build(str(card["model"]), num_classes=classes, size=size)
     try:
         student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
     except RuntimeError as error:  # one line for each name that does not fit

@@ -26,7 +26,7 @@ from limbeck.cache import (
     verify,
     views_of,
 )
-from limbeck.data import Loader
+from limbeck.data import Data, Loader
 from limbeck.hardware import PRECISIONS
 from limbeck.models import Model
 from limbeck.recipes.build import Parts
@@ -73,6 +73,7 @@ def plan_recipe_cache(recipe: Recipe, parts: Parts, folder: Path, device: torch.
     contents.require(parts.distiller)
     # More views than epochs would never be read.
     views = min(recipe.cache_views, recipe.epochs)
+    assert isinstance(parts.data, Data)  # the recipe allows no cache of boxes
     loader = parts.data.train_loader(
         batch_size=recipe.batch_size, seed=recipe.seed, views=views, view_seed=recipe.cache_seed
     )

@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, load_student, require_run
+from limbeck.recipes.detection import build_detection_task
 from limbeck.recipes.loggers import require_loggers
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
@@ -84,7 +85,10 @@ def evaluate(folder: Path, *, data: str | None = None) -> dict[str, float]:
         raise UserError(f"the student has {student.num_classes} classes and {opened.name} has {len(opened.classes)}")
     device = device_of(recipe)
     student.module.to(device)
-    task = Classification(student_input=InputTransform(student.input)).to(device)
+    if recipe.detects:
+        task = build_detection_task(student, None).to(device)
+    else:
+        task = Classification(student_input=InputTransform(student.input)).to(device)
     return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
 
 

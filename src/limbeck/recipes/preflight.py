@@ -15,13 +15,17 @@ from limbeck.evaluation import evaluate, to_device
 from limbeck.models import Model
 from limbeck.optim import check_gradients, check_optimizer
 from limbeck.recipes.build import CARD, Parts, tap_shape
-from limbeck.terms import FeatureTerm, Form
+from limbeck.recipes.detection import build_detection_task, detector_of
+from limbeck.terms import FeatureTerm, Form, Term
 from limbeck.untrusted import read_object
 
 Level = Literal["ok", "note", "warning", "error"]
 
 # Ratio of a term's weighted gradient norm to the task's, beyond which one of the two hardly counts in a sum.
 UNBALANCED = 30.0
+
+LEAST_PRECISION = 0.005
+"""Average precision at IoU 0.50 below which a teacher of boxes has nothing to teach. Chosen."""
 
 FORMS = {
     Form.DIRECT: "direct: all rows are projected and normalized, the quickest for few rows",
@@ -86,6 +90,8 @@ def _teacher_scores(parts: Parts, device: torch.device) -> dict[str, float]:
     if teacher is None or not parts.recipe.labels or teacher.new_head or teacher.num_classes != len(parts.data.classes):
         return {}
     loader = parts.data.val_loader(batch_size=parts.recipe.batch_size)
+    if parts.recipe.detects:
+        return evaluate(teacher.module.to(device), build_detection_task(teacher, None).to(device), loader, device)
     return evaluate(teacher.module, _AsTeacher(task), loader, device)
 
 
@@ -116,6 +122,8 @@ def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) ->
         findings.append(Finding("error", "teacher weights", "random", "give --teacher-weights FILE or RUN"))
     else:
         findings.append(Finding("ok", "teacher weights", teacher.weights))
+    if "ap" in scores:
+        return [*findings, _check_precision(scores, parts.data.val_count)]
     if "top1" not in scores:
         return [*findings, Finding("note", "teacher accuracy", "not measured: its head is not for these labels")]
     top1, chance = scores["top1"], 1 / len(parts.data.classes)
@@ -126,6 +134,14 @@ def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) ->
     else:
         findings.append(Finding("ok", "teacher accuracy", text))
     return findings
+
+
+def _check_precision(scores: Mapping[str, float], images: int) -> Finding:
+    text = f"AP {100 * scores['ap']:.2f}%, AP50 {100 * scores['ap50']:.2f}% on {images} validation images"
+    if scores["ap50"] < LEAST_PRECISION:
+        advice = "check its weights, the order of its labels and its input statistics"
+        return Finding("error", "teacher accuracy", text + ": it finds nothing", advice)
+    return Finding("ok", "teacher accuracy", text)
 
 
 def _check_inputs(student: Model, teacher: Model) -> list[Finding]:
@@ -154,12 +170,25 @@ def _check_labels(parts: Parts) -> list[Finding]:
 def _check_shapes(parts: Parts) -> list[Finding]:
     findings: list[Finding] = []
     for name, term in parts.distiller.terms.items():
-        if not term.student_taps or parts.teacher is None:
+        if not (term.student_taps and term.teacher_taps) or parts.teacher is None:
+            continue
+        if parts.recipe.detects:
+            findings.append(Finding("ok", f"shapes of {name}", _levels(term, parts.student, parts.teacher)))
             continue
         s, t = term.student_taps[0], term.teacher_taps[0]
         text = f'"{s}" {_shape(tap_shape(parts.student, s))} to "{t}" {_shape(tap_shape(parts.teacher, t))}'
         findings.append(Finding("ok", f"shapes of {name}", text))
     return findings
+
+
+def _levels(term: Term, student: Model, teacher: Model) -> str:
+    """The levels of a term, with stride and width; frames are too large to be run for this alone."""
+    known = [{level.tap: level for level in (*m.levels, *m.stages)} for m in map(detector_of, (student, teacher))]
+    pairs = zip(term.student_taps, term.teacher_taps, strict=True)
+    return "; ".join(
+        f'"{s}" of stride {known[0][s].stride}, {known[0][s].width} channels, to "{t}", {known[1][t].width} channels'
+        for s, t in pairs
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

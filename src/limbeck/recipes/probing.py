@@ -29,12 +29,12 @@ OTHER_STATISTICS = {
 
 
 def build_probe(recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog) -> Probe | None:
-    """The probe of a run, whose teacher must still be there; None where the recipe wants none.
+    """The probe of a run, whose teacher must still be there; None where the recipe wants none, and of detectors.
 
     It measures on images that are not trained on: a fixed choice of the validation images, or of the training images
     where there are none.
     """
-    if recipe.probe == "off":
+    if recipe.probe == "off" or not isinstance(parts.data, Data):
         return None
     held_back = held_back_batch(parts.data, recipe.probe_images)
     has_val = recipe.labels and parts.data.val_count > 0
@@ -78,7 +78,7 @@ def vit_blocks(student: Model) -> tuple[str, ...]:
 
 def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.device) -> None:
     """Write what was found of duplicate images and of how images reach the models; only the first process looks."""
-    if recipe.probe == "off" or collectives.rank() > 0:
+    if recipe.probe == "off" or collectives.rank() > 0 or not isinstance(parts.data, Data):
         return
     found = parts.data.duplicates()
     if found is not None:

@@ -10,6 +10,12 @@ github.com/roymiles/Simple-Recipe-Distillation at 31e8477 (2024-02-13). "CRD pro
 from collections.abc import Callable
 
 from limbeck.errors import UserError, did_you_mean
+from limbeck.recipes.published_detection import (
+    coco_fasterrcnn_r50_mv2,
+    coco_fasterrcnn_r101_r18,
+    coco_fasterrcnn_r101_r50,
+    small_boxes,
+)
 from limbeck.recipes.recipe import Recipe
 
 NO_FOLDER = "FOLDER"
@@ -232,6 +238,10 @@ NAMED: dict[str, Callable[[], Recipe]] = {
     "cifar100-resnet56-resnet20": cifar100_resnet56_resnet20,
     "imagenet-resnet34-resnet18": imagenet_resnet34_resnet18,
     "imagenet-deit-ti": imagenet_deit_ti,
+    "small-boxes": small_boxes,
+    "coco-fasterrcnn-r50-mv2": coco_fasterrcnn_r50_mv2,
+    "coco-fasterrcnn-r101-r18": coco_fasterrcnn_r101_r18,
+    "coco-fasterrcnn-r101-r50": coco_fasterrcnn_r101_r50,
 }
 """The one table of names: what ``--recipe NAME`` and ``limbeck recipes`` know."""
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from limbeck.errors import UserError
 from limbeck.recipes.reading import explain, load_mapping, read_text
 
-Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review"]
+TaskName = Literal["classification", "detection"]
+Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "fgd", "pkd"]
 Method = Literal["alone", "kd", "projector", "projector+kd", Rival]
 FeatureLoss = Literal[
     "log_sum",
@@ -67,8 +68,13 @@ Weight = Annotated[float, Field(ge=0), _Number]
 Positive = Annotated[float, Field(gt=0), _Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
 Share = Annotated[float, Field(gt=0, le=1), _Number]
+Part = Annotated[float, Field(ge=0, le=1), _Number]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _Number]
 Open = Annotated[float, Field(gt=0, lt=1), _Number]
+
+
+ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite")
+"""First words of the names of detectors; `limbeck.models.detectors`, which imports torch, has the same."""
 
 
 class Recipe(BaseModel):
@@ -92,6 +98,10 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     name: Name = Field(default="distill", description="Name of the recipe; part of the default run folder.")
+    task: TaskName = Field(
+        default="classification",
+        description="classification, or detection of objects in boxes, whose models and data are others.",
+    )
 
     teacher: Line | None = Field(
         default=None,
@@ -128,9 +138,13 @@ class Recipe(BaseModel):
     student_pool: Pool = Field(
         default="automatic", description="How the student's feature becomes vectors; by its shape."
     )
+    frozen_norms: bool = Field(
+        default=False, description="Detection: fix the batch norms of the student's trunk (usual if it was pretrained)."
+    )
 
     data: Line = Field(
-        description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN."
+        description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN;"
+        " for detection coco:FILE, yolo:FOLDER, voc:FOLDER."
     )
     val: Line | None = Field(
         default=None, description="Validation images, as --data; None: the source's own, or a share."
@@ -140,6 +154,18 @@ class Recipe(BaseModel):
     )
     size: Side | None = Field(
         default=None, description="Side of the training images in pixels; None: the source's own."
+    )
+    longest: Side | None = Field(
+        default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
+    )
+    scales: Annotated[tuple[Positive, ...], Field(max_length=2)] = Field(
+        default=(), description="Detection: smallest and largest factor on --size in training; by default 0.8 to 1.25."
+    )
+    classes: tuple[Line, ...] = Field(
+        default=(), description="Detection: use these classes alone, in this order; by default all."
+    )
+    on_bad_boxes: Literal["refuse", "skip"] = Field(
+        default="refuse", description="Detection: refuse annotations with faults, or skip what is faulty; both list it."
     )
     augmentation: Literal["none", "standard", "strong"] = Field(
         default="standard",
@@ -163,6 +189,12 @@ class Recipe(BaseModel):
     workers: Amount | None = Field(default=None, description="Workers that read and decode images; None: one a core.")
 
     method: Method = Field(default="projector", description="What teaches the student besides the labels.")
+    levels: Literal["pyramid", "trunk"] = Field(
+        default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
+    )
+    background: Part = Field(
+        default=1.0, description="Detection: weight of places in no box; 1: all places count alike, as one batch."
+    )
     feature_loss: FeatureLoss = Field(
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
@@ -293,7 +325,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
-        for check in (_check_models, _check_terms, _check_data, _check_schedule):
+        for check in (_check_models, _check_terms, _check_data, _check_schedule, _check_task):
             if (problem := check(self)) is not None:
                 raise ValueError(problem)
         return self
@@ -302,6 +334,11 @@ class Recipe(BaseModel):
     def uses_features(self) -> bool:
         """Whether the method has a feature term (projector)."""
         return self.method in ("projector", "projector+kd")
+
+    @property
+    def detects(self) -> bool:
+        """Whether the task is detection."""
+        return self.task == "detection"
 
     @property
     def rival(self) -> Rival | None:
@@ -458,3 +495,60 @@ def _check_schedule(recipe: Recipe) -> str | None:
     if recipe.warmup_epochs >= recipe.epochs:
         return f"warmup_epochs: expected less than epochs ({recipe.epochs}), got {recipe.warmup_epochs:g}"
     return None
+
+
+DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
+DETECTION_SETTINGS = ("frozen_norms", "longest", "scales", "classes", "on_bad_boxes", "levels", "background")
+CLASSIFICATION_SETTINGS = (
+    "teacher_size",
+    "teacher_pool",
+    "student_pool",
+    "labels",
+    "label_smoothing",
+    "cache_views",
+    "logit_loss",
+)
+"""What one of the tasks knows, and the other has at its default."""
+
+
+def _check_task(recipe: Recipe) -> str | None:
+    detectors = [name for name in ("student", "teacher") if _names_detector(getattr(recipe, name))]
+    if not recipe.detects:
+        if detectors:
+            return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
+        if recipe.method in ("fgd", "pkd"):
+            return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
+        return _not_default(recipe)
+    for name in ("student", "teacher"):
+        if getattr(recipe, name) is not None and name not in detectors:
+            return (
+                f"{name}: expected a detector, ARCHITECTURE/FAMILY/MODEL as in fcos/timm/resnet18, "
+                f"got {getattr(recipe, name)!r}"
+            )
+    if recipe.method not in DETECTION_METHODS:
+        return f"method: for detection expected one of {', '.join(DETECTION_METHODS)}, got {recipe.method}"
+    if recipe.augmentation == "strong":
+        return "augmentation: for detection expected none or standard, got strong"
+    if (recipe.student_tap is None) != (recipe.teacher_tap is None) and recipe.teacher is not None:
+        return "student_tap: for detection give both taps or none, then all levels are paired by their strides"
+    if len(recipe.scales) == 1 or list(recipe.scales) != sorted(recipe.scales):
+        return f"scales: expected a smallest and a largest factor, got {_plain(recipe.scales)}"
+    if recipe.longest is not None and (recipe.size is None or recipe.longest < recipe.size):
+        return f"longest: expected at least size, the shorter side, got {recipe.longest} and size {recipe.size}"
+    if recipe.background < 1 and not recipe.uses_features:
+        return f"background: belongs to the feature loss, which method {recipe.method} has not"
+    if recipe.accumulate > 1 and recipe.method != "alone":
+        return "accumulate: with a teacher, detection takes one batch a step (its second stage and frames differ)"
+    return _not_default(recipe)
+
+
+def _not_default(recipe: Recipe) -> str | None:
+    """The first setting that the recipe's task has no use for and that is not at its default."""
+    for name in CLASSIFICATION_SETTINGS if recipe.detects else DETECTION_SETTINGS:
+        if getattr(recipe, name) != Recipe.model_fields[name].default:
+            return f"{name}: has no meaning for task {recipe.task}, got {_plain(getattr(recipe, name))}"
+    return None
+
+
+def _names_detector(name: str | None) -> bool:
+    return name is not None and name.partition("/")[0].lower().partition("-")[0] in ARCHITECTURES

@@ -17,7 +17,7 @@ from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.taps import Taps
 from limbeck.terms import RelationTerm, Term
 
-WEIGHTS: dict[Rival, float] = {
+WEIGHTS: dict[str, float] = {
     "fitnet": 100.0,
     "at": 1000.0,
     "nst": 50.0,

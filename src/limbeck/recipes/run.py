@@ -10,12 +10,14 @@ from limbeck import collectives
 from limbeck.cache import CachedLoader
 from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
 from limbeck.compiling import explaining
-from limbeck.data import Data, Loader
+from limbeck.data import Loader
+from limbeck.data.detection import DetectionLoader
 from limbeck.errors import UserError
 from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
 from limbeck.recipes.build import (
     CARD,
+    AnyData,
     Parts,
     build_data,
     build_optimizer,
@@ -142,7 +144,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
 
 def _train_loader(
     recipe: Recipe, parts: Parts, folder: Path, log: RunLog, device: torch.device
-) -> Loader | CachedLoader:
+) -> Loader | DetectionLoader | CachedLoader:
     """The training images, with the teacher's outputs where they are kept."""
     if recipe.cache_views is None:
         return parts.data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed).to(device)
@@ -243,11 +245,12 @@ def _give_up(folder: Path) -> None:
             folder.rmdir()
 
 
-def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) -> None:
+def save_student_card(folder: Path, recipe: Recipe, student: Model, data: AnyData) -> None:
     """Write ``student.json``: what is needed to build the student and feed it, without Limbeck."""
     mean, std = list(student.input.mean), list(student.input.std)
     card = {
         "model": recipe.student,
+        "task": recipe.task,
         "num_classes": student.num_classes,
         "classes": list(data.classes),
         "input": {"size": student.input.size, "mean": mean, "std": std, "interpolation": student.input.interpolation},

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from limbeck import collectives
+from limbeck.data import Data
 from limbeck.data.loader import Batch
 from limbeck.distiller import evaluating
 from limbeck.models import InputTransform
@@ -41,10 +42,14 @@ class Disagreements:
         self._parts = parts
         self._device = device
         self._teacher: Tensor | None = None
+        data = parts.data if isinstance(parts.data, Data) else None  # of boxes there is nothing to compare like this
+        self._data = data
         wanted = recipe.probe != "off" and recipe.labels and parts.data.val_count > 0 and collectives.rank() == 0
-        if wanted and parts.teacher is not None and shares_classes(recipe, parts.student, parts.teacher):
+        if data is None or not wanted or parts.teacher is None:
+            return
+        if shares_classes(recipe, parts.student, parts.teacher):
             transform = InputTransform(parts.teacher.input).to(device)
-            images = parts.data.sample("val", SEARCHED).images
+            images = data.sample("val", SEARCHED).images
             self._teacher = self._probabilities(parts.teacher.module, transform, images)
 
     def of(self, student: nn.Module) -> dict[str, Any] | None:
@@ -57,9 +62,9 @@ class Disagreements:
             Classes, and up to 24 samples: those on which the two disagree and, last, some that both get wrong. None
             where there is nothing to compare.
         """
-        if self._teacher is None:
+        if self._teacher is None or self._data is None:
             return None
-        batch = self._parts.data.sample("val", SEARCHED)
+        batch = self._data.sample("val", SEARCHED)
         assert batch.target is not None
         transform = InputTransform(self._parts.student.input).to(self._device)
         found = self._probabilities(student, transform, batch.images)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from limbeck import models
-from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
-from limbeck.recipes.build import CARD, Parts, build_parts, is_run, student_size
+from limbeck.recipes.build import CARD, AnyData, Parts, build_model, build_parts, is_run, student_size
 from limbeck.recipes.recipe import CACHE_SETTINGS, GROUPS, Recipe
 from limbeck.untrusted import read_object
 
@@ -48,7 +47,9 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
     )
 
 
-def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: Callable[[str], None]) -> Model | None:
+def build_teacher(
+    recipe: Recipe, data: AnyData, folder: Path, train: Train, say: Callable[[str], None]
+) -> Model | None:
     """The recipe's teacher with weights; None where the method needs none.
 
     In this order: the weights that the recipe names, else those of the hub. Where there are none, or their head does
@@ -71,7 +72,8 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
     classes = teacher_classes(recipe, data)
     teacher = None
     try:
-        teacher = models.build(
+        teacher = build_model(
+            recipe,
             recipe.teacher,
             num_classes=classes,
             size=size,
@@ -82,7 +84,8 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
         reason = "its head does not fit these labels"
     except WeightsUnavailable as unavailable:
         reason = f"no weights can be had ({unavailable})"
-    needs_head = recipe.uses_logits or recipe.fit_teacher
+    # A trunk that was trained on other images is no detector: its pyramid is random.
+    needs_head = recipe.uses_logits or recipe.fit_teacher or recipe.detects
     if teacher is not None and not (teacher.new_head and needs_head):
         say(f"teacher {recipe.teacher}: weights {teacher.weights}")
         return teacher
@@ -99,10 +102,10 @@ def build_teacher(recipe: Recipe, data: Data, folder: Path, train: Train, say: C
         how = "fine-tuning" if teacher is not None else "training"
         say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
         train(own, run)
-    return models.build(recipe.teacher, num_classes=classes, size=size, weights=str(run))
+    return build_model(recipe, recipe.teacher, num_classes=classes, size=size, weights=str(run))
 
 
-def teacher_classes(recipe: Recipe, data: Data) -> int:
+def teacher_classes(recipe: Recipe, data: AnyData) -> int:
     """How many logits the teacher has: the data's classes; without labels its own, or none where none are used."""
     assert recipe.teacher is not None
     if recipe.labels:
@@ -120,7 +123,7 @@ def slug(name: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
-def _key(recipe: Recipe, data: Data) -> str:
+def _key(recipe: Recipe, data: AnyData) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
     # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
     machine = {"workers", "precision", "memory_format", "compile", "device"}
@@ -129,11 +132,11 @@ def _key(recipe: Recipe, data: Data) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 
 
-def rehearse(recipe: Recipe, data: Data) -> Parts:
+def rehearse(recipe: Recipe, data: AnyData) -> Parts:
     """Build everything with a teacher of random weights: a wrong name, tap or width is told before a teacher trains."""
     teacher = None
     if recipe.teacher is not None:
         size = recipe.teacher_size or student_size(recipe, data)
-        teacher = models.build(recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+        teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
     data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
     return build_parts(recipe, data, teacher)

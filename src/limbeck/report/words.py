@@ -29,6 +29,8 @@ METHODS = {
     "cc": "the student also matches the teacher's kernel between images (correlation congruence)",
     "vid": "the student also predicts the teacher's features with a learned variance (variational information)",
     "crd": "the student also tells the teacher's feature of its image from those of others (contrastive)",
+    "fgd": "the student also matches the teacher's pyramid where objects are and where it looks (focal and global)",
+    "pkd": "the student also matches the teacher's pyramid, normalized channel by channel (Pearson correlation)",
     "review": "the student also matches the teacher's stages, fused from deep to shallow (knowledge review)",
 }
 READINGS = {

@@ -326,3 +326,54 @@ def test_a_validation_file_has_to_know_the_classes_of_training(tmp_path: Path):
 def test_an_unknown_class_gets_the_nearest_name(tmp_path: Path):
     with pytest.raises(UserError, match=r'no class "dag".*did you mean "dog"'):
         opened(f"coco:{planted.write_coco(tmp_path)}", classes=("dag",))
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 5000,
+    "../a",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"id": 1},
+    [1] * 9,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value in a tree of lists and objects."""
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(found for key, inner in below for found in places(inner, (*path, key)))]
+
+
+def test_odd_values_anywhere_are_faults_and_never_a_crash(tmp_path: Path):
+    """One to three values of a COCO file replaced by odd ones, 400 times."""
+    random = np.random.default_rng(0)
+    planted.write_coco(tmp_path, 6)
+    refused = 0
+    for _ in range(400):
+        content = planted.coco_content(6)
+        for _ in range(int(random.integers(1, 4))):
+            way = places(content)[int(random.integers(len(places(content))))]
+            holder: Any = content
+            for key in way[:-1]:
+                holder = holder[key]
+            holder[way[-1]] = ODD[int(random.integers(len(ODD)))]
+        file = tmp_path / "odd.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        for choice in ("refuse", "skip"):
+            try:
+                data = opened(f"coco:{file}", on_bad=choice)
+                assert np.isfinite(data.part("train").boxes).all()
+            except UserError:
+                refused += choice == "refuse"
+    assert refused > 200

@@ -1,5 +1,6 @@
 """Annotations in COCO's JSON."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _root(path: Path, images: list[Any]) -> Path:
         image["file_name"] for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str)
     ]
     some = [name for name in some if "\0" not in name][:_TRIED]
-    found = {place: sum((place / name).is_file() for name in some) for place in places}
+    found = {place: sum(os.path.isfile(place / name) for name in some) for place in places}
     best = max(places, key=lambda place: found[place])
     if some and not found[best]:
         tried = ", ".join(str(place) for place in dict.fromkeys(places))
@@ -127,7 +128,7 @@ def _declared_size(entry: Mapping[str, Any], root: Path, name: str, problems: Pr
     if height is None or width is None or height < 1 or width < 1:
         problems.add(Fault.IMAGE_SIZE, f"{name}: height {entry.get('height')!r}, width {entry.get('width')!r}")
         return None
-    if not (root / name).is_file():
+    if not os.path.isfile(root / name):  # Path.is_file raises where a name is too long
         problems.add(Fault.IMAGE_MISSING, name)
         return None
     return height, width

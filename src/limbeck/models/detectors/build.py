@@ -19,7 +19,7 @@ from limbeck.detection import Level
 from limbeck.errors import UserError, did_you_mean
 from limbeck.models.detectors.one_stage import OneStage, fcos, retinanet, ssd
 from limbeck.models.detectors.pyramid import BuiltPyramid, build_pyramid
-from limbeck.models.detectors.trunk import StageTrunk, Trunk, as_list
+from limbeck.models.detectors.trunk import StageTrunk, Trunk, as_list, shapes
 from limbeck.models.detectors.two_stage import TwoStage
 from limbeck.models.spec import InputSpec, Model
 from limbeck.models.weights import WeightsUnavailable, fit_weights, read_weights
@@ -251,6 +251,11 @@ def trunk_only(module: nn.Module) -> nn.Module:
     if not isinstance(module, OneStage | TwoStage):
         raise UserError(f"a {type(module).__name__} has no trunk that is known")
     return Headless(module.backbone)
+
+
+def heads_shape(module: nn.Module, frame: tuple[int, int]) -> tuple[int, ...]:
+    """Places and columns of what a detector gives for one image of a frame, found without computing it."""
+    return shapes(module, frame)[0][1:]
 
 
 class Headless(nn.Module):

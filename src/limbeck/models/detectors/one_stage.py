@@ -190,13 +190,13 @@ def _whole(plain: Any, outputs: Outputs, anchors: Tensor, places: list[int], siz
 
 def _decode_anchors(plain: Any, outputs: Outputs, anchors: Tensor) -> tuple[Tensor, Tensor]:
     regression = outputs["bbox_regression"]
-    flat = plain.box_coder.decode_single(regression.reshape(-1, 4), anchors.repeat(len(regression), 1))
+    flat = plain.box_coder.decode_single(regression.reshape(-1, 4), anchors.repeat(regression.shape[0], 1))
     return flat.reshape(regression.shape), outputs["cls_logits"].sigmoid()
 
 
 def _decode_points(plain: Any, outputs: Outputs, anchors: Tensor) -> tuple[Tensor, Tensor]:
     regression = outputs["bbox_regression"]
-    flat = plain.box_coder.decode(regression.reshape(-1, 4), anchors.repeat(len(regression), 1))
+    flat = plain.box_coder.decode(regression.reshape(-1, 4), anchors.repeat(regression.shape[0], 1))
     scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
     return flat.reshape(regression.shape), scores
 

@@ -112,7 +112,9 @@ def build_trunk(name: str, *, pretrained: bool) -> Trunk:
 
 
 def as_list(maps: Any) -> list[Tensor]:
-    """What a trunk gives, as a list."""
+    """What a module gives, as a list: of maps by their names, of several, or of the one tensor."""
+    if isinstance(maps, Tensor):
+        return [maps]
     return list(maps.values()) if isinstance(maps, Mapping) else list(maps)
 
 

@@ -1,0 +1,371 @@
+"""Detection recipes: the same commands train, distil, score and resume detectors; what does not fit is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+
+from limbeck import cli
+from limbeck.checkpoint import load_weights
+from limbeck.detection import DenseHeadTerm, ForegroundTerm, RegionTerm
+from limbeck.errors import UserError
+from limbeck.export import export
+from limbeck.models import Normalization
+from limbeck.models.detectors import build_detector
+from limbeck.recipes.build import build_data, build_distiller, build_model, build_parts, load_student
+from limbeck.recipes.detection import paired_levels
+from limbeck.recipes.inspection import check, describe, evaluate
+from limbeck.recipes.recipe import DETECTION_METHODS, Recipe
+from limbeck.recipes.run import run
+from limbeck.rivals import FGDTerm, ReviewTerm
+from limbeck.terms import FeatureTerm
+from tasks import boxes
+
+TRAIN, VAL = 32, 8
+
+
+@pytest.fixture(scope="session")
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO data set of rectangles whose color is their class."""
+    folder = tmp_path_factory.mktemp("colored")
+    for name, count, seed in (("train", TRAIN, 0), ("val", VAL, 9)):
+        batch = boxes.batch(count, seed=seed)
+        images, annotations = [], []
+        for i, (pixels, found, labels) in enumerate(zip(batch.images, batch.boxes, batch.labels, strict=True)):
+            file = f"{name}{i:02}.png"
+            Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy().astype(np.uint8)).save(folder / file)
+            images.append({"id": i, "file_name": file, "height": 64, "width": 64})
+            for (left, top, right, bottom), label in zip(found.tolist(), labels.tolist(), strict=True):
+                if label >= 0:
+                    box = [left, top, right - left, bottom - top]
+                    entry = {"id": len(annotations), "image_id": i, "category_id": label, "bbox": box, "iscrowd": 0}
+                    annotations.append(entry)
+        categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"boxes-{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(colored: Path) -> Recipe:
+    return Recipe(
+        name="boxes",
+        task="detection",
+        data=str(colored),
+        student="fcos-32/cifar/resnet8",
+        method="alone",
+        size=64,
+        augmentation="none",
+        epochs=14,
+        batch_size=8,
+        optimizer="adamw",
+        lr=3e-3,
+        clip=10.0,
+        precision="float32",
+        memory_format="contiguous",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def teacher(alone: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a detector that was trained alone."""
+    folder = tmp_path_factory.mktemp("boxes") / "teacher"
+    run(alone, folder)
+    return folder
+
+
+def taught(alone: Recipe, weights: Path, /, **changes: Any) -> Recipe:
+    return alone.changed(
+        {"teacher": alone.student, "teacher_weights": str(weights), "method": "projector", "epochs": 1, **changes}
+    )
+
+
+def test_a_detector_learns_and_its_folder_says_so(teacher: Path):
+    summary = json.loads((teacher / "summary.json").read_text())
+    assert summary["metric"] == "ap"
+    assert summary["last"]["ap50"] > 0.3
+    assert summary["best"]["ap"] >= summary["last"]["ap"]
+    assert (teacher / "student_best.safetensors").is_file()
+    assert evaluate(teacher) == pytest.approx(summary["last"], abs=1e-9)
+    card = json.loads((teacher / "student.json").read_text())
+    assert (card["task"], card["classes"], card["input"]["size"]) == ("detection", ["red", "green"], 64)
+    plain = build_detector(card["model"], num_classes=card["num_classes"]).module
+    plain.load_state_dict(load_file(teacher / "student.safetensors"), strict=True)
+
+
+@pytest.mark.parametrize("method", [method for method in DETECTION_METHODS if method != "alone"])
+def test_every_method_takes_its_steps_and_leaves_the_teacher_alone(
+    alone: Recipe, teacher: Path, tmp_path: Path, method: str
+):
+    before = (teacher / "student.safetensors").read_bytes()
+    summary = run(taught(alone, teacher, method=method, train_limit=16), tmp_path / "run")
+    assert summary["teacher"]["ap50"] > 0.3
+    assert set(summary["last"]) >= {"ap", "ap50", "ap75"}
+    assert (teacher / "student.safetensors").read_bytes() == before
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    parts = next(record["parts"] for record in records if record["kind"] == "step")
+    assert len(parts) >= 2
+    assert all(np.isfinite(list(parts.values())))
+
+
+def test_a_run_that_is_resumed_ends_with_the_same_bytes(alone: Recipe, teacher: Path, tmp_path: Path):
+    recipe = taught(alone, teacher, train_limit=16, epochs=2, augmentation="standard")
+    run(recipe, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        _run_until_second_epoch(recipe, stopped)
+    run(recipe, stopped, resume=True)
+    for name in ("student.safetensors", "terms.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (stopped / name).read_bytes()
+
+
+def _run_until_second_epoch(recipe: Recipe, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        from limbeck.data.detection.loader import DetectionLoader
+
+        plain = DetectionLoader.iterate
+
+        def stopping(self: DetectionLoader, start: int = 0) -> Any:
+            if self.plan.training and self._epoch == 1:
+                raise KeyboardInterrupt
+            return plain(self, start)
+
+        patch.setattr(DetectionLoader, "iterate", stopping)
+        run(recipe, folder)
+
+
+def built(recipe: Recipe) -> Any:
+    student, teacher = (
+        build_model(recipe, name, num_classes=2, size=64) for name in (str(recipe.student), str(recipe.teacher))
+    )
+    return build_distiller(recipe, student, teacher, None)
+
+
+def test_levels_are_paired_by_stride(alone: Recipe, teacher: Path):
+    """A student whose finest level is coarser shares the others."""
+    recipe = taught(alone, teacher, student="fcos-32/timm/resnet18", teacher="fcos-64/cifar/resnet8")
+    distiller = built(recipe)
+    assert list(distiller.terms) == ["feature-s8", "feature-s16"]
+    assert [term.student_taps[0] for term in distiller.terms.values()] == [
+        "backbone.fpn.layer_blocks.0",
+        "backbone.fpn.layer_blocks.1",
+    ]
+    assert [term.teacher_taps[0] for term in distiller.terms.values()] == [
+        "backbone.fpn.extra_blocks.p6",
+        "backbone.fpn.extra_blocks.p7",
+    ]
+    assert distiller.weights["feature-s8"] == recipe.feature_weight / 2
+    trunk = built(recipe.changed({"levels": "trunk", "teacher": "fcos-64/timm/resnet18"}))
+    assert [term.student_taps[0] for term in trunk.terms.values()] == [f"backbone.body.layer{n}" for n in (2, 3, 4)]
+
+
+def test_the_recipe_chooses_the_terms(alone: Recipe, teacher: Path):
+    def kinds(**changes: Any) -> set[type]:
+        return {type(term) for term in built(taught(alone, teacher, **changes)).terms.values()}
+
+    assert kinds() == {FeatureTerm}
+    assert kinds(background=0.5) == {ForegroundTerm}
+    assert kinds(method="kd") == {DenseHeadTerm}
+    assert kinds(method="projector+kd") == {FeatureTerm, DenseHeadTerm}
+    assert kinds(method="fgd") == {FGDTerm}
+    assert kinds(method="review") == {ReviewTerm}
+    two = {"student": "fasterrcnn-32/cifar/resnet8", "teacher": "fasterrcnn-32/cifar/resnet8"}
+    assert kinds(method="kd", **two) == {RegionTerm}
+    pkd = built(taught(alone, teacher, method="pkd"))
+    batch = boxes.batch(2)
+    student, other = pkd.capture(batch)
+    term = pkd.terms["pkd-s4"]
+    c = torch.stack(
+        [
+            torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+            for a, b in zip(
+                student.features[term.student_taps[0]].transpose(0, 1),
+                other.features[term.teacher_taps[0]].transpose(0, 1),
+                strict=True,
+            )
+        ]
+    )
+    torch.testing.assert_close(term(student, other), 2 * (1 - c).mean(), atol=2e-3, rtol=2e-3)
+
+
+def test_named_taps_have_to_be_levels_of_one_stride(alone: Recipe, teacher: Path):
+    taps = {"student_tap": "backbone.fpn.layer_blocks.0", "teacher_tap": "backbone.fpn.extra_blocks.p6"}
+    with pytest.raises(UserError, match=r"has stride 4, .* 8; expected equal strides"):
+        built(taught(alone, teacher, **taps))
+    with pytest.raises(UserError, match='student_tap "fc" is no level of the detector'):
+        built(taught(alone, teacher, **{**taps, "student_tap": "fc"}))
+    distiller = built(taught(alone, teacher, **{**taps, "teacher_tap": taps["student_tap"]}))
+    assert list(distiller.terms) == ["feature-s4"]
+
+
+def test_models_without_a_common_stride_are_refused(alone: Recipe, teacher: Path):
+    recipe = taught(alone, teacher, levels="trunk", student="fcos-32/timm/resnet18")
+    with pytest.raises(UserError, match=r"the student's stages have strides 8 16 32, the teacher's 4: none in common"):
+        built(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "classification"}, "task: student 'fcos-32/cifar/resnet8' is a detector; expected task detection"),
+        ({"student": "cifar/resnet8"}, "student: expected a detector, ARCHITECTURE/FAMILY/MODEL"),
+        ({"method": "crd"}, "method: for detection expected one of alone, kd, projector"),
+        ({"augmentation": "strong"}, "augmentation: for detection expected none or standard"),
+        ({"teacher_size": 32}, "teacher_size: has no meaning for task detection, got 32"),
+        ({"cache_views": 2}, "cache_views: has no meaning for task detection"),
+        ({"label_smoothing": 0.1}, "label_smoothing: has no meaning for task detection"),
+        ({"labels": False}, "labels: has no meaning for task detection"),
+        ({"logit_loss": "dist"}, "logit_loss: has no meaning for task detection"),
+        ({"student_tap": "backbone.fpn.layer_blocks.0"}, "student_tap: for detection give both taps or none"),
+        ({"scales": [0.5]}, "scales: expected a smallest and a largest factor, got 0.5"),
+        ({"longest": 32}, "longest: expected at least size, the shorter side, got 32 and size 64"),
+        ({"accumulate": 2}, "accumulate: with a teacher, detection takes one batch a step"),
+        ({"method": "review", "background": 0.5}, "background: belongs to the feature loss"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(alone: Recipe, teacher: Path, changes: dict[str, Any], said: str):
+    with pytest.raises(UserError) as refused:
+        taught(alone, teacher, **changes)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"longest": 100}, "longest: has no meaning for task classification, got 100"),
+        ({"classes": ["a"]}, "classes: has no meaning for task classification"),
+        ({"method": "pkd", "teacher": "small/cnn-4"}, "method: pkd compares the pyramids of detectors"),
+    ],
+)
+def test_settings_of_detection_are_told_elsewhere(changes: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        Recipe(**{"data": "digits", "student": "small/cnn-2", "method": "alone", **changes})
+
+
+def test_heads_that_cannot_be_compared_are_told(alone: Recipe, teacher: Path):
+    with pytest.raises(UserError, match=r"cannot be compared; expected two Faster R-CNNs, or two of RetinaNet or FCOS"):
+        built(taught(alone, teacher, method="kd", teacher="fasterrcnn-32/cifar/resnet8"))
+    with pytest.raises(UserError, match=r"expected equal levels and anchors"):
+        built(taught(alone, teacher, method="kd", teacher="fcos-32/timm/resnet18"))
+    with pytest.raises(UserError, match=r"temperature: the heads of fcos-32/cifar/resnet8 have no softmax, got 2"):
+        built(taught(alone, teacher, method="kd", temperature=2.0))
+
+
+def test_the_dry_run_and_the_doctor_know_detectors(alone: Recipe, teacher: Path, tmp_path: Path):
+    recipe = taught(alone, teacher, method="projector")
+    lines = dict(describe(recipe))
+    assert "fcos-32/cifar/resnet8" in lines["student"]
+    assert lines["steps"] == "4 an epoch, 4 in all"
+    findings = {finding.name: finding for finding in check(recipe, tmp_path / "run")}
+    assert findings["teacher accuracy"].level == "ok"
+    assert "AP50" in findings["teacher accuracy"].message
+    assert 'of stride 4, 32 channels, to "backbone.fpn.layer_blocks.0"' in findings["shapes of feature-s4"].message
+    assert findings["form of feature-s4"].message.startswith("moments")
+
+
+def test_a_teacher_that_finds_nothing_is_refused(alone: Recipe, tmp_path: Path):
+    run(alone.changed({"epochs": 1, "train_limit": 8, "lr": 1e-6}), tmp_path / "untrained")
+    with pytest.raises(UserError, match="it finds nothing; check its weights"):
+        run(taught(alone, tmp_path / "untrained"), tmp_path / "run")
+
+
+def test_the_commands(alone: Recipe, teacher: Path, colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "alone.yaml").write_text(alone.to_yaml(), encoding="utf-8")
+    assert cli.main(["evaluate", str(teacher)]) == 0
+    assert "ap50: " in capsys.readouterr().out
+    words = ["train", "--recipe", str(tmp_path / "alone.yaml"), "--epochs", "1", "--out", str(tmp_path / "trained")]
+    assert cli.main([*words, "--train-limit", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "ap: last" in said
+    assert (tmp_path / "trained" / "report.html").is_file()
+    assert "average precision" in (tmp_path / "trained" / "report.html").read_text()
+    words = ["compare", "--recipe", str(tmp_path / "alone.yaml"), "--teacher", str(alone.student)]
+    words += ["--teacher-weights", str(teacher), "--methods", "alone", "pkd", "--seeds", "1", "--epochs", "1"]
+    assert cli.main([*words, "--train-limit", "8", "--out", str(tmp_path / "compared")]) == 0
+    said = capsys.readouterr().out
+    assert "ap in % on the validation images" in said
+    result = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert result["metric"] == "ap"
+
+
+def test_faults_in_annotations_stop_a_run_with_their_list(
+    alone: Recipe, colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = json.loads((colored / "boxes-train.json").read_text())
+    content["annotations"][0]["bbox"][2] = -4
+    content["annotations"][1]["category_id"] = 9
+    (colored / "broken.json").write_text(json.dumps(content), encoding="utf-8")
+    words = ["train", "--task", "detection", "--model", str(alone.student), "--data", f"coco:{colored / 'broken.json'}"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "2 faults in the annotations (--on-bad-boxes skip leaves them out)" in said
+    assert "box with negative width or height: 1 (annotation 0 of train00.png" in said
+    assert "unknown category: 1 (annotation 1: category 9)" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trunk_that_was_a_classifier_starts_a_detector(alone: Recipe, tmp_path: Path):
+    from limbeck import models
+    from limbeck.checkpoint import save_weights
+
+    classifier = models.build("cifar/resnet8", num_classes=7).module
+    save_weights(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    recipe = alone.changed({"student_weights": str(tmp_path / "classifier.safetensors"), "frozen_norms": True})
+    parts = build_parts(recipe, build_data(recipe), None)
+    weights = load_weights(tmp_path / "classifier.safetensors")
+    state = parts.student.module.state_dict()
+    assert torch.equal(state["backbone.body.model.bn1.weight"], weights["bn1.weight"])
+    assert not [name for name in parts.distiller.trainable_parameters() if ".bn" in name]
+
+
+def test_pairs_of_a_detector_with_itself_are_all_of_its_levels(alone: Recipe):
+    model = build_detector("fasterrcnn-32/timm/resnet18", num_classes=2).module
+    assert [a.stride for a, _ in paired_levels(alone, model, model)] == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch-export", "onnx"])
+def test_an_exported_detector_gives_the_same_boxes_without_limbeck(
+    teacher: Path, colored: Path, tmp_path: Path, format: str
+):
+    """On real images of the data, behind the same non-maximum suppression, to 1e-4."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    ending = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}[format]
+    written = export(teacher, format=format, out=tmp_path / f"student{ending}")  # pyright: ignore[reportArgumentType]
+    assert written.parity < 1e-4
+    if format == "safetensors":
+        return
+    assert "boxes (pixels of the input) and scores of every place" in written.note
+    student = load_student(teacher)
+    student.module.eval()
+    batch = next(iter(build_data(Recipe.from_yaml(teacher / "recipe.yaml")).val_loader(batch_size=5)))
+    images = Normalization(student.input)(batch.images)
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
+        found, scores = (torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()}))
+    else:
+        found, scores = torch.export.load(written.path).module()(images)
+    with torch.no_grad():
+        expected = student.module.detect(student.module(images), batch.sizes, (64, 64))
+    for one, places, judged in zip(expected, found, scores, strict=True):
+        assert len(one["boxes"]) > 0
+        place, label = (judged > 0.05).nonzero(as_tuple=True)
+        kept = torchvision.ops.batched_nms(places[place].clamp(0, 64), judged[place, label], label, 0.6)[:100]
+        torch.testing.assert_close(places[place][kept].clamp(0, 64), one["boxes"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(judged[place, label][kept], one["scores"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_two_stage_detector_is_handed_on_as_weights_alone(alone: Recipe, tmp_path: Path):
+    run(alone.changed({"student": "fasterrcnn-32/cifar/resnet8", "epochs": 1, "train_limit": 8}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"has two stages, which onnx does not hold; use --format safetensors"):
+        export(tmp_path / "run", format="onnx")
+    assert export(tmp_path / "run", format="safetensors").parity == 0.0
