@@ -178,7 +178,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, loader: Any, *, threaded: bool, acc
     distiller = Distiller(Net(4), None, Classification())
     with monkeypatch.context() as patch:
         if threaded:
-            patch.setattr("limbeck.train.arriving", in_thread)
+            patch.setattr("limbeck.loading.arriving", in_thread)
             patch.setattr("limbeck.evaluation.arriving", in_thread)
         torch.manual_seed(1)
         fit(distiller, loader, Loader(7, 4), epochs=2, optimizer=optim.sgd(distiller, lr=0.1), accumulate=accumulate)
@@ -207,7 +207,7 @@ def test_training_that_is_stopped_leaves_no_thread(monkeypatch: pytest.MonkeyPat
                 raise error
             return super().forward(x)
 
-    monkeypatch.setattr("limbeck.train.arriving", in_thread)
+    monkeypatch.setattr("limbeck.loading.arriving", in_thread)
     distiller = Distiller(Stopping(4), None, Classification())
     with pytest.raises(type(error)):
         fit(distiller, Loader(64, 4), epochs=1)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.distiller import Distiller, Pull, StepResult
 from limbeck.errors import UserError
+from limbeck.random_state import random_state, set_random_state
 from limbeck.taps import Captured
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -90,27 +91,27 @@ class Accumulation:
 
     def _exactly(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
         states, result, pulls = self._look(batches, check)
-        after = _random_state(self._device())  # terms may have drawn, too
+        after = random_state(self._device())  # terms may have drawn, too
         for state, batch, pull in zip(states, batches, pulls, strict=True):
             with nullcontext() if pull is pulls[-1] else self._no_sync():
-                _set_random_state(state, self._device())
+                set_random_state(state, self._device())
                 with self._autocast():
                     surrogate: Tensor = self._model(batch, pull).loss
                 if surrogate.requires_grad:  # of a frozen student only the last one does, by the terms' parameters
                     surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
-        _set_random_state(after, self._device())
+        set_random_state(after, self._device())
         return result
 
     def _look(
         self, batches: Sequence[Any], check: Callable[[StepResult], None]
-    ) -> tuple[list["_RandomState"], StepResult, list[Pull]]:
+    ) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
         """The loss of the whole batch, and its gradients with respect to what the student computed for each batch."""
-        states: list[_RandomState] = []
+        states: list[dict[str, Any]] = []
         students: list[Captured] = []
         teachers: list[Captured] = []
         buffers = {name: buffer.clone() for name, buffer in self._distiller.student.named_buffers()}
         for batch in batches:
-            states.append(_random_state(self._device()))
+            states.append(random_state(self._device()))
             # An autocast of its own: it keeps the weights that it cast, and these have no gradient.
             with torch.no_grad(), self._autocast():
                 student, teacher = self._distiller.capture(batch)
@@ -168,24 +169,6 @@ class Accumulation:
 
     def _device(self) -> torch.device:
         return next(iter(self._distiller.trainable_parameters().values())).device
-
-
-class _RandomState(NamedTuple):
-    """Of torch's generators: the CPU's, and the device's where that is another."""
-
-    cpu: Tensor
-    device: Tensor | None
-
-
-def _random_state(device: torch.device) -> _RandomState:
-    own = torch.get_device_module(device).get_rng_state() if device.type != "cpu" else None
-    return _RandomState(torch.get_rng_state(), own)
-
-
-def _set_random_state(state: _RandomState, device: torch.device) -> None:
-    torch.set_rng_state(state.cpu)
-    if state.device is not None:
-        torch.get_device_module(device).set_rng_state(state.device)
 
 
 def _leaves(captured: Captured) -> Captured:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, manifest
 from limbeck.errors import UserError
+from limbeck.random_state import random_state, set_random_state, state_of_this, states_of_all
 from limbeck.untrusted import check_tensor_file, check_torch_file
 
 KEPT = 2
@@ -104,6 +104,7 @@ class Counters:
         best: Best validation value so far and the epoch in which it was reached, empty before the first.
         seconds: Training time so far, validation included.
         images: Images that the student has trained on so far.
+        batches: Batches of the next epoch that are done, on each process.
     """
 
     epoch: int = 0
@@ -111,6 +112,7 @@ class Counters:
     best: dict[str, float] = field(default_factory=dict[str, float])
     seconds: float = 0.0
     images: int = 0
+    batches: int = 0
 
 
 class Checkpoints:
@@ -123,30 +125,44 @@ class Checkpoints:
 
     Args:
         folder: Where the states are kept; made when the first one is written.
+        every: Steps after which :func:`limbeck.fit` writes one within an epoch; 0: only at its end. Several processes
+            do so behind the step that the log records next.
 
     Attributes:
         skipped: Of the last :meth:`load`: states that are newer than the loaded one, and what is wrong with each.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, every: int = 0) -> None:
         self.folder = folder
         self.skipped: list[str] = []
+        self._every = every
+        self._newest_step = 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether a state is to be written behind this step, though the epoch goes on."""
+        return self._every > 0 and step - self._newest_step >= self._every
 
     def save(
         self, modules: Mapping[str, nn.Module], trainer: Mapping[str, Any], counters: Counters, device: torch.device
     ) -> Path:
         """Write one state and remove all but the last two, and states of later steps, which can only be damaged ones.
 
+        Every process calls it, and the first one writes: the random numbers of all of them belong to the state.
+
         Args:
             modules: Name to module; each becomes one safetensors file.
             trainer: State dicts of optimizer, scaler and the like.
             counters: Where the run stands.
-            device: The device whose random number generator is kept beside the CPU's.
+            device: Whose random number generators are kept beside the CPU's, and that processes can talk through.
 
         Raises:
             UserError: If it cannot be written; states written before stay as they are.
         """
         target = self.folder / f"step-{counters.step:09d}"
+        random = states_of_all(random_state(device), device)
+        self._newest_step = counters.step
+        if collectives.rank() > 0:
+            return target
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in (*self.folder.glob(".writing-*"), *self.folder.glob(".removing-*")):  # by a killed process
@@ -155,7 +171,7 @@ class Checkpoints:
             try:
                 for name, module in modules.items():
                     _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
-                torch.save({**trainer, "random": _random_state(device)}, temporary / _STATE)
+                torch.save({**trainer, "random": random}, temporary / _STATE)
                 text = json.dumps({**asdict(counters), "layout": LAYOUT})
                 (temporary / _COUNTERS).write_text(text, encoding="utf-8")
                 manifest.seal(temporary)
@@ -226,9 +242,11 @@ class Checkpoints:
                 first = str(error).splitlines()[0]
                 raise UserError(f"checkpoint {state} does not fit this run's {name}: {first}") from error
         try:
-            _set_random_state(trainer.pop("random"), device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            random = trainer.pop("random")  # once it was that of the first process alone
+            set_random_state(state_of_this(random if isinstance(random, list) else [random]), device)  # pyright: ignore[reportUnknownArgumentType]
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"checkpoint {state} has no random states that can be used: {error}") from error
+        self._newest_step = counters.step
         return trainer, counters
 
     def _newest(self) -> "tuple[Path, _State] | None":
@@ -285,19 +303,3 @@ def _read(folder: Path) -> _State:
     except Exception as error:  # unpickling alone knows a dozen types of error
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _DamagedError(f"it cannot be read: {first}") from error
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
-    if device.type == "cuda":
-        state["device"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if device.type == "cuda" and "device" in state:
-        torch.cuda.set_rng_state(state["device"], device)

@@ -1,5 +1,6 @@
 """Every operation that crosses processes. On one process each of them is the identity."""
 
+import itertools
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -161,6 +162,16 @@ def from_first(text: str, device: torch.device) -> str:
         encoded = torch.empty(int(length), dtype=torch.uint8, device=device)
     dist.broadcast(encoded, src=0)
     return bytes(int(value) for value in encoded.cpu()).decode()
+
+
+def from_all(data: bytes, device: torch.device) -> list[bytes]:
+    """The bytes of every process, in the order of their ranks; ``device`` is one that they can talk through."""
+    if world_size() == 1:
+        return [data]
+    own = torch.tensor(list(data), dtype=torch.uint8, device=device)
+    lengths = [int(length) for length in gather_rows(torch.tensor([len(data)], device=device))]
+    every = gather_rows(own).cpu().numpy().tobytes()
+    return [every[end - length : end] for end, length in zip(itertools.accumulate(lengths), lengths, strict=True)]
 
 
 def barrier() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,8 +84,38 @@ class Meter:
         self._readings = result.readings
         self._lr = float(optimizer.param_groups[0]["lr"])
         self._log.advance(images, self._window[-1][0] if self._window else None)
-        if self._batches % LOG_EVERY == 0:
+        if self.is_recorded:
             self._record()
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`go_on` needs, in the middle of an epoch; sums are those of all processes.
+
+        Raises:
+            UserError: If a loss is not finite.
+        """
+        self._read()
+        return {
+            "names": self._names,
+            "window": self._window,
+            "sums": collectives.mean_across(self._sums, self._device),
+            "batches": self._batches,
+            "images": self._images,
+            "seconds": time.perf_counter() - self._started,
+            "readings": {name: value.detach().cpu() for name, value in self._readings.items()},
+            "lr": self._lr,
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Go on with an epoch from a :meth:`state`."""
+        self._names, self._window, self._sums = state["names"], state["window"], state["sums"]
+        self._batches, self._images = state["batches"], state["images"]
+        self._started = time.perf_counter() - state["seconds"]
+        self._readings, self._lr = state["readings"], state["lr"]
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the batch that was added last has been recorded, so that the processes have just talked."""
+        return self._batches % LOG_EVERY == 0
 
     def finish(self) -> dict[str, float]:
         """Mean loss and parts of the epoch, and its speed; a record of the batches that are in none yet.

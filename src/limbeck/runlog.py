@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from limbeck import collectives
 from limbeck.live import Screen, Standing, duration, short
 from limbeck.records import number
 from limbeck.sinks import PASSED_ON, Sink, pass_on
+from limbeck.stopping import Stopped
 from limbeck.untrusted import records_of
 
 
@@ -63,7 +65,9 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None and self.path is not None and self.path.is_file():  # where there is none, nothing began
-            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error).partition("\n")[0] or repr(error)
+            reason = str(error).partition("\n")[0] or repr(error)
+            if isinstance(error, KeyboardInterrupt):
+                reason = error.reason if isinstance(error, Stopped) and error.signum != signal.SIGINT else "Ctrl-C"
             with contextlib.suppress(OSError):  # of a full disk, of which the error may well tell already
                 self.write("stop", reason=reason)
         self.close()

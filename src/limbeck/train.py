@@ -1,5 +1,6 @@
 """The one visible training loop."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -20,32 +21,14 @@ from limbeck.accumulation import Accumulation
 from limbeck.checkpoint import Checkpoints, Counters
 from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
-from limbeck.evaluation import arriving, validate
+from limbeck.evaluation import validate
+from limbeck.loading import ShardedLoader, remaining, sharded
 from limbeck.meter import Meter
 from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, check_scaled, set_rate, sgd
+from limbeck.random_state import random_state, state_of_this, states_of_all
 from limbeck.records import headline
 from limbeck.runlog import RunLog
-
-
-@runtime_checkable
-class ShardedLoader(Protocol):
-    """A loader that gives each process its share of every global batch, and each epoch an order of its own."""
-
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        ...
-
-    def __iter__(self) -> Any:
-        """Iterate over the batches of one epoch."""
-        ...
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0."""
-        ...
-
-    def shard(self, rank: int, world_size: int) -> "ShardedLoader":
-        """The share of one process."""
-        ...
+from limbeck.stopping import Stopped, Stopping
 
 
 @runtime_checkable
@@ -119,7 +102,10 @@ def fit(
             kept features. The last ones of an epoch may be fewer, and are then a smaller whole.
         ema_decay: Decay of a moving average of the student, which is then what is evaluated and returned.
         log: Receives the records; by default nothing is kept.
-        checkpoints: Keeps a state at the end of each epoch; by default none is kept.
+        checkpoints: Keeps a state at the end of each epoch, and where it is asked to in between; by default none is
+            kept. With it SIGTERM and SIGINT end the training behind a step and a checkpoint, from which it goes on in
+            mid-epoch (several processes: behind the step that the log records next). What the data set of a
+            ``DataLoader`` without workers draws from the global random numbers is drawn anew then; its order is not.
         on_best: Called with the student after each epoch that is the best so far.
         probe: Looks at the training as it goes; the bytes of the student are the same with it and without.
         cpu: Stay on the CPU where there is a GPU.
@@ -128,6 +114,7 @@ def fit(
         UserError: If a trainable parameter is not in the optimizer or gets no gradient, if SGD is fused in float16, if
             there is no batch, if the checkpoint is of another run, or if a loss or a parameter is not finite (the
             message says at which step and in which part; the checkpoints are from before it).
+        Stopped: By SIGTERM or SIGINT; a KeyboardInterrupt that knows the signal.
 
     Deviates from: the published DeiT code, which clips gradients that are still scaled (its ``main.py``, lines
     225-232).
@@ -150,8 +137,19 @@ def fit(
         average = AveragedModel(distiller.student, multi_avg_fn=blend, use_buffers=True)
     evaluated = average.module if average is not None else distiller.student
     kept = {"student": distiller.student, "terms": distiller.term_modules} | ({"average": average} if average else {})
-    counters = _resume(checkpoints, kept, optimizer, scaler, device, log)
-    loader = _sharded(train_loader, accelerator)
+    counters, midway = _resume(checkpoints, kept, optimizer, scaler, device, log)
+
+    def save(within: Mapping[str, Any]) -> None:
+        if checkpoints is not None:
+            trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **within}
+            checkpoints.save(kept, trainer, counters, device)
+
+    loader = sharded(train_loader, accelerator)
+    if midway and isinstance(train_loader, DataLoader) and midway["processes"] != accelerator.num_processes:
+        raise UserError(
+            f"the checkpoint is of {midway['processes']} processes in mid-epoch, here are {accelerator.num_processes}; "
+            "a DataLoader gives each of them batches of its own, so it takes as many to go on"
+        )
     # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
     ahead = accelerator.num_processes == 1 or not is_sent
@@ -163,16 +161,27 @@ def fit(
     as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
 
     last: dict[str, float] = {}
-    try:
+    stopping = Stopping(active=checkpoints is not None)
+    with contextlib.ExitStack() as inside:
+        inside.callback(log.pause)
+        inside.enter_context(stopping)
         if probe is not None and counters.step == 0:
             probe(0, 0.0)
+        since = time.perf_counter() - counters.seconds
         for epoch in range(counters.epoch, epochs):
-            started = time.perf_counter()
             loader.set_epoch(epoch)
             model.train()
             meter = Meter(log, counters, epoch, device)
             log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
-            for index, batches in enumerate(_grouped(arriving(loader, device, ahead=ahead), accumulate)):
+            begun = midway["begun"] if midway else random_state(device)
+            if midway:
+                meter.go_on(midway["meter"])
+            midway = None
+            first = math.ceil(counters.batches / accumulate)
+            # Without a name of its own for the iterator, an error or a stop in the loop ends the thread behind it.
+            for index, batches in enumerate(
+                _grouped(remaining(loader, counters.batches, begun, device, ahead=ahead), accumulate), first
+            ):
                 done = epoch + index * accumulate / len(loader)
                 distiller.progress = done / epochs
                 set_rate(optimizer, rate(done) if rate is not None else 1.0)
@@ -198,25 +207,33 @@ def fit(
                 meter.add(result, optimizer)
                 if probe is not None:
                     probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
+                counters.batches += len(batches)
+                if not meter.is_recorded and collectives.world_size() > 1:
+                    continue  # where the processes talk anyway is often enough
+                signum = stopping.agreed(device)
+                if signum or (checkpoints is not None and checkpoints.is_due(counters.step)):
+                    check_finite(distiller)
+                    counters.seconds = time.perf_counter() - since
+                    save({"begun": states_of_all(begun, device), "meter": meter.state()})
+                if signum:
+                    _stop(signum, counters, log)
             train = meter.finish()
             if probe is not None and epoch + 1 == epochs:
                 probe.run(counters.step, float(epochs))
             check_finite(distiller)
             last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
-            counters.epoch = epoch + 1
-            counters.seconds += time.perf_counter() - started
+            counters.epoch, counters.batches = epoch + 1, 0
+            counters.seconds = time.perf_counter() - since
             is_best = _keep_best(counters, last)
             if accelerator.is_main_process:
                 record = {"step": counters.step, "train": train, "val": last, "seconds": counters.seconds}
                 log.epoch_ends(epoch + 1, epochs, record)
                 if is_best and on_best is not None:
                     on_best(evaluated)
-                if checkpoints is not None:
-                    trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                    checkpoints.save(kept, trainer, counters, device)
+            save({})
             collectives.barrier()
-    finally:
-        log.pause()
+            if epoch + 1 < epochs and (signum := stopping.agreed(device)):
+                _stop(signum, counters, log)
     if not last and val_loader is not None:  # resumed behind the last epoch
         last = validate(distiller, evaluated, val_loader, device)
     return FitResult(evaluated, last, counters.best, counters)
@@ -247,15 +264,16 @@ def _resume(
     scaler: torch.amp.GradScaler,
     device: torch.device,
     log: RunLog,
-) -> Counters:
+) -> tuple[Counters, dict[str, Any] | None]:
+    """Where the run stands, and within an epoch what is needed to go on there."""
     if checkpoints is None:
-        return Counters()
+        return Counters(), None
     state = checkpoints.load(kept, device)
     if checkpoints.skipped:
         log.note(f"skipped damaged checkpoints: {'; '.join(checkpoints.skipped)}")
     if state is None:
         log.rewind(0)  # a run that was killed in its first epoch begins again
-        return Counters()
+        return Counters(), None
     trainer, counters = state
     try:
         optimizer.load_state_dict(trainer["optimizer"])
@@ -264,36 +282,18 @@ def _resume(
         first = str(error).splitlines()[0]
         raise UserError(f"the checkpoint in {checkpoints.folder} is of another optimizer: {first}") from error
     log.rewind(counters.step)
-    log.note(f"going on from the end of epoch {counters.epoch}, step {counters.step}")
-    return counters
+    where = f"batch {counters.batches} of epoch {counters.epoch + 1}"
+    where = where if counters.batches else f"the end of epoch {counters.epoch}"
+    log.note(f"going on from {where}, step {counters.step}")
+    if counters.batches == 0:
+        return counters, None
+    begun = trainer["begun"]
+    return counters, {"begun": state_of_this(begun), "processes": len(begun), "meter": trainer["meter"]}
 
 
-class _PreparedLoader:
-    """A ``DataLoader`` that Accelerate has sharded, seen as a :class:`ShardedLoader`."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Any:
-        return iter(self._loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        self._loader.set_epoch(epoch)
-
-
-def _sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any) -> Any:
-    """The share of this process, seen as a :class:`ShardedLoader` that has been sharded."""
-    if isinstance(loader, DataLoader):
-        sharded = _PreparedLoader(accelerator.prepare_data_loader(loader))
-    else:
-        sharded = loader.shard(accelerator.process_index, accelerator.num_processes)
-    try:
-        batches = len(sharded)
-    except TypeError as error:
-        raise UserError("the training loader has no length; the length of an epoch must be known") from error
-    if batches == 0:
-        raise UserError("the training loader gives no batch: it holds fewer images than one batch")
-    return sharded
+def _stop(signum: int, counters: Counters, log: RunLog) -> None:
+    """End a training that has just been saved, on every process when the first one is done with it."""
+    collectives.barrier()
+    stopped = Stopped(signum)
+    log.note(f"stopped by {stopped.reason} behind step {counters.step}; the checkpoint is written")
+    raise stopped

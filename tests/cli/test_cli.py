@@ -37,7 +37,7 @@ FLAGS = {
         --clip --accumulate --ema
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device
+        --seed --precision --memory-format --compile --device --checkpoint-every
     """,
     "train": """
         --recipe --out --resume --dry-run --name --task --model --weights --pretrained --no-pretrained
@@ -47,7 +47,7 @@ FLAGS = {
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --ema
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device
+        --seed --precision --memory-format --compile --device --checkpoint-every
     """,
     "watch": "--once",
     "evaluate": "--data",

@@ -67,7 +67,11 @@ class CachedLoader:
         return CachedLoader(self._loader.shard(rank, world_size), self._cache)
 
     def __iter__(self) -> Iterator[TaughtBatch]:
-        """One pass over the epoch.
+        """One pass over the epoch."""
+        return self.iterate()
+
+    def iterate(self, start: int = 0) -> Iterator[TaughtBatch]:
+        """One pass from step `start` on; the steps before are not decoded.
 
         Raises:
             UserError: If a batch has other pixels than those that the teacher saw.
@@ -75,7 +79,7 @@ class CachedLoader:
         if self._open is None or self._open.number != self._loader.view:
             self._open = self._cache.view(self._loader.view)
         view = self._open
-        for batch in self._loader:
+        for batch in self._loader.iterate(start):
             rows = view.rows(batch.index)
             check_pixels(batch, rows["pixels"], view.number, self._cache)
             yield TaughtBatch(batch.images, batch.target, batch.index, self._cache.unpack(rows))

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",
     "doctor": "check models, data and losses before training",
+    "reproduce": "make a table of the paper again, with seeds and intervals",
     "recipes": "list the named recipes, or print one",
 }
 """Command -> what it does; the modules of this package have the same names."""
@@ -40,8 +42,8 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is success, 1 an error that ``doctor`` found, 2 a fault in the input (one line on stderr), 130 a stop by Ctrl-C.
-    Every other exception is a bug of ours and leaves with its traceback.
+    0 is success, 1 an error that ``doctor`` found, 2 a fault in the input (one line on stderr), 130 a stop by Ctrl-C,
+    143 one by SIGTERM behind a checkpoint. Every other exception is a bug of ours and leaves with its traceback.
 
     Args:
         argv: The words behind ``limbeck``; those of the process by default.
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         hint = f"; go on with: {stop}" if str(stop) else ""
         print(f"\nlimbeck: stopped{hint}", file=sys.stderr)
-        return 130
+        return _stopped_by(stop)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -82,6 +84,12 @@ def _dispatch(words: list[str]) -> int:
         return int(importlib.import_module(f"limbeck.cli.{words[0]}").main(words[1:]))
     except SystemExit as stop:  # how tyro ends after it has printed a command's help
         return int(stop.code or 0)
+
+
+def _stopped_by(stop: KeyboardInterrupt) -> int:
+    from limbeck.stopping import Stopped  # after a training, which has loaded all that it needs
+
+    return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 def _fail(message: str) -> int:

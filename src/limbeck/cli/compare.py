@@ -95,8 +95,9 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
             command=command,
             say=say,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"limbeck compare --resume {folder}") from None
+    except KeyboardInterrupt as stop:
+        stop.args = (f"limbeck compare --resume {folder}",)
+        raise
     from limbeck.report import write_comparison
 
     for row in result["rows"]:

@@ -43,8 +43,9 @@ def train_in(recipe: Recipe, folder: Path, *, resume: bool, command: str) -> int
     say(f"run folder: {folder}")
     try:
         summary = run(recipe, folder, resume=resume)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"limbeck {command} --resume {folder}") from None
+    except KeyboardInterrupt as stop:
+        stop.args = (f"limbeck {command} --resume {folder}",)
+        raise
     write_report(folder)
     for line in [*result_lines(summary, folder), *verdict_lines(folder)]:
         say(line)

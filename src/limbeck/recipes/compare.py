@@ -12,6 +12,7 @@ from typing import Any
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
 from limbeck.recipes.recipe import TEACHER_SETTINGS, Method, Recipe
+from limbeck.records import is_share
 
 BASELINE = "alone"
 RESULT_FILE = "comparison.json"
@@ -158,7 +159,7 @@ def _save(
 
 def conclusions(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """What the paired differences allow to say, one sentence a method."""
-    scale, unit = (100.0, " points") if metric.startswith("top") else (1.0, "")
+    scale, unit = (100.0, " points") if is_share(metric) else (1.0, "")
     lines: list[str] = []
     for row in rows:
         if (pair := row["paired"]) is None:

@@ -314,6 +314,9 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where to train; auto: the fastest here."
     )
+    checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
+        default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
+    )
 
     if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide
 

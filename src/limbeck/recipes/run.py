@@ -124,7 +124,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             accumulate=recipe.accumulate,
             ema_decay=recipe.ema,
             log=log,
-            checkpoints=Checkpoints(folder / "checkpoint"),
+            checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
             probe=probe,
             cpu=device.type == "cpu",

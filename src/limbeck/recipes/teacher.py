@@ -19,8 +19,11 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
     """The recipe by which the teacher is trained on these data: the student's, for the other model, alone."""
     epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
     scale = epochs / recipe.epochs
+    # What only matters to a student must not make another teacher of it.
+    unused = [name for name in GROUPS["method"] if name not in ("task_weight", "label_smoothing")]
     return recipe.changed(
         {
+            **{name: Recipe.model_fields[name].default for name in unused},
             "name": "teacher",
             "method": "alone",
             "student": recipe.teacher,
@@ -126,7 +129,7 @@ def slug(name: str) -> str:
 def _key(recipe: Recipe, data: AnyData) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
     # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
-    machine = {"workers", "precision", "memory_format", "compile", "device"}
+    machine = {"workers", "precision", "memory_format", "compile", "device", "checkpoint_every"}
     settings = recipe.model_dump(mode="json", exclude={"name", *machine, *GROUPS["cache"], *GROUPS["diagnostics"]})
     words = json.dumps([settings, data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]

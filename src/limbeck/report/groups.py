@@ -15,7 +15,8 @@ from limbeck.report.curves import best_epoch, run_metric, teacher_figure
 from limbeck.report.record import COMPARISON_FILE, RunRecord, read_json, read_run
 from limbeck.report.result import last_value, run_seconds
 
-NOT_COMPARED = ("seed", "name", "probe", "probe_images", "loggers", "workers")  # what changes nothing of a training
+# What changes nothing of a training.
+NOT_COMPARED = ("seed", "name", "probe", "probe_images", "loggers", "workers", "checkpoint_every")
 MOST_WORDS = 3  # fields in the name of a group
 
 

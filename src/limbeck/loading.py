@@ -1,0 +1,113 @@
+"""A training's loader: the share of this process, and where an epoch goes on that was broken off."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch.utils.data import DataLoader
+
+from limbeck.errors import UserError
+from limbeck.evaluation import arriving
+from limbeck.random_state import random_state, set_random_state
+
+
+@runtime_checkable
+class ShardedLoader(Protocol):
+    """A loader that gives each process its share of every global batch, and each epoch an order of its own."""
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of one epoch."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0."""
+        ...
+
+    def shard(self, rank: int, world_size: int) -> "ShardedLoader":
+        """The share of one process."""
+        ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A loader whose batches are a function of epoch and step, whatever was drawn before."""
+
+    def iterate(self, start: int = 0) -> Iterator[Any]:
+        """The batches of the epoch from one on."""
+        ...
+
+
+def remaining(
+    loader: Iterable[Any], start: int, begun: Mapping[str, Any], device: torch.device, *, ahead: bool
+) -> Iterator[Any]:
+    """The batches of an epoch on the device, or what is left of them where it was broken off.
+
+    A :class:`Seekable` loader begins at that batch. Any other, for instance a ``DataLoader``, begins where the random
+    number generators stood when the epoch began, so that its order is the same, and its first batches are dropped.
+    Either way the generators are then where they are now, at the batch behind which the epoch was broken off.
+
+    Args:
+        loader: Of the right epoch.
+        start: Batches that are done.
+        begun: The random states at the beginning of the epoch.
+        device: Where the batches go.
+        ahead: Whether a thread may make them.
+    """
+    if start == 0:
+        return arriving(loader, device, ahead=ahead)
+    now = random_state(device)
+    if isinstance(loader, Seekable):
+        batches = arriving(loader.iterate(start), device, ahead=ahead)
+        first = list(itertools.islice(batches, 1))  # starting workers draws a number
+        set_random_state(now, device)
+        return itertools.chain(first, batches)
+    set_random_state(begun, device)
+    source = iter(loader)
+    for _ in itertools.islice(source, start):
+        pass
+    set_random_state(now, device)
+    return arriving(source, device, ahead=ahead)
+
+
+class _PreparedLoader:
+    """A ``DataLoader`` that Accelerate has sharded, seen as a :class:`ShardedLoader`."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Any:
+        return iter(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)
+
+
+def sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any) -> Any:
+    """The share of this process, seen as a :class:`ShardedLoader` that has been sharded.
+
+    Args:
+        loader: A ``DataLoader`` is sharded by Accelerate, and gives whole batches to each process.
+        accelerator: Of the training.
+
+    Raises:
+        UserError: If it has no length, or no batch.
+    """
+    if isinstance(loader, DataLoader):
+        share = _PreparedLoader(accelerator.prepare_data_loader(loader))
+    else:
+        share = loader.shard(accelerator.process_index, accelerator.num_processes)
+    try:
+        batches = len(share)
+    except TypeError as error:
+        raise UserError("the training loader has no length; the length of an epoch must be known") from error
+    if batches == 0:
+        raise UserError("the training loader gives no batch: it holds fewer images than one batch")
+    return share
