@@ -93,10 +93,8 @@ def _handed_on(student: Model, format: Format) -> tuple[nn.Module, list[str]]:
 
 def _difference(ours: Outputs, theirs: Outputs) -> float:
     """The largest absolute one, over all outputs."""
-    pairs = (
-        [(ours, theirs)] if isinstance(ours, Tensor) or isinstance(theirs, Tensor) else zip(ours, theirs, strict=True)
-    )
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    a, b = ((one,) if isinstance(one, Tensor) else one for one in (ours, theirs))
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs]:

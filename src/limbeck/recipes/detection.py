@@ -7,7 +7,7 @@ from torch import nn
 
 from limbeck import losses, pooling
 from limbeck.data.detection import DetectionData, DetectionSpec, open_detection
-from limbeck.detection import DenseHeadTerm, Detector, ForegroundTerm, Level, Regions, RegionTerm
+from limbeck.detection import DenseHeadTerm, Detector, ForegroundTerm, Level, RegionTerm
 from limbeck.detection.heads import is_sigmoid
 from limbeck.detection.precision import require_evaluator
 from limbeck.distiller import Distiller
@@ -145,7 +145,7 @@ def build_head_term(recipe: Recipe, student: Model, teacher: Model) -> DenseHead
         UserError: The models' heads do not say the same kind of things.
     """
     ours, theirs = detector_of(student), detector_of(teacher)
-    if isinstance(ours, Regions) and isinstance(theirs, Regions):
+    if ours.two_stage and theirs.two_stage:
         return RegionTerm(ours, theirs, loss=functools.partial(losses.kl_divergence, temperature=recipe.temperature))
     if not (is_sigmoid(ours) and is_sigmoid(theirs)) or ours.classes != theirs.classes:
         raise UserError(

@@ -56,7 +56,9 @@ class BoxIndex:
 
     def take(self, keep: Int64[np.ndarray, " k"]) -> "BoxIndex":
         """These images alone, in this order."""
-        rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in keep] or [np.zeros(0, np.int64)])
+        rows = np.concatenate(
+            [np.arange(int(self.starts[i]), int(self.starts[i + 1])) for i in keep] or [np.zeros(0, np.int64)]
+        )
         return replace(
             self._rows(rows.astype(np.int64)),
             names=tuple(self.names[int(i)] for i in keep),

@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -236,8 +236,10 @@ def _ssdlite(name: _Name, num_classes: int, pretrained: bool) -> _Made:
 
 def _freeze(made: _Made) -> None:
     """Put batch norms whose statistics and parameters are fixed in the place of the trunk's."""
-    body = made.trunk.module if made.trunk is not None else made.module.backbone
+    body: Any = made.trunk.module if made.trunk is not None else made.module.backbone
     freeze_batch_norm_2d(body)
+    if isinstance(body, StageTrunk):
+        body.tap()
 
 
 def trunk_only(module: nn.Module) -> nn.Module:
@@ -250,7 +252,8 @@ def trunk_only(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, OneStage | TwoStage):
         raise UserError(f"a {type(module).__name__} has no trunk that is known")
-    return Headless(module.backbone)
+    backbone: Any = module.backbone
+    return Headless(backbone)
 
 
 def heads_shape(module: nn.Module, frame: tuple[int, int]) -> tuple[int, ...]:

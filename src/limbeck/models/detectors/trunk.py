@@ -82,7 +82,11 @@ class StageTrunk(nn.Module):
         super().__init__()
         self.model = model
         self.names = tuple(names)
-        self._taps = Taps(model, names)
+        self.tap()
+
+    def tap(self) -> None:
+        """Find the submodules anew, where some were replaced."""
+        self._taps = Taps(self.model, self.names)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps, in the order of the names."""

@@ -47,8 +47,8 @@ class TwoStage(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone: Any = plain.backbone
-        self.rpn = plain.rpn
-        self.roi_heads = plain.roi_heads
+        self.rpn: Any = plain.rpn
+        self.roi_heads: Any = plain.roi_heads
         self._grids: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self.levels = levels
         self.stages = stages
