@@ -22,8 +22,9 @@ class Captured(NamedTuple):
     Attributes:
         output: What the model returned: logits, or the feature of a headless model.
         features: Tap name to raw feature, as the submodule gave it (maps, tokens or vectors).
-        target: Class labels ``(n,)`` or class probabilities ``(n, k)``, for the terms that need them; the same object
-            on the student's and the teacher's side. None where the batch has no labels.
+        target: Class labels ``(n,)`` or class probabilities ``(n, k)``, of detection the boxes with their class
+            ``(n, m, 5)``, for the terms that need them; the same object on the student's and the teacher's side. None
+            where the batch has no labels.
         index: Which images of the training set these are, ``(n,)``, for the terms that remember images (CRD). None
             where the batch does not say.
     """
