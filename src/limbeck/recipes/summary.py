@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch import nn
 import limbeck
 from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
-from limbeck.records import number
+from limbeck.recipes.recipe import Recipe
+from limbeck.records import Record, number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
 from limbeck.untrusted import records_of
@@ -37,7 +39,7 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
         "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
         "seconds": round(counters.seconds, 3),
         "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
-        "probe": _probe_cost(log, counters.seconds),
+        **_costs(recipe, log, counters.seconds),
         "peak_memory_mib": peak_memory(device),
         "parameters": parameter_counts(parts),
         "data": {
@@ -52,17 +54,28 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
     }
 
 
-def _probe_cost(log: RunLog, seconds: float) -> dict[str, float] | None:
-    """How often the run was probed and what that took, over all its starts; None where it was not."""
-    if log.path is None or not log.path.is_file():
-        return None
+def _costs(recipe: Recipe, log: RunLog, seconds: float) -> dict[str, Any]:
+    """What the probe and the teacher took of the run, over all its starts; None where there was none."""
     # A line that was damaged must not cost the run its end.
-    records = records_of(log.path.read_text(encoding="utf-8", errors="replace"))
-    found = [number(record, "seconds") for _, record in records if record.get("kind") == "probe"]
-    spent = [seconds for seconds in found if seconds is not None]
-    if not spent:
+    text = log.path.read_text(encoding="utf-8", errors="replace") if log.path is not None and log.path.is_file() else ""
+    records = [record for _, record in records_of(text)]
+    probe = _spent(records, "probe", "seconds", seconds)
+    teacher = _spent(records, "step", "teacher_seconds", seconds)
+    if teacher is None:
+        return {"probe": probe, "cost": None}
+    origin = {"teacher": "run" if recipe.cache_views is None else "cache"}
+    return {
+        "probe": probe,
+        "cost": origin | {"teacher_seconds": teacher["seconds"], "teacher_share": teacher["share"]},
+    }
+
+
+def _spent(records: Sequence[Record], kind: str, name: str, seconds: float) -> dict[str, float] | None:
+    """How many records of a kind have a time, what these add up to, and their share of the run's; None without any."""
+    found = [value for record in records if record.get("kind") == kind and (value := number(record, name)) is not None]
+    if not found:
         return None
-    return {"count": len(spent), "seconds": round(sum(spent), 3), "share": round(sum(spent) / max(seconds, 1e-9), 5)}
+    return {"count": len(found), "seconds": round(sum(found), 3), "share": round(sum(found) / max(seconds, 1e-9), 5)}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -70,7 +70,6 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "epochs": epoch_table(record, metric),
         "samples": shown,
         "cost": cost(record),
-        "teacher_share": _teacher_share(record, run),
         "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
         "notes": record.notes,
@@ -172,13 +171,6 @@ def _thinned(record: RunRecord) -> str:
         parts.append(f"lines have at most {MOST_POINTS} points, each the mean of its neighbors")
     text = " and ".join(parts)
     return f"{text[:1].upper()}{text[1:]}; log.jsonl has everything." if text else ""
-
-
-def _teacher_share(record: RunRecord, run: Path) -> str:
-    """How to find out what of the time the teacher took: a run does not measure it, since that would cost time."""
-    if record.recipe.get("teacher") is None:
-        return ""
-    return f"limbeck benchmark --recipe {shlex.quote(shown_path(run) + '/recipe.yaml')}"
 
 
 def _commands(record: RunRecord, run: Path) -> list[tuple[str, str]]:
