@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from limbeck.diagnostics.verdict import Verdict, verdicts
 from limbeck.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
@@ -21,9 +22,6 @@ from limbeck.report.result import cost, epoch_table, figures, headline, setting,
 from limbeck.report.samples import Sample, samples
 from limbeck.report.slider import MOST_FRAMES
 from limbeck.report.spectrum import spectrum_charts
-
-if TYPE_CHECKING:
-    from limbeck.diagnostics.verdict import Verdict
 
 FINDING_ORDER = ("error", "warning", "note", "ok")
 
@@ -147,12 +145,8 @@ def _projectors(probes: Sequence[Record], names: Sequence[str]) -> str:
     return "; ".join(found) + "." if found else ""
 
 
-def _verdicts(record: RunRecord) -> "list[tuple[Verdict, str]]":
+def _verdicts(record: RunRecord) -> list[tuple[Verdict, str]]:
     """The verdicts, each with the id of its figure: names of terms are free, those of figures are not."""
-    from limbeck.diagnostics.verdict import (
-        verdicts,  # the package imports torch, which a page of no probe can do without
-    )
-
     return [(verdict, figure_id(verdict.figure)) for verdict in verdicts(record.log)] if record.log else []
 
 
