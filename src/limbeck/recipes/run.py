@@ -70,10 +70,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         return read_object(folder / "summary.json", "metric", "last", "best")
     with only_run_in(folder, torch.device(state.device or "cpu")):
         recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
-        return _run(recipe, folder, said)
+        return _run(recipe, folder, said if said is not None else set())
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
@@ -84,7 +84,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
         restored.callback(torch.set_num_threads, threads)
         device = device_of(recipe)
         try:
-            parts, checked, recipe = prepare(recipe, folder, log, device)
+            parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
             if began_here:
                 record_checks(recipe, parts, log, device)
@@ -153,15 +153,17 @@ def _train_loader(
     return loader
 
 
-def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
-    """Data, teacher, student, the checks, and the settings of this machine."""
+def prepare(
+    recipe: Recipe, folder: Path, log: RunLog, device: torch.device, said: set[str] | None = None
+) -> tuple[Parts, Preflight, Recipe]:
+    """Data, teacher, student, checks, and the settings of this machine; what was said is not said for the teacher."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
-    said = data.notes
-    for note in said:
+    opened = data.notes
+    for note in opened:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
-    teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
+    teacher = build_teacher(recipe, data, folder, lambda own, at: train_teacher(own, at, said=said), log.note)
     parts = build_parts(recipe, data, teacher)
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
@@ -169,7 +171,7 @@ def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> 
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
-    for note in data.notes[len(said) :]:
+    for note in data.notes[len(opened) :]:
         log.note(f"data {data.name}: {note}")
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
@@ -193,9 +195,9 @@ def _steps(parts: Parts) -> int:
     return len(parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed))
 
 
-def train_teacher(recipe: Recipe, folder: Path) -> None:
+def train_teacher(recipe: Recipe, folder: Path, *, said: set[str] | None = None) -> None:
     """Train a teacher in a folder, or go on where its training was stopped."""
-    run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+    run(recipe, folder, resume=(folder / "recipe.yaml").is_file(), said=said)
 
 
 def _report(findings: list[Finding], log: RunLog) -> None:
