@@ -31,7 +31,7 @@ from limbeck.recipes.probing import build_probe, record_checks
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
-from limbeck.recipes.summary import Summary, device_name, parameter_counts, summarize, versions
+from limbeck.recipes.summary import Summary, device_name, origins_of, parameter_counts, summarize, versions
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.train import fit
@@ -99,6 +99,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
+        origins = origins_of(parts)
         log.write(
             "start",
             recipe=recipe.name,
@@ -106,6 +107,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             counts=parameter_counts(parts),
             versions=versions(),
             device=device_name(device),
+            origins=origins,
         )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
@@ -127,7 +129,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             probe=probe,
             cpu=device.type == "cpu",
         )
-        summary = summarize(parts, checked, result, log, device)
+        summary = summarize(parts, checked, result, log, device, origins)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:

@@ -128,7 +128,7 @@ def _key(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: t
     """Hash of all that the timing depends on."""
     shapes = tree_map(lambda x: [list(x.shape), str(x.dtype)] if isinstance(x, Tensor) else None, batch)
     words = {
-        "device": _name(device),
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "models": re.sub(r"0x[0-9a-f]+", "", repr(distiller)),  # a function's address says nothing
@@ -140,7 +140,8 @@ def _key(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: t
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
-def _name(device: torch.device) -> str:
+def name_of(device: torch.device) -> str:
+    """The device's own name; that of a CPU with its model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and CPUINFO.is_file():

@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 import limbeck
+from limbeck import collectives
+from limbeck.cache import digest_of
 from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.settings import name_of
 from limbeck.records import Record, number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
@@ -25,8 +28,10 @@ from limbeck.untrusted import records_of
 Summary = dict[str, Any]
 
 
-def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, device: torch.device) -> Summary:
-    """The figures of a finished run, and what is needed to trust them."""
+def summarize(
+    parts: Parts, checked: Preflight, result: FitResult, log: RunLog, device: torch.device, origins: Summary
+) -> Summary:
+    """The figures of a finished run, and what is needed to trust them and to make it again."""
     recipe, data, counters = parts.recipe, parts.data, result.counters
     return {
         "recipe": recipe.name,
@@ -47,10 +52,13 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
             "train": data.train_count,
             "val": data.val_count,
             "fingerprint": data.fingerprint,
+            "content": data.content(),
         },
         "versions": versions(),
         "commit": commit(),
         "device": device_name(device),
+        "machine": machine(),
+        "origins": origins,
     }
 
 
@@ -94,9 +102,31 @@ def parameter_counts(parts: Parts) -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Of what a run depends on."""
-    packages = ("torch", "torchvision", "timm", "accelerate")
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
     found = {name: metadata.version(name) for name in packages}
-    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
+    cuda = {"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}
+    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found, **cuda}
+
+
+def machine() -> dict[str, Any]:
+    """What of the machine decides bytes and speed, besides the device."""
+    return {
+        "processor": name_of(torch.device("cpu")),
+        "system": f"{platform.system()} {platform.release()}",
+        "threads": torch.get_num_threads(),
+        "processes": collectives.world_size(),
+    }
+
+
+def origins_of(parts: Parts) -> dict[str, Any]:
+    """Where the weights of both models come from when training begins, with digests of all their bytes."""
+    found: dict[str, Any] = {"student": {"weights": parts.student.weights, "digest": digest_of(parts.student.module)}}
+    if parts.teacher is not None:
+        trained = parts.teacher.weights.startswith("run:") and parts.recipe.teacher_weights is None
+        trained = trained or parts.recipe.fit_teacher
+        digest = digest_of(parts.teacher.module)
+        found["teacher"] = {"weights": parts.teacher.weights, "digest": digest, "trained_first": trained}
+    return found
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -121,9 +151,15 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that Limbeck runs from; None for an installed package."""
-    here = Path(__file__).parent
+    """Commit of the checkout that Limbeck runs from, and whether code was changed; None for an installed package."""
+    here = Path(__file__).parents[1]
     if shutil.which("git") is None:
         return None
-    got = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return got.stdout.strip() or None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False).stdout
+
+    if not git("ls-files", "--", "__init__.py"):  # installed into a folder of somebody else's checkout
+        return None
+    found = git("rev-parse", "HEAD").strip()
+    return (f"{found} and changes" if git("status", "--porcelain", "--", ".").strip() else found) or None

@@ -174,7 +174,7 @@ def _commands(record: RunRecord, run: Path) -> list[tuple[str, str]]:
     place = shown_path(run)
     again = f"{command} --recipe {shlex.quote(place + '/recipe.yaml')} --out NEW_FOLDER"
     if record.finished:
-        return [("The same run again", again)]
+        return [("The same run again, and what differs", f"limbeck rerun {shlex.quote(place)}"), ("Its recipe", again)]
     return [("Go on with it", f"{command} --resume {shlex.quote(place)}"), ("Start it anew", again)]
 
 
