@@ -31,7 +31,7 @@ def healthy() -> Log:
             "kind": "data", "train": 1000, "val": 1000, "leaked": 0, "leaked_examples": [], "conflicting": 0,
             "train_duplicates": 2,
         },
-        "inputs": {"kind": "inputs", "teacher": {"layer": "bn1", "shift": 0.01, "scale": 1.0}},
+        "inputs": {"kind": "inputs", "teacher": {"layer": "bn1", "shift": 0.01, "scale": 1.0, "swapped": 1.0}},
     }  # fmt: skip
     for name, step in (("first", 0), ("middle", 40), ("last", 80)):
         change, mean = 0.01 * step, 0.1 + 0.0075 * step
@@ -159,6 +159,14 @@ CASES = {
         WRONG,
         "At its first batch norm (bn1), compared with its training, the mean is 0.8 deviations off and the deviation "
         "is 1 times as large.",
+    ),
+    "swapped": Planted(
+        "wrong-input-statistics",
+        {"inputs.teacher.shift": 0.37, "inputs.teacher.swapped": 0.24},
+        {"inputs.teacher.shift": 0.2, "inputs.teacher.swapped": 0.25},
+        ("inputs.teacher.shift", "inputs.teacher.swapped"),
+        "The teacher knows these images with red and blue exchanged",
+        "At its first batch norm (bn1) the mean is 0.37 deviations off, and 0.24 with red and blue exchanged.",
     ),
     "wide": Planted(
         "wrong-input-statistics",

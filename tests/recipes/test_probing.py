@@ -150,7 +150,8 @@ def test_leaks_and_shifted_inputs_are_written_at_the_start(taught: Recipe, tmp_p
     assert data["leaked_examples"][0] == ["a/000.png", "a/000.png"]
     (inputs,) = of_kind(tmp_path / "run", "inputs")
     assert inputs["teacher"]["layer"] == "bn1"
-    assert inputs["teacher"].keys() == {"layer", "shift", "scale"}
+    assert inputs["teacher"].keys() == {"layer", "shift", "scale", "swapped"}
+    assert inputs["teacher"]["swapped"] == inputs["teacher"]["shift"]  # the digits are gray
     assert "student" not in inputs  # its weights are random
 
 
