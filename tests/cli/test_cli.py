@@ -146,6 +146,7 @@ FAULTS: list[tuple[str, str]] = [
         "frobnicate",
         'unknown command "frobnicate"; expected one of distill, train, compare, cache, rerun, report',
     ),
+    ("distill --recipe digits --trust-remote-code", "--trust-remote-code: there is no such flag, since code of a"),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),

@@ -52,6 +52,12 @@ METAVARS = {
 """What stands for a value in the help, where tyro's own word would say less."""
 
 
+NO_REMOTE_CODE = (
+    "--trust-remote-code: there is no such flag, since code of a repository is never run; to use a model that needs "
+    "its own, load it in a function of yours and name that as module:function"
+)
+
+
 @dataclass(frozen=True)
 class RunFlags:
     """What the run starts from, and where it goes."""
@@ -282,6 +288,8 @@ def _diagnose(kind: type[Any], words: Sequence[str], command: str) -> str | None
     given = _given(words)
     for word in (word for word in words if _is_flag(word)):
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        if name == "trust_remote_code":
+            return NO_REMOTE_CODE
         if name not in spellings:
             near = did_you_mean(f"--{name}".replace("_", "-"), [f"--{each}".replace("_", "-") for each in spellings])
             return f'unknown flag "{word.partition("=")[0]}"{near or f"; `limbeck {command} --help` lists the flags"}'
