@@ -40,7 +40,9 @@ from limbeck.untrusted import read_object
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
+def run(
+    recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None, shared: bool = False
+) -> Summary:
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
@@ -53,6 +55,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
         resume: Go on from the last checkpoint.
         said: Notes that were printed for other runs and need not be printed again.
+        shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
+            run that is training it is waited for.
 
     Returns:
         The summary.
@@ -65,12 +69,18 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     # Before anything else: it sets up the process group, when a launcher started several processes.
     # Without a GPU it has to be told "cpu", or it does not see them.
     state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
-    _claim(recipe, folder, resume)
-    if resume and is_run(folder):
+    if not shared:
+        _claim(recipe, folder, resume)
+    said = said if said is not None else set()
+    waiting = RunLog(said=said).note if shared else None
+    if (resume or shared) and is_run(folder):
         return read_object(folder / "summary.json", "metric", "last", "best")
-    with only_run_in(folder, torch.device(state.device or "cpu")):
-        recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
-        return _run(recipe, folder, said if said is not None else set())
+    with only_run_in(folder, torch.device(state.device or "cpu"), waiting=waiting):
+        # Again: until now another process may have taken it, or come to its end.
+        recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
+        if shared and is_run(folder):
+            return read_object(folder / "summary.json", "metric", "last", "best")
+        return _run(recipe, folder, said)
 
 
 def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
@@ -198,8 +208,8 @@ def _steps(parts: Parts) -> int:
 
 
 def train_teacher(recipe: Recipe, folder: Path, *, said: set[str] | None = None) -> None:
-    """Train a teacher in a folder, or go on where its training was stopped."""
-    run(recipe, folder, resume=(folder / "recipe.yaml").is_file(), said=said)
+    """Train a teacher in a folder, go on where its training was stopped, or wait for a run that trains it."""
+    run(recipe, folder, said=said, shared=True)
 
 
 def _report(findings: list[Finding], log: RunLog) -> None:
