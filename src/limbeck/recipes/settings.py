@@ -29,6 +29,7 @@ from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.hardware import Settings
 from limbeck.recipes.recipe import Recipe
+from limbeck.untrusted import parse_json
 
 FILE = "settings.json"
 WAIT = 300.0  # seconds for another process to finish measuring
@@ -173,7 +174,7 @@ def _recall(lines: list[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         return {key: _checked(entry) for key, entry in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         lines.append(f"{path} cannot be read and is made anew ({type(error).__name__})")
