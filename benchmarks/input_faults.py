@@ -99,6 +99,24 @@ def healthy_batches(data: Data, count: int) -> dict[str, Batch]:
     return batches
 
 
+def draws(model: Model, data: Data, count: int = 30) -> dict[str, Any]:
+    """The range of what many healthy sets have: draws of mixed images, and every class alone."""
+    many = data.sample("val", data.val_count)
+    assert many.target is not None
+    generator = torch.Generator().manual_seed(0)
+    mixed = [torch.randperm(len(many.images), generator=generator)[:PROBED] for _ in range(count)]
+    narrow = [(many.target == label).nonzero()[:PROBED, 0] for label in range(len(data.classes))]
+    found: dict[str, Any] = {}
+    for name, sets in ((f"{count} draws of mixed images", mixed), (f"{len(narrow)} classes, each alone", narrow)):
+        records = [input_record(model, many.images[rows]) for rows in sets]
+        columns = {key: torch.tensor([float(str(record[key])) for record in records]) for key in ("shift", "scale")}
+        columns["shift / swapped"] = columns["shift"] / torch.tensor([float(str(r["swapped"])) for r in records])
+        marks = torch.tensor([0.0, 0.5, 0.95, 0.99, 1.0])
+        told = sum(bool(verdicts([{"kind": "inputs", "teacher": record}])) for record in records)
+        found[name] = {"told": told} | {key: values.quantile(marks).tolist() for key, values in columns.items()}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
@@ -118,7 +136,9 @@ def main() -> None:
             found[name] = measure(replace(model, input=spec(model.input)), given)
         for name, other in healthy_batches(data, args.images).items():
             found[f"healthy: {name}"] = measure(model, other)
-        results[f"{model.name} ({folder.name})"] = found
+        if "shift" in found["as in training"]:
+            found |= {f"healthy: {name}": values for name, values in draws(model, data).items()}
+        results[model.name] = found
         for name, values in found.items():
             print(f"{model.name:<18} {name:<36} {values}", flush=True)
     save_json(results, args.out)
