@@ -108,6 +108,7 @@ class Meter:
             "seconds": time.perf_counter() - self._started,
             "readings": {name: value.detach().cpu() for name, value in self._readings.items()},
             "lr": self._lr,
+            "taught": (self._teacher_total() or 0.0) - self._taught,
         }
 
     def go_on(self, state: Mapping[str, Any]) -> None:
@@ -116,6 +117,7 @@ class Meter:
         self._batches, self._images = state["batches"], state["images"]
         self._started = time.perf_counter() - state["seconds"]
         self._readings, self._lr = state["readings"], state["lr"]
+        self._taught = (self._teacher_total() or 0.0) - state["taught"]
 
     @property
     def is_recorded(self) -> bool:

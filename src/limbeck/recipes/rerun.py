@@ -161,8 +161,7 @@ def _both(then: Record, now: Record, *path: str) -> tuple[object, object]:
 
 def _row(what: str, then: object, now: object) -> Row:
     same = None if then is None or now is None else then == now
-    shown = ["not recorded" if value is None else str(value) for value in (then, now)]
-    return Row(what, *shown, same)
+    return Row(what, *("not recorded" if value is None else str(value) for value in (then, now)), same=same)
 
 
 def _digest(path: Path) -> str | None:
