@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from limbeck import collectives
 from limbeck.checkpoint import Counters, save_json
-from limbeck.distiller import StepResult, Task
+from limbeck.distiller import Clock, StepResult, Task
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog
 
@@ -38,9 +38,12 @@ class Meter:
         counters: Of the run; images are counted here.
         epoch: From 0.
         device: Where the losses are. On the CPU each is looked at before its backward pass, which costs nothing there.
+        clock: Of the teacher; what it adds from now on is in the records.
     """
 
-    def __init__(self, log: RunLog, counters: Counters, epoch: int, device: torch.device) -> None:
+    def __init__(
+        self, log: RunLog, counters: Counters, epoch: int, device: torch.device, clock: Clock | None = None
+    ) -> None:
         self._log = log
         self._counters = counters
         self._epoch = epoch
@@ -54,6 +57,8 @@ class Meter:
         self._started = time.perf_counter()
         self._readings: dict[str, Tensor] = {}
         self._lr = 0.0
+        self._clock = clock
+        self._taught = self._teacher_total() or 0.0
 
     def check(self, result: StepResult, task: Task | None = None, batches: Sequence[Any] = ()) -> None:
         """Take the losses of a step, before its backward pass.
@@ -103,6 +108,7 @@ class Meter:
             "seconds": time.perf_counter() - self._started,
             "readings": {name: value.detach().cpu() for name, value in self._readings.items()},
             "lr": self._lr,
+            "taught": (self._teacher_total() or 0.0) - self._taught,
         }
 
     def go_on(self, state: Mapping[str, Any]) -> None:
@@ -111,6 +117,7 @@ class Meter:
         self._batches, self._images = state["batches"], state["images"]
         self._started = time.perf_counter() - state["seconds"]
         self._readings, self._lr = state["readings"], state["lr"]
+        self._taught = (self._teacher_total() or 0.0) - state["taught"]
 
     @property
     def is_recorded(self) -> bool:
@@ -195,8 +202,20 @@ class Meter:
             readings=dict(zip(readings, shared[len(means) :], strict=True)),
             lr=self._lr,
             images_per_second=self._speed(),
+            **self._teacher_seconds(),
         )
         self._window.clear()
+
+    def _teacher_total(self) -> float | None:
+        return self._clock.seconds if self._clock is not None else None
+
+    def _teacher_seconds(self) -> dict[str, float]:
+        """What the teacher has taken since the last record, on the first process; nothing where it is not timed."""
+        total = self._teacher_total()
+        if total is None:
+            return {}
+        before, self._taught = self._taught, total
+        return {"teacher_seconds": total - before}
 
 
 def _numbers(rows: list[Tensor]) -> list[list[float]]:

@@ -170,7 +170,7 @@ def fit(
         for epoch in range(counters.epoch, epochs):
             loader.set_epoch(epoch)
             model.train()
-            meter = Meter(log, counters, epoch, device)
+            meter = Meter(log, counters, epoch, device, distiller.clock)
             log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
             begun = midway["begun"] if midway else random_state(device)
             if midway:

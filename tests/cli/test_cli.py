@@ -142,7 +142,11 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
 
 FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
-    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, report, watch'),
+    (
+        "frobnicate",
+        'unknown command "frobnicate"; expected one of distill, train, compare, cache, rerun, report',
+    ),
+    ("distill --recipe digits --trust-remote-code", "--trust-remote-code: there is no such flag, since code of a"),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),

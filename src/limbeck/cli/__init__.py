@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model alone: a teacher, or a baseline",
     "compare": "methods x seeds on one recipe: a table with intervals",
     "cache": "compute a teacher's outputs once, for runs to come",
+    "rerun": "make a finished run again, and say what came out the same",
     "report": "make a run's page again, or compare runs on one page",
     "watch": "show where a run stands that is going on elsewhere",
     "evaluate": "score a run's student",
@@ -42,8 +43,9 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is success, 1 an error that ``doctor`` found, 2 a fault in the input (one line on stderr), 130 a stop by Ctrl-C,
-    143 one by SIGTERM behind a checkpoint. Every other exception is a bug of ours and leaves with its traceback.
+    0 is success, 1 an error that ``doctor`` found or a ``rerun`` that is not the same to the byte, 2 a fault in the
+    input (one line on stderr), 130 a stop by Ctrl-C, 143 one by SIGTERM behind a checkpoint.
+    Every other exception is a bug of ours and leaves with its traceback.
 
     Args:
         argv: The words behind ``limbeck``; those of the process by default.

@@ -86,19 +86,24 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
     images = held_back_batch(parts.data, recipe.probe_images).images.to(device)
     record = {}
     if parts.teacher is not None:
-        record["teacher"] = _inputs(parts.teacher, images)
+        record["teacher"] = input_record(parts.teacher, images)
     if parts.student.weights != "random":
-        record["student"] = _inputs(parts.student, images)
+        record["student"] = input_record(parts.student, images)
     record = {side: values for side, values in record.items() if values}
     if record:
         log.write("inputs", **record)
 
 
-def _inputs(model: Model, images: Tensor) -> dict[str, object]:
-    """The shift at the first batch norm; of a model without one its confidence under several normalizations."""
+def input_record(model: Model, images: Tensor) -> dict[str, object]:
+    """How images reach a model: the shift at its first batch norm, and that with red and blue exchanged.
+
+    Of a model without a batch norm, its confidence under several normalizations.
+    """
     shift = first_norm_shift(model.module, _transform(model)(images))
-    if shift is not None:
-        return {"layer": shift.layer, "shift": float(f"{shift.shift:.6g}"), "scale": float(f"{shift.scale:.6g}")}
+    swapped = first_norm_shift(model.module, _transform(model)(images.flip(1)))
+    if shift is not None and swapped is not None:
+        numbers = {"shift": shift.shift, "scale": shift.scale, "swapped": swapped.shift}
+        return {"layer": shift.layer, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
     if model.num_classes == 0 or model.new_head:
         return {}
     others = {

@@ -31,7 +31,7 @@ from limbeck.recipes.probing import build_probe, record_checks
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
-from limbeck.recipes.summary import Summary, device_name, parameter_counts, summarize, versions
+from limbeck.recipes.summary import Summary, device_name, origins_of, parameter_counts, summarize, versions
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.train import fit
@@ -40,7 +40,9 @@ from limbeck.untrusted import read_object
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
+def run(
+    recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None, shared: bool = False
+) -> Summary:
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
@@ -53,6 +55,8 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
         resume: Go on from the last checkpoint.
         said: Notes that were printed for other runs and need not be printed again.
+        shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
+            run that is training it is waited for.
 
     Returns:
         The summary.
@@ -65,15 +69,21 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
     # Before anything else: it sets up the process group, when a launcher started several processes.
     # Without a GPU it has to be told "cpu", or it does not see them.
     state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
-    _claim(recipe, folder, resume)
-    if resume and is_run(folder):
+    if not shared:
+        _claim(recipe, folder, resume)
+    said = said if said is not None else set()
+    waiting = RunLog(said=said).note if shared else None
+    if (resume or shared) and is_run(folder):
         return read_object(folder / "summary.json", "metric", "last", "best")
-    with only_run_in(folder, torch.device(state.device or "cpu")):
-        recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
+    with only_run_in(folder, torch.device(state.device or "cpu"), waiting=waiting):
+        # Again: until now another process may have taken it, or come to its end.
+        recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
+        if shared and is_run(folder):
+            return read_object(folder / "summary.json", "metric", "last", "best")
         return _run(recipe, folder, said)
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
@@ -84,7 +94,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
         restored.callback(torch.set_num_threads, threads)
         device = device_of(recipe)
         try:
-            parts, checked, recipe = prepare(recipe, folder, log, device)
+            parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
             if began_here:
                 record_checks(recipe, parts, log, device)
@@ -99,6 +109,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
+        origins = origins_of(parts)
         log.write(
             "start",
             recipe=recipe.name,
@@ -106,6 +117,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             counts=parameter_counts(parts),
             versions=versions(),
             device=device_name(device),
+            origins=origins,
         )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
@@ -127,7 +139,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             probe=probe,
             cpu=device.type == "cpu",
         )
-        summary = summarize(parts, checked, result, log, device)
+        summary = summarize(parts, checked, result, log, device, origins)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
@@ -153,15 +165,17 @@ def _train_loader(
     return loader
 
 
-def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
-    """Data, teacher, student, the checks, and the settings of this machine."""
+def prepare(
+    recipe: Recipe, folder: Path, log: RunLog, device: torch.device, said: set[str] | None = None
+) -> tuple[Parts, Preflight, Recipe]:
+    """Data, teacher, student, checks, and the settings of this machine; what was said is not said for the teacher."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
-    said = data.notes
-    for note in said:
+    opened = data.notes
+    for note in opened:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
-    teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
+    teacher = build_teacher(recipe, data, folder, lambda own, at: train_teacher(own, at, said=said), log.note)
     parts = build_parts(recipe, data, teacher)
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
@@ -169,7 +183,7 @@ def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> 
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
-    for note in data.notes[len(said) :]:
+    for note in data.notes[len(opened) :]:
         log.note(f"data {data.name}: {note}")
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
@@ -193,9 +207,9 @@ def _steps(parts: Parts) -> int:
     return len(parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed))
 
 
-def train_teacher(recipe: Recipe, folder: Path) -> None:
-    """Train a teacher in a folder, or go on where its training was stopped."""
-    run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+def train_teacher(recipe: Recipe, folder: Path, *, said: set[str] | None = None) -> None:
+    """Train a teacher in a folder, go on where its training was stopped, or wait for a run that trains it."""
+    run(recipe, folder, said=said, shared=True)
 
 
 def _report(findings: list[Finding], log: RunLog) -> None:
