@@ -17,6 +17,7 @@ from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD
 from limbeck.recipes.build import Parts
 from limbeck.recipes.recipe import Recipe
 from limbeck.runlog import RunLog
+from limbeck.untrusted import records_of
 
 BLOCKS = 4  # of a vision transformer, at even depths, the last one included
 
@@ -77,10 +78,16 @@ def vit_blocks(student: Model) -> tuple[str, ...]:
 
 
 def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.device) -> None:
-    """Write what was found of duplicate images and of how images reach the models; only the first process looks."""
+    """Write what was found of duplicate images and of how images reach the models; only the first process looks.
+
+    A run that goes on has it already, unless it was killed before its start.
+    """
     if recipe.probe == "off" or collectives.rank() > 0:
         return
-    found = parts.data.duplicates()
+    there = _kinds(log)
+    if "start" in there or "inputs" in there:
+        return
+    found = parts.data.duplicates() if "data" not in there else None
     if found is not None:
         log.write("data", **asdict(found))
     images = held_back_batch(parts.data, recipe.probe_images).images.to(device)
@@ -92,6 +99,12 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
     record = {side: values for side, values in record.items() if values}
     if record:
         log.write("inputs", **record)
+
+
+def _kinds(log: RunLog) -> set[str]:
+    if log.path is None or not log.path.is_file():
+        return set()
+    return {str(record.get("kind")) for _, record in records_of(log.path.read_text(encoding="utf-8", errors="replace"))}
 
 
 def input_record(model: Model, images: Tensor) -> dict[str, object]:

@@ -87,8 +87,11 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
-    if began_here and collectives.rank() == 0:
-        save_text(recipe.to_yaml(), folder / "recipe.yaml")
+    if collectives.rank() == 0:
+        for half in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):  # of a killed run: nobody else writes here
+            half.unlink(missing_ok=True)
+        if began_here:
+            save_text(recipe.to_yaml(), folder / "recipe.yaml")
     threads = torch.get_num_threads()
     with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored, explaining():
         restored.callback(torch.set_num_threads, threads)
@@ -96,8 +99,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
-            if began_here:
-                record_checks(recipe, parts, log, device)
+            record_checks(recipe, parts, log, device)
             probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
             disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
@@ -146,8 +148,8 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
             if (samples := disagreements.of(result.student)) is not None:
                 save_json(samples, folder / SAMPLES)
-            save_json(summary, folder / "summary.json")
             log.write("end", summary=summary)
+            save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()
     return summary
 
@@ -242,7 +244,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         raise UserError(f"{folder} is a file; --out must be a folder")
     if resume:
         raise UserError(f"no run to resume in {folder}")
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if folder.is_dir() and not all(path.name == LOCK or _is_left(path) for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --out")
     return recipe
 
@@ -250,11 +252,17 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
 def _give_up(folder: Path) -> None:
     """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
     if collectives.rank() == 0:
-        for name in ("recipe.yaml", "log.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
-            (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            for name in ("log.jsonl", "recipe.yaml"):  # without the second one the folder is nobody's
+                (folder / name).unlink(missing_ok=True)
+            if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file is half of one, of a run that was killed while it wrote it."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def save_student_card(folder: Path, recipe: Recipe, student: Model, data: Data) -> None:
