@@ -232,6 +232,9 @@ class Recipe(BaseModel):
     accumulate: Count = Field(
         default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="Several processes: the student's own batch norms see the global batch."
+    )
     ema: Open | None = Field(
         default=None, description="Decay of the moving average of the student's weights; None: none."
     )
