@@ -11,6 +11,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from limbeck.errors import LostProcessError
+
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
 
 
@@ -25,6 +27,29 @@ def alone() -> Generator[None, None, None]:
         yield
     finally:
         _is_alone.reset(token)
+
+
+@contextmanager
+def losses_explained(advice: str) -> Generator[None, None, None]:
+    """Inside it, the many errors of a message that does not arrive become one of a single line.
+
+    Args:
+        advice: What to do then.
+
+    Raises:
+        LostProcessError: Another process ended, or was silent for longer than the process group waits.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo has no error type of its own
+        if world_size() == 1 or not is_lost:
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]  # gloo says where in its code, too
+        raise LostProcessError(
+            f"process {rank()} cannot go on: another one of the {world_size()} has ended or does not answer "
+            f"({reason}); {advice}"
+        ) from error
 
 
 def world_size() -> int:

@@ -288,6 +288,9 @@ class Recipe(BaseModel):
     checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
     )
+    process_timeout: Count = Field(
+        default=1800, description="Seconds after which one of several processes gives up waiting for another (torch)."
+    )
 
     if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide
 
