@@ -27,7 +27,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 EPOCHS, STEPS = 3, 50
 FLAGS = f"""train --data digits --model small/cnn-8 --train-limit {20 * STEPS} --batch-size 20 --epochs {EPOCHS}
     --precision float32 --memory-format contiguous --device cpu --probe off --resume-if-begun""".split()
-LIMIT = 150.0  # seconds for what must come to an end by itself
+LIMIT = 200.0  # seconds for what must come to an end by itself
 
 
 @dataclass
@@ -142,6 +142,24 @@ def test_without_restarts_the_others_end_and_the_same_command_goes_on(tmp_path: 
     with launched(folder) as process:
         again = ended(process, folder)
     assert again.code == 0, again.said
+    assert_same_run(folder, unbroken)
+
+
+def test_a_launcher_that_is_told_to_end_lets_the_run_write_a_checkpoint(tmp_path: Path, unbroken: Path) -> None:
+    """As a scheduler tells it before it takes the machine away."""
+    folder = tmp_path / "run"
+    with launched(folder) as process:
+        in_mid_epoch(process, folder)
+        process.send_signal(signal.SIGTERM)
+        done = ended(process, folder)
+    assert done.code != 0
+    step = int(re.findall(r"stopped by SIGTERM behind step (\d+); the checkpoint is written", done.said)[0])
+    assert STEPS < step < 3 * STEPS
+    assert "limbeck/train.py" not in done.said
+    with launched(folder) as process:
+        again = ended(process, folder)
+    assert again.code == 0, again.said
+    assert f"step {step}" in again.said
     assert_same_run(folder, unbroken)
 
 
