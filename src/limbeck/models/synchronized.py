@@ -53,14 +53,14 @@ class SyncBatchNorm(_BatchNorm):
         """The normalized input, of its own type; the statistics are in at least float32."""
         if self.training and collectives.world_size() > 1:
             self._check_input_dim(input)
-            output = self._over_all(input)
+            # What crosses processes would cut compiled code into pieces elsewhere.
+            output: Tensor = torch.compiler.disable(self._over_all)(input)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType, reportCallIssue, reportArgumentType]
         else:
             output = super().forward(input)
         for module in self.children():
             output = module(output)
         return output
 
-    @torch.compiler.disable  # what crosses processes would cut the compiled code into pieces at other places
     def _over_all(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch._C._distributed_c10d import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from limbeck.errors import UserError
 
@@ -46,5 +47,5 @@ def _fresh_store(timeout: timedelta) -> dict[str, Any]:
         )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    return {"store": dist.PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
+    store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    return {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
