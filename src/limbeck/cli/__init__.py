@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",
     "doctor": "check models, data and losses before training",
+    "reproduce": "make a table of the paper again, with seeds and intervals",
     "recipes": "list the named recipes, or print one",
 }
 """Command -> what it does; the modules of this package have the same names."""

@@ -11,6 +11,11 @@ from limbeck import collectives
 from limbeck.errors import UserError
 
 LOCK = ".lock"
+_HELD = "another process is writing"
+
+
+class HeldError(UserError):
+    """Another process holds a run folder."""
 
 
 @contextlib.contextmanager
@@ -30,11 +35,24 @@ def only_run_in(folder: Path, device: torch.device) -> Generator[None, None, Non
     lock = FileLock(folder / LOCK)
     problem = _take(lock, folder) if collectives.rank() == 0 else ""
     if problem := collectives.from_first(problem, device):
-        raise UserError(problem)
+        raise HeldError(problem) if problem.startswith(_HELD) else UserError(problem)
     try:
         yield
     finally:
         lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing a run folder just now."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _take(lock: FileLock, folder: Path) -> str:
@@ -43,7 +61,7 @@ def _take(lock: FileLock, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        return f"another process is writing {folder}; wait until it has ended, or stop it"
+        return f"{_HELD} {folder}; wait until it has ended, or stop it"
     except OSError as error:
         return f"cannot make or lock {folder}: {error.strerror or error}"
     return ""

@@ -20,8 +20,11 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
     """The recipe by which the teacher is trained on these data: the student's, for the other model, alone."""
     epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
     scale = epochs / recipe.epochs
+    # What only matters to a student must not make another teacher of it.
+    unused = [name for name in GROUPS["method"] if name not in ("task_weight", "label_smoothing")]
     return recipe.changed(
         {
+            **{name: Recipe.model_fields[name].default for name in unused},
             "name": "teacher",
             "method": "alone",
             "student": recipe.teacher,

@@ -1,0 +1,178 @@
+"""``limbeck reproduce``: a table of the paper, made again with seeds and intervals, beside what was printed."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from limbeck.cli.flags import parse
+from limbeck.cli.running import say
+from limbeck.errors import UserError
+from limbeck.recipes.tables import TABLES, Scale
+
+DESCRIPTION = """Make a table of the paper again: every row, pair of models and seed.
+
+  limbeck reproduce                                 lists the tables
+  limbeck reproduce alpha --scale tiny              in minutes, on embedded images
+  limbeck reproduce alpha --data FOLDER --size 32   small models, your images
+  limbeck reproduce alpha --scale full --data imagenet:FOLDER --dry-run
+
+Given again, it goes on where it was stopped. Given in several terminals, or on several machines
+that share the folder, the runs are divided among them."""
+
+SETTINGS = (
+    "data", "val", "size", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views", "workers", "precision",
+    "device",
+)  # fmt: skip
+"""Settings of the recipe that are flags here."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which table, and how much of it."""
+
+    table: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE", help="A table; without it all are listed.")
+    ] = None
+    scale: Annotated[
+        Scale,
+        tyro.conf.arg(help="tiny: digits, minutes. small: small models on 28 to 64 pixels. full: the paper's recipes."),
+    ] = "small"
+    pairs: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Some of the pairs of models; by default all.")
+    ] = ()
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Some of the rows; by default all.")] = ()
+    seeds: Annotated[int, tyro.conf.arg(metavar="INT", help="How many seeds, from 0 on.")] = 3
+    factors: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(
+            metavar="FLOAT ...",
+            help="Each row's weight is the best of these times its own, on a seed that does not count.",
+        ),
+    ] = (0.25, 1.0, 4.0)
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help="Where it goes; None: runs/table-TABLE-SCALE.")] = (
+        None
+    )
+    dry_run: Annotated[
+        bool,
+        tyro.conf.arg(help="Say how many runs there are, and what they cost on this device; train nothing."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="SOURCE", help="Images, as for distill; None: digits, fashion-mnist, the paper's."),
+    ] = None
+    val: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Side of the images in pixels.")] = None
+    subset: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help="Share of each class's images.")] = None
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Epochs of a student.")] = None
+    teacher_epochs: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help="Epochs of a teacher that is trained first.")
+    ] = None
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Images of a batch.")] = None
+    cache_views: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help="Keep the teacher's outputs for so many views on disk.")
+    ] = None
+    workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Workers that read images.")] = None
+    precision: Annotated[str | None, tyro.conf.arg(metavar="NAME", help="auto, float32, bf16 or fp16.")] = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
+
+
+def main(words: Sequence[str]) -> int:
+    """Run what is missing, print the table and what becomes of its claims; 1 where a run failed."""
+    flags = parse(Flags, words, command="reproduce", description=DESCRIPTION)
+    if flags.table is None:
+        width = max(map(len, TABLES))
+        for name, each in TABLES.items():
+            say(f"{name:<{width}}  {each.source}: {each.title}")
+        return 0
+    if flags.seeds < 1:
+        raise UserError(f"--seeds: expected a whole number of at least 1, got {flags.seeds}")
+    from limbeck.recipes.reproduce import make_plan
+
+    changes = {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+    plan = make_plan(
+        flags.table,
+        flags.scale,
+        changes,
+        pairs=flags.pairs,
+        rows=flags.rows,
+        seeds=range(flags.seeds),
+        factors=flags.factors,
+    )
+    if flags.dry_run:
+        return _say_cost(plan)
+    folder = Path(flags.out or Path("runs") / f"table-{flags.table}-{flags.scale}")
+    return _make(plan, folder, shlex.join(["limbeck", "reproduce", *words]))
+
+
+def _make(plan: Any, folder: Path, command: str) -> int:
+    from limbeck.checkpoint import save_json, save_text
+    from limbeck.recipes.reproduce import RESULT_FILE, Cell, judge, reproduce
+    from limbeck.recipes.table_text import markdown, table_record, verdict_line
+
+    def write(cells: Sequence[Cell]) -> dict[str, Any]:
+        record = table_record(plan, cells, judge(plan, cells), command=command)
+        save_json(record, folder / RESULT_FILE)
+        save_text(markdown(record), folder / "table.md")
+        return record
+
+    say(f"table folder: {folder}")
+    try:
+        cells = reproduce(plan, folder, say=say, on_run=write)
+    except KeyboardInterrupt as stop:
+        stop.args = (command,)
+        raise
+    record = write(cells)
+    _print(record)
+    for claim in record["claims"]:
+        say(verdict_line(claim))
+    say(f"table: {folder / 'table.md'}")
+    return 1 if any(cell.failed for cell in cells) else 0
+
+
+def _say_cost(plan: Any) -> int:
+    from limbeck.recipes.cost import cost
+
+    found, device = cost(plan)
+    for each in found:
+        say(
+            f"{each.pair}: {each.runs} runs, {each.hours:.3g} hours "
+            f"({each.taught:.3g} ms an image with the teacher, {each.alone:.3g} without)"
+        )
+    hours = sum(each.hours for each in found)
+    say(f"in all {sum(each.runs for each in found)} runs, {hours:.3g} hours on one device like this: {device}")
+    say("teachers that are trained first, loading and validation come on top; a cache of the teacher takes off")
+    return 0
+
+
+def _print(record: dict[str, Any]) -> None:
+    """The table, by rich, at most 80 columns wide."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.recipes.table_text import HEAD, cells_of, effort
+
+    console = Console(highlight=False)
+    plan = record["plan"]
+    for pair in plan["pairs"]:
+        title = f"{pair}: top-1 in %, {len(plan['seeds'])} seeds, mean ± sd"
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for name in HEAD:
+            table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+        for row in record["rows"]:
+            if row["pair"] == pair:
+                table.add_row(*cells_of(row))
+        console.print(table)
+    say(effort(plan["factors"]))

@@ -1,0 +1,94 @@
+"""A table that was made again, as JSON and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from limbeck.intervals import Interval, interval
+from limbeck.recipes.reproduce import Cell, Plan, Verdict
+from limbeck.recipes.tables import table
+
+
+def table_record(plan: Plan, cells: Sequence[Cell], verdicts: Sequence[Verdict], *, command: str) -> dict[str, Any]:
+    """Everything, as JSON; top-1 in percent."""
+    chosen = table(plan.table)
+    return {
+        "command": command,
+        "plan": plan.record(),
+        "title": chosen.title,
+        "source": chosen.source,
+        "notes": chosen.notes,
+        "rows": [_row(cell, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
+        "claims": [asdict(verdict) for verdict in verdicts],
+    }
+
+
+def _row(cell: Cell, printed: float | None) -> dict[str, Any]:
+    last, best = ([100 * value for value in values.values()] for values in (cell.last, cell.best))
+    return {
+        "pair": cell.pair,
+        "row": cell.row,
+        "printed": printed,
+        "last": asdict(interval(last)) if last else None,
+        "best": asdict(interval(best)) if best else None,
+        "by seed": {str(seed): round(100 * value, 4) for seed, value in cell.last.items()},
+        "factor": cell.factor,
+        "factor at the edge": cell.is_edge,
+        "seconds": round(cell.seconds, 1),
+        "failed": cell.failed,
+    }
+
+
+def cells_of(row: Mapping[str, Any]) -> list[str]:
+    """A row of the record in words: row, last, its interval, best, weight, printed, seconds."""
+    factor = "" if row["factor"] is None else f"x{row['factor']:g}" + ("*" if row["factor at the edge"] else "")
+    printed = "" if row["printed"] is None else f"{row['printed']:.2f}"
+    if row["last"] is None:
+        return [row["row"], "failed" if row["failed"] else "", "", "", factor, printed, ""]
+    last = Interval(**row["last"])
+    spread = "" if last.sd is None else f" ± {last.sd:.2f}"
+    ends = "" if last.low is None or last.high is None else f"{last.low:.1f}..{last.high:.1f}"
+    best = f"{row['best']['mean']:.2f}"
+    return [row["row"], f"{last.mean:.2f}{spread}", ends, best, factor, printed, f"{row['seconds']:.0f}"]
+
+
+HEAD = ("row", "last epoch", "95%", "best", "w", "paper", "s")
+
+
+def verdict_line(claim: Mapping[str, Any]) -> str:
+    """A claim and what becomes of it, in one sentence."""
+    head = f"{claim['verdict']}: {claim['words']} ({claim['pair']}: {claim['better']} minus {claim['worse']}"
+    if claim["difference"] is None:
+        return f"{head}: no run of both)"
+    difference = Interval(**claim["difference"])
+    if difference.low is None or difference.high is None:
+        return f"{head} {difference.mean:+.2f}, one seed)"
+    return f"{head} {difference.mean:+.2f}, {difference.low:+.2f} to {difference.high:+.2f})"
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The table, the verdict of each claim, and the command that makes it again."""
+    plan = record["plan"]
+    seeds = ", ".join(map(str, plan["seeds"]))
+    lines = [
+        f"### {record['title']} ({record['source']}; scale {plan['scale']})",
+        "",
+        f"`{record['command']}`: seeds {seeds}; top-1 in percent, mean ± sd and Student's 95% interval of the last "
+        f"epoch, the mean of the best one. {effort(plan['factors'])} {record['notes']}".rstrip(),
+        "",
+    ]
+    for pair in plan["pairs"]:
+        rows = [cells_of(row) for row in record["rows"] if row["pair"] == pair]
+        lines += [f"**{pair}**", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    lines += [f"- {verdict_line(claim)}" for claim in record["claims"]]
+    lines += [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
+    return "\n".join(lines) + "\n"
+
+
+def effort(factors: Sequence[float]) -> str:
+    """How the weights of the rows were chosen."""
+    if len(factors) == 1:
+        return "w: the factor on the recipe's weights."
+    tried = ", ".join(f"{factor:g}" for factor in factors)
+    return f"w: each row's weight is the best of {tried} times its own, on a seed that does not count; * at their edge."

@@ -1,0 +1,246 @@
+"""Tables made again: the plan, the choice of weights, several workers, failures, verdicts and what is printed."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from limbeck.cli import main
+from limbeck.errors import UserError
+from limbeck.recipes import lock, reproduce, run, tables
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.reproduce import Cell, Plan, judge, make_plan, weighted
+from limbeck.recipes.table_text import cells_of, markdown, table_record
+from limbeck.recipes.teacher import teacher_recipe
+
+Scores = Callable[[Recipe], float]
+
+
+def plan(**more: Any) -> Plan:
+    given = {"pairs": ["cnn-32-cnn-4"], "rows": ["no distillation", "L2", "BatchNorm"], "seeds": [0, 1, 2], **more}
+    return make_plan("normalization", "tiny", {"epochs": 1}, **given)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, score: Scores, made: list[str] | None = None) -> None:
+    """Runs that take no time, and whose top-1 is a function of the recipe."""
+
+    def run_it(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> None:
+        del resume, said
+        if made is not None:
+            made.append(folder.name)
+        figures = {"metric": "top1", "last": {"top1": score(recipe)}, "best": {"top1": score(recipe)}, "seconds": 2.0}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(figures))
+        (folder / "student.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(run, "run", run_it)
+
+
+def make(plan: Plan, folder: Path) -> dict[str, Cell]:
+    cells = reproduce.reproduce(plan, folder, say=lambda line: None, on_run=lambda cells: None)
+    return {cell.row: cell for cell in cells}
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+@pytest.mark.parametrize("scale", ["tiny", "small", "full"])
+def test_every_row_of_every_table_is_a_recipe(name: str, scale: tables.Scale) -> None:
+    chosen = tables.table(name)
+    data = {"data": "imagenet:images"} if scale == "full" else {}
+    made = make_plan(name, scale, data, seeds=[0])
+    assert made.pairs == tuple(chosen.pairs[scale])
+    for claim in chosen.claims:
+        assert {claim.better, claim.worse} <= chosen.rows.keys()
+    for pair, figures in chosen.printed.items():
+        assert pair in chosen.pairs["full"]
+        assert figures.keys() <= chosen.rows.keys()
+        assert all(40 < value < 90 for value in figures.values())
+    for pair in made.pairs:
+        recipes = [made.recipe(pair, row, seed=3, factor=1.0) for row in made.rows]
+        assert {recipe.seed for recipe in recipes} == {3}
+        assert len({recipe.to_yaml() for recipe in recipes}) == len(recipes)  # no row is another one
+        assert len({(recipe.student, recipe.epochs, recipe.lr, recipe.batch_size) for recipe in recipes}) == 1
+        taught = {recipe.teacher for recipe in recipes if recipe.method != "alone"}
+        assert len(taught) == 1
+
+
+def test_rows_of_a_table_share_one_teacher() -> None:
+    """What is only a student's setting makes no other teacher, whatever table it is in."""
+    for scale in ("tiny", "small"):
+        made = make_plan("metrics", scale, {}, seeds=[0, 1])
+        recipes = [made.recipe(made.pairs[0], row, seed=1, factor=4.0) for row in made.rows]
+        teachers = {teacher_recipe(recipe).to_yaml() for recipe in recipes}
+        assert len(teachers) == 1
+
+
+def test_weights_that_are_multiplied() -> None:
+    made = make_plan("imagenet", "tiny", {}, seeds=[0])
+    found = {row: weighted(made.recipe(made.pairs[0], row, seed=0, factor=1.0), 3.0) for row in made.rows}
+    assert found["student"] == {}
+    assert found["KD"] == {"logit_weight": 12.0}
+    assert found["ours"] == {"feature_weight": 6.0, "logit_weight": 12.0}
+    assert found["CRD"] == {"rival_weight": pytest.approx(2.4)}
+
+
+def test_the_weight_is_chosen_on_a_seed_that_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(recipe: Recipe) -> float:
+        if recipe.method == "alone":
+            return 0.5
+        if recipe.feature_loss == "cosine":  # better the larger: the edge
+            return 0.6 + 0.01 * recipe.feature_weight
+        return 0.7 - 0.1 * abs(recipe.feature_weight - 2.0) + 0.001 * recipe.seed
+
+    made: list[str] = []
+    pretend(monkeypatch, score, made)
+    cells = make(plan(), tmp_path / "out")
+    assert len(made) == 2 * 3 + 3 * 3
+    assert [name for name in made if "-x" in name] == made[:6]
+    assert all(name.endswith("seed100") for name in made[:6])
+    assert (cells["no distillation"].factor, cells["no distillation"].is_edge) == (None, False)
+    assert (cells["L2"].factor, cells["L2"].is_edge) == (4.0, True)
+    assert (cells["BatchNorm"].factor, cells["BatchNorm"].is_edge) == (1.0, False)
+    assert cells["L2"].last == pytest.approx({0: 0.68, 1: 0.68, 2: 0.68})
+    again: list[str] = []
+    pretend(monkeypatch, score, again)
+    make(plan(seeds=[0, 1, 2, 3]), tmp_path / "out")
+    assert again == [f"cnn-32-cnn-4--{row}-seed3" for row in ("no-distillation", "L2", "BatchNorm")]
+
+
+def test_a_single_factor_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: dict[str, float] = {}
+
+    def score(recipe: Recipe) -> float:
+        weights[recipe.feature_loss] = recipe.feature_weight
+        return 0.5
+
+    pretend(monkeypatch, score)
+    cells = make(plan(factors=[0.5]), tmp_path)
+    assert weights["cosine"] == 1.0
+    assert (cells["L2"].factor, cells["L2"].is_edge) == (0.5, False)
+    assert cells["no distillation"].factor is None
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(recipe: Recipe) -> float:
+        if recipe.feature_loss == "cosine":
+            raise UserError("the loss is not finite at step 7")
+        return 0.5
+
+    pretend(monkeypatch, score)
+    chosen = plan()
+    cells = make(chosen, tmp_path)
+    assert cells["L2"].last == {}
+    assert cells["L2"].failed == "the loss is not finite at step 7"
+    assert cells["L2"].factor == 1.0
+    assert len(cells["BatchNorm"].last) == 3
+    text = markdown(table_record(chosen, list(cells.values()), judge(chosen, list(cells.values())), command="x"))
+    assert "| L2 | failed |" in text
+    assert "- failed: cnn-32-cnn-4, L2: the loss is not finite at step 7" in text
+
+
+def test_what_another_process_has_begun_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    pretend(monkeypatch, lambda recipe: 0.5, made)
+    place = tmp_path / "cnn-32-cnn-4--L2-seed0"
+    place.mkdir()
+    (tmp_path / reproduce.PLAN_FILE).write_text(json.dumps(plan(factors=[1.0]).record()))
+    held = FileLock(place / lock.LOCK)
+    held.acquire()
+    assert lock.is_held(place)
+
+    def other_is_done(seconds: float) -> None:
+        assert seconds == reproduce.WAIT
+        held.release()
+
+    monkeypatch.setattr(reproduce.time, "sleep", other_is_done)
+    make(plan(factors=[1.0], seeds=[0]), tmp_path)
+    assert not lock.is_held(place)
+    assert made == [f"cnn-32-cnn-4--{row}-seed0" for row in ("no-distillation", "BatchNorm", "L2")]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((0.02, 0.03, 0.025), "holds"),
+        ((-0.02, -0.03, -0.025), "does not hold"),
+        ((0.02, -0.03, 0.01), "not decided"),
+        ((0.02, 0.02), "not decided"),  # two seeds that agree by luck
+    ],
+)
+def test_verdicts(differences: tuple[float, ...], verdict: str) -> None:
+    chosen = plan(rows=["L2", "BatchNorm"])
+    last = {"L2": dict(enumerate([0.5] * len(differences)))}
+    last["BatchNorm"] = {seed: 0.5 + more for seed, more in enumerate(differences)}
+    cells = [Cell("cnn-32-cnn-4", row, 1.0, False, values, values, 1.0) for row, values in last.items()]
+    (found,) = judge(chosen, cells)
+    assert (found.better, found.worse, found.verdict) == ("BatchNorm", "L2", verdict)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(100 * sum(differences) / len(differences))
+
+
+def test_a_row_in_words() -> None:
+    cell = Cell("R34-R18", "KL", 4.0, True, {0: 0.71, 1: 0.72}, {0: 0.72, 1: 0.73}, 12.3)
+    chosen = make_plan("metrics", "full", {"data": "imagenet:images"}, rows=["KL"], seeds=[0, 1])
+    (row,) = table_record(chosen, [cell], [], command="limbeck reproduce metrics")["rows"]
+    assert cells_of(row) == ["KL", "71.50 ± 0.71", "65.1..77.9", "72.50", "x4*", "71.37", "12"]
+
+
+ERRORS: Mapping[str, tuple[str, ...]] = {
+    "no table 'alfa' (did you mean \"alpha\"?)": ("alfa",),
+    "--rows: there is no 'alpha 9'": ("alpha", "--rows", "alpha 9"),
+    "--pairs: there is no 'a-b'": ("alpha", "--scale", "tiny", "--pairs", "a-b"),
+    "--seeds: expected a whole number of at least 1, got 0": ("alpha", "--seeds", "0"),
+    "--seeds: expected 1 to 100": ("alpha", "--scale", "tiny", "--seeds", "101"),
+    "--factors: expected one or more numbers above 0": ("alpha", "--scale", "tiny", "--factors", "0"),
+    "expected a share": ("alpha", "--subset", "2"),
+}
+
+
+@pytest.mark.parametrize(("message", "words"), ERRORS.items())
+def test_wrong_words_are_told_in_one_line(
+    message: str, words: tuple[str, ...], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["reproduce", *words, "--out", str(tmp_path / "out")]) == 2
+    error = capfd.readouterr().err
+    assert message.replace("expected a share", "subset:") in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda recipe: 0.5)
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no table"):
+        make(plan(), tmp_path)
+    make(plan(), tmp_path / "a")
+    with pytest.raises(UserError, match=r"holds a table with factors \[0.25, 1.0, 4.0\], not \[1.0\]"):
+        make(plan(factors=[1.0]), tmp_path / "a")
+
+
+def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two rows of the digits, really trained; the second time there is nothing left to do."""
+    words = ["reproduce", "normalization", "--scale", "tiny", "--rows", "no distillation", "BatchNorm", "--seeds", "1"]
+    words += ["--factors", "1", "--epochs", "1", "--teacher-epochs", "1", "--device", "cpu"]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert "[1/2, the seeds that count] cnn-32-cnn-4--no-distillation-seed0" in said
+    record = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["row"] for row in record["rows"]] == ["no distillation", "BatchNorm"]
+    assert all(row["last"]["n"] == 1 for row in record["rows"])
+    assert record["claims"][0]["verdict"] == "not decided"
+    assert (tmp_path / "out" / "table.md").read_text().startswith("### Normalization on both sides")
+    assert len(list((tmp_path / "out" / "teachers").iterdir())) == 1
+    assert max(map(len, said.splitlines())) <= 400
+    assert main(words) == 0
+    assert "the seeds that count]" not in capfd.readouterr().out
+
+
+def test_the_cost_is_told_and_nothing_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "normalization", "--scale", "tiny", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert "cnn-32-cnn-4: 27 runs" in said  # 5 rows x 3 seeds, and 3 weights for 4 of them
+    assert not (tmp_path / "out").exists()
