@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class Accumulation:
             result = self._distiller.compare(student, teacher, task_loss)
         check(result)
         pulls = self._pulls(self._scaler.scale(result.loss), students)
-        return states, StepResult(result.loss.detach(), result.parts, student.output.detach(), result.readings), pulls
+        return states, replace(result, loss=result.loss.detach(), output=student.output.detach()), pulls
 
     def _pulls(self, loss: Tensor, students: Sequence[Captured]) -> list[Pull]:
         """Gradients for each batch; those of the terms' parameters go with the last, which DDP synchronizes."""
@@ -150,14 +151,14 @@ class Accumulation:
     def _averaging(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
         parameters = list(self._distiller.trainable_parameters().values())
         results: list[StepResult] = []
-        rows: list[int] = []
+        rows: list[Tensor | int] = []  # of all processes, for each batch
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             with nullcontext() if is_last else self._no_sync():
                 with self._autocast():
                     result: StepResult = self._model(batch)
-                results.append(StepResult(result.loss.detach(), result.parts, result.output.detach()))
-                rows.append(len(result.output))
+                results.append(replace(result, loss=result.loss.detach(), output=result.output.detach()))
+                rows.append(len(result.output) if result.rows is None else result.rows)
                 if is_last:
                     check(_averaged(results, rows))
                 share = rows[-1] / sum(rows)  # a running mean: how many rows will follow is not known
@@ -205,13 +206,18 @@ def _rows(what: str, parts: list[Tensor]) -> Tensor:
 
 def _mean(losses: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
     """Mean by rows over the batches that have a loss; None where none has."""
-    found = [(loss, count) for loss, count in zip(losses, rows, strict=True) if loss is not None]
+    # Over no rows, as one of several processes may have them, it is no number, but has to reach the student: DDP waits.
+    found = [
+        (loss if count else torch.nan_to_num(loss), count)
+        for loss, count in zip(losses, rows, strict=True)
+        if loss is not None
+    ]
     if not found:
         return None
-    return torch.stack([loss * count for loss, count in found]).sum() / sum(count for _, count in found)
+    return torch.stack([loss * count for loss, count in found]).sum() / max(1, sum(count for _, count in found))
 
 
-def _averaged(results: Sequence[StepResult], rows: Sequence[int]) -> StepResult:
+def _averaged(results: Sequence[StepResult], rows: Sequence[Tensor | int]) -> StepResult:
     """Mean by rows of results without terms."""
 
     def mean(values: Sequence[Tensor]) -> Tensor:

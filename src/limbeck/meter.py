@@ -54,6 +54,8 @@ class Meter:
         self._sums: list[float] = []
         self._batches = 0
         self._images = 0
+        self._own = 0  # images of this process since the last record
+        self._since = 0  # of all of them, if each had as many
         self._started = time.perf_counter()
         self._readings: dict[str, Tensor] = {}
         self._lr = 0.0
@@ -82,8 +84,11 @@ class Meter:
 
     def add(self, result: StepResult, optimizer: Optimizer) -> None:
         """A batch is done: count it, and write a record when it is time."""
-        images = result.output.shape[0] * collectives.world_size()
+        own = result.output.shape[0]
+        images = own * collectives.world_size()  # until the next record, which adds up what each process had
         self._batches += 1
+        self._own += own
+        self._since += images
         self._images += images
         self._counters.images += images
         self._readings = result.readings
@@ -191,7 +196,11 @@ class Meter:
             values = _numbers([torch.stack([value.float() for value in self._readings.values()])])[0]
             readings = dict(zip(self._readings, values, strict=True))
         means = [sum(column) / len(self._window) for column in zip(*self._window, strict=True)]
-        shared = collectives.mean_across([*means, *readings.values()], self._device)
+        *shared, own = collectives.mean_across([*means, *readings.values(), self._own], self._device)
+        unequal = round(own * collectives.world_size()) - self._since
+        self._images += unequal
+        self._counters.images += unequal
+        self._own = self._since = 0
         named = dict(zip(self._names, shared, strict=False))
         self._log.write(
             "step",

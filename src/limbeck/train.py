@@ -123,6 +123,8 @@ def fit(
     # Without a GPU it has to be told "cpu", or it does not see that torchrun started several processes.
     accelerator: Any = Accelerator(cpu=cpu or not torch.accelerator.is_available())  # Any: it is only partly typed
     device: torch.device = accelerator.device
+    if accelerator.num_processes != collectives.world_size():
+        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
     log = log if log is not None else RunLog()
     distiller.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -143,7 +145,7 @@ def fit(
             trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **within}
             checkpoints.save(kept, trainer, counters, device)
 
-    loader = sharded(train_loader, accelerator)
+    loader = sharded(train_loader, accelerator, device)
     if midway and isinstance(train_loader, DataLoader) and midway["processes"] != accelerator.num_processes:
         raise UserError(
             f"the checkpoint is of {midway['processes']} processes in mid-epoch, here are {accelerator.num_processes}; "
@@ -153,8 +155,6 @@ def fit(
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
     ahead = accelerator.num_processes == 1 or not is_sent
     model: nn.Module = accelerator.prepare_model(distiller)
-    if accelerator.num_processes != collectives.world_size():
-        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
     no_sync = functools.partial(accelerator.no_sync, model)
     as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
@@ -220,6 +220,8 @@ def fit(
             if probe is not None and epoch + 1 == epochs:
                 probe.run(counters.step, float(epochs))
             check_finite(distiller)
+            # A batch norm of the student's own has seen one process's images: all score, and keep, the first one's.
+            collectives.copy_from_first(buffer for module in kept.values() for buffer in module.buffers())
             last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
             counters.epoch, counters.batches = epoch + 1, 0
             counters.seconds = time.perf_counter() - since

@@ -69,6 +69,11 @@ class RunFlags:
             help="Go on with the run in RUN (or in --out); its recipe must be the same, or is taken from it.",
         ),
     ] = None
+    resume_if_begun: Annotated[
+        bool,
+        tyro.conf.arg(help="Go on where --out holds this run, else begin it: for what starts a command again."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
     dry_run: Annotated[
         bool,
         tyro.conf.arg(help="Print the recipe, shapes, parameter counts and FLOPs; train nothing."),
@@ -179,6 +184,8 @@ def default_folder(recipe: Recipe, *, last: str | None = None) -> Path:
 
 def run_folder(options: RunFlags, default: Path) -> Path:
     """The folder that the flags name, or the default one."""
+    if options.resume is not None and options.resume_if_begun:
+        raise UserError("--resume goes on with a run that is there, --resume-if-begun also begins it: give one")
     if options.resume and options.out is not None and Path(options.resume) != Path(options.out):
         raise UserError(f"--resume {options.resume} and --out {options.out}: give one, a run goes on where it is")
     return Path(options.resume or options.out or default)

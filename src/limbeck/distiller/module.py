@@ -138,14 +138,19 @@ class Distiller(nn.Module):
         """The loss of what student and teacher computed, from the terms and from a task loss, if there is one.
 
         Students that learn from one teacher side by side can so share its forward pass, if the teacher was tapped
-        wherever their terms say.
+        wherever their terms say. Of several processes the task loss, a mean over rows, is weighted by each one's rows,
+        which may be none, so that the mean of the processes is that of the global batch, as it is for the terms.
 
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
         parts: dict[str, Tensor] = {}
+        rows = None
         if task_loss is not None:
-            parts[TASK] = task_loss
+            count = len(student.output)
+            # A mean over no rows is no number; the sum over none is 0, and reaches every parameter, as DDP wants it.
+            task_loss = task_loss if count or collectives.world_size() == 1 else student.output.sum()
+            parts[TASK], rows = collectives.share_of_mean(task_loss, count, student.output.device)
         readings: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             assert teacher is not None
@@ -156,7 +161,7 @@ class Distiller(nn.Module):
         weights = self.current_weights()
         wide = {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in parts.items()}
         loss = torch.stack([weights[name] * part for name, part in wide.items()]).sum()
-        return StepResult(loss, {name: part.detach() for name, part in parts.items()}, student.output, readings)
+        return StepResult(loss, {name: part.detach() for name, part in parts.items()}, student.output, readings, rows)
 
     def capture(self, batch: Any) -> tuple[Captured, Captured | None]:
         """What student and teacher compute on a batch, the teacher without gradient, or before, where it brings that.

@@ -3,14 +3,14 @@
 Words choose code here and in `limbeck.recipes.choices`, and nowhere below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck import models, pooling
+from limbeck import collectives, models, pooling
 from limbeck.checkpoint import load_weights
 from limbeck.data import Data, open_data
 from limbeck.data.spec import DataSpec
@@ -87,7 +87,7 @@ def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
     """The student, seeded, with random weights, the hub's, or those of ``student_weights``."""
     assert recipe.student is not None
     torch.manual_seed(recipe.seed)
-    return models.build(
+    student = models.build(
         recipe.student,
         num_classes=student_classes(recipe, data, teacher),
         size=student_size(recipe, data),
@@ -95,6 +95,9 @@ def build_student(recipe: Recipe, data: Data, teacher: Model | None) -> Model:
         pretrained=recipe.pretrained,
         allow_new_head=True,
     )
+    if recipe.sync_batch_norm and collectives.world_size() > 1:  # one process has the global batch
+        student = replace(student, module=models.synchronized(student.module))
+    return student
 
 
 def build_parts(recipe: Recipe, data: Data, teacher: Model | None) -> Parts:

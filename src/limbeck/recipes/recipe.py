@@ -232,6 +232,9 @@ class Recipe(BaseModel):
     accumulate: Count = Field(
         default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="Several processes: the student's own batch norms see the global batch."
+    )
     ema: Open | None = Field(
         default=None, description="Decay of the moving average of the student's weights; None: none."
     )
@@ -284,6 +287,9 @@ class Recipe(BaseModel):
     )
     checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
+    )
+    process_timeout: Count = Field(
+        default=1800, description="Seconds after which one of several processes gives up waiting for another (torch)."
     )
 
     if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide

@@ -28,6 +28,7 @@ from limbeck.recipes.lock import LOCK, only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
+from limbeck.recipes.processes import meet
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
@@ -38,10 +39,17 @@ from limbeck.train import fit
 from limbeck.untrusted import read_object
 
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
+FREE = ("loggers", "process_timeout")  # to be another when a run goes on: nothing of it depends on them
 
 
 def run(
-    recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None, shared: bool = False
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    if_begun: bool = False,
+    said: set[str] | None = None,
+    shared: bool = False,
 ) -> Summary:
     """Train a recipe's student in a run folder.
 
@@ -54,6 +62,7 @@ def run(
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
         folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
         resume: Go on from the last checkpoint.
+        if_begun: Do so where the folder holds a run, else begin it.
         said: Notes that were printed for other runs and need not be printed again.
         shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
             run that is training it is waited for.
@@ -66,16 +75,17 @@ def run(
             another process is writing.
     """
     require_loggers(recipe.loggers)
-    # Before anything else: it sets up the process group, when a launcher started several processes.
-    # Without a GPU it has to be told "cpu", or it does not see them.
-    state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
+    # Before anything else: what follows asks which process this is.
+    here = meet(on_cpu=recipe.device == "cpu", timeout=recipe.process_timeout)
+    if if_begun:  # as the first process sees it: it may have begun the run before another has looked
+        resume = collectives.from_first("begun" if (folder / "recipe.yaml").is_file() else "", here) == "begun"
     if not shared:
         _claim(recipe, folder, resume)
     said = said if said is not None else set()
     waiting = RunLog(said=said).note if shared else None
     if (resume or shared) and is_run(folder):
         return read_object(folder / "summary.json", "metric", "last", "best")
-    with only_run_in(folder, torch.device(state.device or "cpu"), waiting=waiting):
+    with only_run_in(folder, here, waiting=waiting):
         # Again: until now another process may have taken it, or come to its end.
         recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
         if shared and is_run(folder):
@@ -234,7 +244,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.changed({"loggers": recipe.loggers}).difference(recipe)  # others may listen to the rest
+        changes = kept.changed({name: getattr(recipe, name) for name in FREE}).difference(recipe)
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:
