@@ -60,6 +60,11 @@ class Finding:
         return next((name for name, fine in steps.items() if not fine), "gradient")
 
     @property
+    def is_own(self) -> bool:
+        """Whether this process's batch is at fault. Terms, gradients and parameters are those of all processes."""
+        return self.first == "task" or (self.first in self.finite and self.first != "parameters")
+
+    @property
     def text(self) -> str:
         """The fault in words."""
         what, how = "gradient", f"its norm is {self.norm}"
@@ -74,7 +79,7 @@ class Finding:
             said = f"; before it {named(self.parameters)} is not"
         elif self.first in self.finite:
             said = f"; the {self.first} is not finite before it"
-        process = f", process {collectives.rank()}" if collectives.world_size() > 1 else ""
+        process = f", process {collectives.rank()}" if self.is_own and collectives.world_size() > 1 else ""
         return f"the {what} is not finite at step {self.step} (epoch {self.epoch}{process}): {how}{said}"
 
     def record(self) -> dict[str, Any]:

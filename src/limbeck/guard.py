@@ -57,6 +57,14 @@ class _Seen(NamedTuple):
     images: list[Tensor]
 
 
+class _Told(NamedTuple):
+    """What all processes are told: the fault, where it was written down, and which images the batch had."""
+
+    text: str
+    where: str
+    images: list[int]
+
+
 @final
 class Guard:
     """Looks at loss and gradient of every step of a training, between its backward pass and the optimizer.
@@ -136,13 +144,9 @@ class Guard:
             self._pending.append(_seen(self._counters.step + 1, result, norm, self._distiller, batches))
             return True
         is_bad = not math.isfinite(float(loss + norm))
-        world, rank = collectives.world_size(), collectives.rank()
-        # Of several processes the one is told of whose own loss is at fault: its gradient is at fault on all of them.
-        code = (2 * world - rank if not bool(loss.isfinite()) else world - rank) if is_bad else 0
-        worst = self._highest(code)
-        if worst == 0:
+        if not self._highest(int(is_bad)):
             return True
-        self._leave_out(result, batches, float(norm), is_bad, -worst % world)
+        self._leave_out(result, batches, float(norm), is_bad)
         return False
 
     def read(self) -> None:
@@ -160,17 +164,10 @@ class Guard:
             return
         pending, self._pending = self._pending, []
         rows = read_rows([seen.values for seen in pending])
-        world, rank = collectives.world_size(), collectives.rank()
-        bad = next((row for row, numbers in enumerate(rows) if not all(map(math.isfinite, numbers))), None)
-        code = (len(rows) - bad) * world - rank if bad is not None else 0  # the earliest step, the first process
-        worst = self._highest(code)
-        if worst == 0:
-            return
-        text = ""
-        if bad is not None:
-            finding = _found(pending[bad], rows[bad], self._counters.epoch + 1)
-            text = finding.text + self._saved(finding, [])
-        raise UserError(f"{collectives.from_rank(text, -worst % world, self._device)}; {ADVICE}")
+        bad = next((row for row, numbers in enumerate(rows) if not all(map(math.isfinite, numbers))), len(rows))
+        finding = _found(pending[bad], rows[bad], self._counters.epoch + 1) if bad < len(rows) else None
+        if (told := self._agreed(finding, [], before=len(rows) - bad)) is not None:
+            raise UserError(f"{told.text}{told.where}; {ADVICE}")
 
     def check_state(self) -> None:
         """Refuse a state that is not finite, before it is kept: a finite gradient can lead to one.
@@ -200,34 +197,50 @@ class Guard:
             return code
         return int(collectives.max_across(torch.tensor([code], device=self._device)))
 
-    def _saved(self, finding: Finding, batches: Sequence[Any]) -> str:
-        if self._log.path is None:
-            return ""
-        return save(finding, self._log.path.parent, batches, self._distiller.task)
+    def _agreed(self, finding: Finding | None, batches: Sequence[Any], *, before: int = 0) -> "_Told | None":
+        """Write down what this process has found, and tell all of them the same of it; None where none has anything.
 
-    def _leave_out(self, result: StepResult, batches: Sequence[Any], norm: float, is_bad: bool, culprit: int) -> None:
+        Args:
+            finding: What was found here.
+            batches: Of that step, where they are still there.
+            before: Of several steps the one with the largest number is told of.
+        """
+        world, rank = collectives.world_size(), collectives.rank()
+        # Then the process whose batch it was: through terms and gradients it reaches the others; then the first one.
+        code = (2 * before + 1 + finding.is_own) * world - rank if finding is not None else 0
+        worst = self._highest(code)
+        if worst == 0:
+            return None
+        text = ""
+        if finding is not None:
+            folder = self._log.path.parent if self._log.path is not None else None
+            where = save(finding, folder, batches, self._distiller.task) if folder is not None else ""
+            text = json.dumps([finding.text, where, finding.images])
+        return _Told(*json.loads(collectives.from_rank(text, -worst % world, self._device)))
+
+    def _leave_out(self, result: StepResult, batches: Sequence[Any], norm: float, is_bad: bool) -> None:
         # On every process: what the models compute may cross processes.
         finite = retrace(self._distiller, batches, self._device, self._autocast)
         if self._memory is not None:
             self._memory.put_back()
-        told = ""
         step, epoch = self._counters.step + 1, self._counters.epoch + 1
+        finding = None
         if is_bad:
             losses = {"loss": float(result.loss.detach())} | {name: float(part) for name, part in result.parts.items()}
             images = listed(numbers_of(self._distiller.task, batches))
             finding = Finding(step, epoch, losses, norm, finite, images, *broken_parameters(self._distiller))
-            told = json.dumps([finding.text, self._saved(finding, batches), images])
-        text, where, images = json.loads(collectives.from_rank(told, culprit, self._device))
+        told = self._agreed(finding, batches)
+        assert told is not None  # the step is bad on some process
         if self._skip is None:
-            raise UserError(f"{text}{where}; {ADVICE}")
-        if self._counters.skipped >= self._skip.limit:
-            before = self._counters.skipped
-            raise UserError(f"{text}{where}; steps left out before: {before}, and the most is {self._skip.limit}")
-        self._counters.skipped += 1
-        skipped = self._counters.skipped
-        self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, text=text, images=images)
+            raise UserError(f"{told.text}{told.where}; {ADVICE}")
+        skipped, limit = self._counters.skipped, self._skip.limit
+        if skipped >= limit:
+            raise UserError(f"{told.text}{told.where}; steps left out before: {skipped}, and the most is {limit}")
+        self._counters.skipped = skipped = skipped + 1
+        more = {"text": told.text, "images": told.images}
+        self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, **more)
         slower = f", and the learning rate is {self.factor:.3g} of what it would be" if self.factor < 1 else ""
-        self._log.note(f"left out, {skipped} of at most {self._skip.limit}{slower}: {text}{where}")
+        self._log.note(f"left out, {skipped} of at most {limit}{slower}: {told.text}{told.where}")
 
 
 @final
