@@ -21,6 +21,7 @@ from limbeck.recipes.build import (
     build_optimizer,
     build_parts,
     build_rate,
+    build_skip,
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
@@ -121,6 +122,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             clip=recipe.clip,
             accumulate=recipe.accumulate,
             ema_decay=recipe.ema,
+            on_bad_numbers=build_skip(recipe),
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
