@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from limbeck import collectives
@@ -190,7 +189,10 @@ class Guard:
     def _gradient_norm(self) -> Tensor:
         if self._scaler.is_enabled():
             return torch.zeros((), device=self._device)
-        return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
+        norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateUsage]
+        return torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore[reportUnknownMemberType]
 
     def _highest(self, code: int) -> int:
         if collectives.world_size() == 1:
