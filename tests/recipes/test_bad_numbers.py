@@ -76,3 +76,17 @@ def test_by_default_it_stops_and_what_was_kept_is_good(
     assert "\n" not in str(raised.value)
     assert not list((folder / "checkpoint").glob("step-*"))  # it was in the first epoch
     assert tiny.records(folder)[-1]["kind"] == "stop"
+
+
+def test_a_run_that_stopped_goes_on_with_another_word(
+    small: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = next((finished.parent / "teachers").iterdir())
+    recipe = small.changed({"teacher_weights": str(weights)})
+    folder = tmp_path / "run"
+    poison(monkeypatch, 7)
+    with pytest.raises(UserError, match="the input is not finite before it"):
+        run(recipe, folder)
+    summary = run(recipe.changed({"on_bad_numbers": "skip", "bad_number_limit": 2}), folder, resume=True)
+    assert summary["skipped_steps"] == 2
+    assert Recipe.from_yaml(folder / "recipe.yaml").bad_number_limit == 2

@@ -39,6 +39,7 @@ from limbeck.train import fit
 from limbeck.untrusted import read_object
 
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
+CHANGEABLE = ("loggers", "on_bad_numbers", "bad_number_limit")  # when a run is resumed: for what is still to come
 
 
 def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
@@ -220,7 +221,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.changed({"loggers": recipe.loggers}).difference(recipe)  # others may listen to the rest
+        changes = kept.changed({name: getattr(recipe, name) for name in CHANGEABLE}).difference(recipe)
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:
