@@ -191,8 +191,8 @@ class Guard:
             return torch.zeros((), device=self._device)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
-        norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateUsage]
-        return torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore[reportUnknownMemberType]
+        norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore
+        return torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore
 
     def _highest(self, code: int) -> int:
         if collectives.world_size() == 1:
