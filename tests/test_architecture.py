@@ -41,6 +41,8 @@ ORDER = (
     "prefetch",
     "evaluation",
     "loading",
+    "bad_batch",
+    "guard",
     "meter",
     "hardware",
     "compiling",

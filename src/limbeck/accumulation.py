@@ -55,7 +55,7 @@ class Accumulation:
         >>> distiller = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
         >>> as_one = Accumulation(distiller, distiller, torch.amp.GradScaler("cpu", enabled=False))
         >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))), (torch.randn(5, 4), torch.randint(3, (5,)))]
-        >>> result = as_one(batches, lambda result: None)
+        >>> result = as_one(batches)
         >>> sorted(result.parts), len(result.output)
         (['logit', 'task'], 13)
     """
@@ -75,12 +75,11 @@ class Accumulation:
         self._autocast = autocast
         self._no_sync = no_sync
 
-    def __call__(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
+    def __call__(self, batches: Sequence[Any]) -> StepResult:
         """Add the gradient of the whole batch to the parameters, which have none yet.
 
         Args:
             batches: At least one, on the device; their rows may differ in number.
-            check: Is shown the result before the backward pass (the last one, without terms).
 
         Returns:
             Loss (detached), parts, readings and output of the whole batch.
@@ -88,10 +87,10 @@ class Accumulation:
         Raises:
             UserError: If a loss cannot be computed, or the batches' features differ in more than their rows.
         """
-        return self._exactly(batches, check) if self._distiller.terms else self._averaging(batches, check)
+        return self._exactly(batches) if self._distiller.terms else self._averaging(batches)
 
-    def _exactly(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
-        states, result, pulls = self._look(batches, check)
+    def _exactly(self, batches: Sequence[Any]) -> StepResult:
+        states, result, pulls = self._look(batches)
         after = random_state(self._device())  # terms may have drawn, too
         for state, batch, pull in zip(states, batches, pulls, strict=True):
             with nullcontext() if pull is pulls[-1] else self._no_sync():
@@ -103,9 +102,7 @@ class Accumulation:
         set_random_state(after, self._device())
         return result
 
-    def _look(
-        self, batches: Sequence[Any], check: Callable[[StepResult], None]
-    ) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
+    def _look(self, batches: Sequence[Any]) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
         """The loss of the whole batch, and its gradients with respect to what the student computed for each batch."""
         states: list[dict[str, Any]] = []
         students: list[Captured] = []
@@ -129,7 +126,6 @@ class Accumulation:
             student = _joined(students)._replace(target=target, index=index)
             teacher = _joined(teachers)._replace(target=target, index=index)
             result = self._distiller.compare(student, teacher, task_loss)
-        check(result)
         pulls = self._pulls(self._scaler.scale(result.loss), students)
         return states, replace(result, loss=result.loss.detach(), output=student.output.detach()), pulls
 
@@ -148,7 +144,7 @@ class Accumulation:
         pulls[-1] = pulls[-1]._replace(terms=_reached(dict(zip(parameters, found, strict=True))))
         return pulls
 
-    def _averaging(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
+    def _averaging(self, batches: Sequence[Any]) -> StepResult:
         parameters = list(self._distiller.trainable_parameters().values())
         results: list[StepResult] = []
         rows: list[Tensor | int] = []  # of all processes, for each batch
@@ -159,8 +155,6 @@ class Accumulation:
                     result: StepResult = self._model(batch)
                 results.append(replace(result, loss=result.loss.detach(), output=result.output.detach()))
                 rows.append(len(result.output) if result.rows is None else result.rows)
-                if is_last:
-                    check(_averaged(results, rows))
                 share = rows[-1] / sum(rows)  # a running mean: how many rows will follow is not known
                 for parameter in parameters:
                     if parameter.grad is not None:

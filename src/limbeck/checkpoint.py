@@ -109,11 +109,12 @@ class Counters:
 
     Attributes:
         epoch: Epochs done.
-        step: Optimizer steps done.
+        step: Steps done, with those that were left out.
         best: Best validation value so far and the epoch in which it was reached, empty before the first.
         seconds: Training time so far, validation included.
         images: Images that the student has trained on so far.
         batches: Batches of the next epoch that are done, on each process.
+        skipped: Steps that were left out because their numbers were not finite.
     """
 
     epoch: int = 0
@@ -122,6 +123,7 @@ class Counters:
     seconds: float = 0.0
     images: int = 0
     batches: int = 0
+    skipped: int = 0
 
 
 class Checkpoints:

@@ -178,14 +178,19 @@ def mean_across(values: Sequence[float], device: torch.device) -> list[float]:
 
 def from_first(text: str, device: torch.device) -> str:
     """The text of the first process, for decisions that all must share; ``device`` is one they can talk through."""
+    return from_rank(text, 0, device)
+
+
+def from_rank(text: str, source: int, device: torch.device) -> str:
+    """The text of one process, on all of them; ``device`` is one that they can talk through."""
     if world_size() == 1:
         return text
     encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     length = torch.tensor([encoded.shape[0]], device=device)
-    dist.broadcast(length, src=0)
-    if rank() > 0:
+    dist.broadcast(length, src=source)
+    if rank() != source:
         encoded = torch.empty(int(length), dtype=torch.uint8, device=device)
-    dist.broadcast(encoded, src=0)
+    dist.broadcast(encoded, src=source)
     return bytes(int(value) for value in encoded.cpu()).decode()
 
 

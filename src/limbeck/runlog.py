@@ -22,14 +22,17 @@ from limbeck.sinks import PASSED_ON, Sink, pass_on
 from limbeck.stopping import Stopped
 from limbeck.untrusted import records_of
 
+OF_STEPS = (*PASSED_ON, "bad")
+"""The kinds of records that belong to a step."""
+
 
 class RunLog:
     """Writes ``log.jsonl``, shows progress, and passes numbers on.
 
     Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"epoch"``, ``"probe"``,
-    ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that goes on after a kill drops the records
-    behind its checkpoint first, so that no step is in the log twice. Of many processes that train together the first
-    one writes and speaks.
+    ``"bad"`` for a step that was left out, ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that
+    goes on after a kill drops the records behind its checkpoint first, so that no step is in the log twice. Of many
+    processes that train together the first one writes and speaks.
 
     Args:
         folder: The run folder; None to keep nothing on disk.
@@ -124,10 +127,10 @@ class RunLog:
         kept: list[str] = []
         for line, record in records_of(text):
             kind = record.get("kind")
-            if kind in PASSED_ON and number(record, "step") is None:
+            if kind in OF_STEPS and number(record, "step") is None:
                 continue  # damaged, like a line that cannot be read
             # Not at step 0, where a probe looks at what training begins with: it will do so again.
-            is_later = kind in PASSED_ON and (record["step"] > step or step == 0)
+            is_later = kind in OF_STEPS and (record["step"] > step or step == 0)
             if kind not in ("end", "stop") and not is_later:
                 kept.append(line)
                 self._standing.take(record)

@@ -33,7 +33,7 @@ FLAGS = {
         --projector-count --projector-rank --input-norm --student-norm --teacher-norm
         --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
-        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema
+        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
         --probe --probe-images --loggers
         --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
@@ -43,7 +43,7 @@ FLAGS = {
         --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
-        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema
+        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --probe --probe-images --loggers
         --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
     """,

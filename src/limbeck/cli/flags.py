@@ -40,6 +40,7 @@ METAVARS = {
     "workers": "INT",
     "clip": "FLOAT",
     "ema": "FLOAT",
+    "bad_number_limit": "INT",
     "milestones": "EPOCH ...",
     "cache_views": "INT",
     "cache_seed": "INT",

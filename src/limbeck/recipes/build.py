@@ -16,6 +16,7 @@ from limbeck.data import Data, open_data
 from limbeck.data.spec import DataSpec
 from limbeck.distiller import Distiller, evaluating
 from limbeck.errors import UserError
+from limbeck.guard import Skip
 from limbeck.models import InputTransform, Model
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
 from limbeck.recipes.choices import build_feature_loss, build_logit_term, build_norm, build_pool, build_projector
@@ -27,6 +28,8 @@ from limbeck.terms import FeatureTerm, Term
 from limbeck.untrusted import read_object
 
 _MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
+SKIPPED = 10  # steps, see limbeck.guard.Skip
+LOWERED = 0.5  # of the learning rate; what a GradScaler does to its scale
 CARD = "student.json"  # in a run folder: how to build the student and feed it
 
 
@@ -214,6 +217,14 @@ def build_rate(recipe: Recipe) -> Rate:
             return step_decay(recipe.milestones, gamma=recipe.gamma, warmup=recipe.warmup_epochs)
         case "constant":
             return step_decay((), warmup=recipe.warmup_epochs)
+
+
+def build_skip(recipe: Recipe) -> Skip | None:
+    """What happens at a step whose numbers are not finite."""
+    if recipe.on_bad_numbers == "stop":
+        return None
+    limit = recipe.bad_number_limit if recipe.bad_number_limit is not None else SKIPPED
+    return Skip(limit, factor=LOWERED if recipe.on_bad_numbers == "lower" else 1.0)
 
 
 def is_run(folder: Path) -> bool:

@@ -239,6 +239,14 @@ class Recipe(BaseModel):
         default=None, description="Decay of the moving average of the student's weights; None: none."
     )
 
+    on_bad_numbers: Literal["stop", "skip", "lower"] = Field(
+        default="stop",
+        description="At a step whose loss or gradient is not finite: stop, skip it, or skip it and halve the rate.",
+    )
+    bad_number_limit: Count | None = Field(
+        default=None, description="Steps that skip and lower may leave out, one more stops the run; None: 10. Chosen."
+    )
+
     cache_views: Count | None = Field(
         default=None,
         description="Keep the teacher's outputs for so many augmented views on disk, reuse them; None: it runs live.",
@@ -458,6 +466,8 @@ def _check_data(recipe: Recipe) -> str | None:
 
 def _check_schedule(recipe: Recipe) -> str | None:
     marks = recipe.milestones
+    if recipe.bad_number_limit is not None and recipe.on_bad_numbers == "stop":
+        return "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"
     if recipe.schedule == "step" and not marks:
         return "milestones: schedule step needs the epochs of its steps, for example 30 60 90"
     if recipe.schedule != "step" and marks:

@@ -21,6 +21,7 @@ from limbeck.recipes.build import (
     build_optimizer,
     build_parts,
     build_rate,
+    build_skip,
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
@@ -39,7 +40,7 @@ from limbeck.train import fit
 from limbeck.untrusted import read_object
 
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
-FREE = ("loggers", "process_timeout")  # to be another when a run goes on: nothing of it depends on them
+CHANGEABLE = ("loggers", "process_timeout", "on_bad_numbers", "bad_number_limit")  # when a run is resumed
 
 
 def run(
@@ -145,6 +146,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             clip=recipe.clip,
             accumulate=recipe.accumulate,
             ema_decay=recipe.ema,
+            on_bad_numbers=build_skip(recipe),
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
@@ -244,7 +246,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.changed({name: getattr(recipe, name) for name in FREE}).difference(recipe)
+        changes = kept.changed({name: getattr(recipe, name) for name in CHANGEABLE}).difference(recipe)
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:

@@ -44,6 +44,7 @@ def summarize(
         "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
         "seconds": round(counters.seconds, 3),
         "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
+        "skipped_steps": counters.skipped,
         **_costs(recipe, log, counters.seconds),
         "peak_memory_mib": peak_memory(device),
         "parameters": parameter_counts(parts),

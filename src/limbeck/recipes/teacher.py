@@ -127,7 +127,9 @@ def _key(recipe: Recipe, data: Data) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
     # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
     machine = {"workers", "precision", "memory_format", "compile", "device", "checkpoint_every", "process_timeout"}
-    settings = recipe.model_dump(mode="json", exclude={"name", *machine, *GROUPS["cache"], *GROUPS["diagnostics"]})
+    faults = {"on_bad_numbers", "bad_number_limit"}
+    left_out = {"name", *machine, *faults, *GROUPS["cache"], *GROUPS["diagnostics"]}
+    settings = recipe.model_dump(mode="json", exclude=left_out)
     words = json.dumps([settings, data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 

@@ -173,6 +173,8 @@ def cost(record: RunRecord) -> list[tuple[str, str]]:
         found.append(taught)
     if (probe := _probe_cost(record, seconds)) is not None:
         found.append(("of it the probe", probe))
+    if skipped := number(record.summary, "skipped_steps"):
+        found.append(("steps left out", f"{skipped:,.0f}, whose numbers were not finite"))
     if (memory := number(record.summary, "peak_memory_mib")) is not None:
         found.append(("most memory", f"{memory:,.0f} MiB"))
     if (speed := number(record.summary, "images_per_second")) is not None:
