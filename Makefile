@@ -1,4 +1,5 @@
-# make demo | test | check | bench | docs. Each makes the virtual environment first, where it is missing or outdated.
+# make demo | test | check | audit | bench | faults | docs. Each makes the virtual environment first, where it is missing or
+# outdated.
 # Settings: PYTHON=python3.12, VENV=.venv, JOBS=2 (processes of the test run), ARGS="--seeds 3" (handed to the demo).
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog sinks data.dataset data.loader cache \
   recipes export report intervals errors)
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test check audit format bench faults docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -27,12 +28,18 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+audit: $(VENV)/.installed-audit
+	@$(BIN)/python .ci/audit.py $(BIN)
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/limbeck benchmark $(ARGS)
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/kills.py $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)

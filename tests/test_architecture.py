@@ -41,6 +41,8 @@ ORDER = (
     "prefetch",
     "evaluation",
     "loading",
+    "bad_batch",
+    "guard",
     "meter",
     "hardware",
     "compiling",
@@ -62,7 +64,18 @@ EVERYWHERE = {"torch", "jaxtyping", "limbeck"}
 FURTHER = {"checkpoint": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}, "live": {"rich"}}
 
 # Command-line help must not wait for torch.
-LIGHT = ("limbeck", "limbeck.errors", "limbeck.cli", "limbeck.recipes.recipe", "limbeck.data.spec", "limbeck.report")
+LIGHT = (
+    "limbeck",
+    "limbeck.errors",
+    "limbeck.cli",
+    "limbeck.recipes.recipe",
+    "limbeck.data.spec",
+    "limbeck.diagnostics",
+    "limbeck.diagnostics.verdict",
+    "limbeck.report",
+    "limbeck.report.run",
+    "limbeck.cli.report",
+)
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "transformers", "datasets", "sklearn", "scipy", "onnx")
 
 MOST_LINES = 300

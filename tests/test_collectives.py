@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limbeck import collectives
+from limbeck.errors import LostProcessError
 
 
 def test_on_one_process_everything_is_the_identity() -> None:
@@ -14,7 +15,38 @@ def test_on_one_process_everything_is_the_identity() -> None:
     assert collectives.sum_across(x) is x
     assert collectives.mean_across([1.0, 2.5], torch.device("cpu")) == [1.0, 2.5]
     assert collectives.from_first("x", torch.device("cpu")) == "x"
+    mean = torch.tensor(2.0)
+    assert collectives.share_of_mean(mean, 3, torch.device("cpu")) == (mean, None)
+    collectives.copy_from_first([x])
     collectives.barrier()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("[/x/gloo/transport/tcp/pair.cc:3] Read error [::1]:7: Connection reset by peer. Look."),
+            "peer)",
+        ),
+        (RuntimeError("[/x/gloo/unbound_buffer.cc:78] Timed out waiting 4000ms for recv"), "(Timed out waiting 4000ms"),
+        (torch.distributed.DistNetworkError("The client socket has timed out"), "(The client socket has timed out)"),
+    ],
+)
+def test_a_lost_process_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    with pytest.raises(type(error)), collectives.losses_explained("try again"):
+        raise error  # on one process nobody can be lost
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    with pytest.raises(LostProcessError) as raised, collectives.losses_explained("try again"):
+        raise error
+    line = str(raised.value)
+    assert line.startswith("process 3 cannot go on: another one of the 4 has ended or does not answer (")
+    assert line.endswith("; try again")
+    assert said in line
+    assert "\n" not in line
+    with pytest.raises(RuntimeError, match="out of memory"), collectives.losses_explained("try again"):
+        raise RuntimeError("out of memory")
 
 
 def test_alone_ends_also_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

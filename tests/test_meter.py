@@ -1,94 +1,68 @@
-"""A step whose loss is not finite: what is written of its batch, on the CPU and where reads come at records only."""
+"""The means of an epoch, with steps that were left out, and in mid-epoch."""
 
-import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 import tiny
+from limbeck import Distiller, meter, optim
 from limbeck.checkpoint import Counters
+from limbeck.distiller import StepResult
 from limbeck.errors import UserError
-from limbeck.meter import BAD_BATCH, LOG_EVERY, Meter
+from limbeck.guard import Guard
+from limbeck.meter import Meter
 from limbeck.runlog import RunLog
-from limbeck.train import fit
+
+CPU = torch.device("cpu")
 
 
-class Indexed(NamedTuple):
-    images: Tensor
-    target: Tensor
-    index: Tensor
+def measured(folder: Path, subject: Distiller) -> tuple[Meter, Counters, torch.optim.Optimizer]:
+    log, counters, optimizer = RunLog(folder, progress=False), Counters(), optim.sgd(subject)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    guard = Guard(subject, {}, optimizer, None, log, counters, CPU, autocast=torch.no_grad, scaler=scaler)
+    return Meter(log, counters, 0, CPU, guard), counters, optimizer
 
 
-class Loader:
-    """Batches of eight images with their numbers; one image is not finite."""
-
-    def __init__(self, bad: int | None) -> None:
-        self.images, self.target = tiny.images(32)
-        if bad is not None:
-            self.images[bad, 0, 0, 0] = math.inf
-
-    def __len__(self) -> int:
-        return 4
-
-    def __iter__(self):
-        for start in range(0, 32, 8):
-            rows = torch.arange(start, start + 8)
-            yield Indexed(self.images[rows], self.target[rows], rows)
-
-    def set_epoch(self, epoch: int) -> None:
-        pass
-
-    def shard(self, rank: int, world_size: int) -> "Loader":
-        return self
+def result(loss: float) -> StepResult:
+    value: Tensor = torch.tensor(loss)
+    return StepResult(value, {"task": value / 2}, torch.zeros(8, 3), {"task/reading": value * 3})
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_image_that_is_not_finite_is_found_at_its_step_and_its_batch_is_named(tmp_path: Path, accumulate: int):
-    with pytest.raises(UserError, match=r"step \d \(epoch 1\).*the input is not finite before it, the batch is in "):
-        fit(tiny.distiller(), Loader(bad=19), epochs=1, accumulate=accumulate, log=RunLog(tmp_path), cpu=True)
-    told = json.loads((tmp_path / BAD_BATCH).read_text(encoding="utf-8"))
-    assert told["step"] == (3 if accumulate == 1 else 2)
-    assert told["images"] == list(range(16, 24 if accumulate == 1 else 32))
-    assert told["first"] == "input"
-    assert told["finite"]["input"] is False
-    assert told["losses"]["loss"] == "nan"
-
-
-def test_the_student_is_told_from_its_input(tmp_path: Path):
-    distiller = tiny.distiller()
-    with torch.no_grad():
-        next(iter(distiller.student.parameters())).fill_(math.nan)
-    with pytest.raises(UserError, match="the student is not finite before it"):
-        fit(distiller, Loader(bad=None), epochs=1, log=RunLog(tmp_path), cpu=True)
-    told = json.loads((tmp_path / BAD_BATCH).read_text(encoding="utf-8"))
-    assert told["finite"] == {"input": True, "student": False}
-
-
-def test_a_loss_alone_is_told_and_a_sound_run_leaves_no_such_file(tmp_path: Path):
-    distiller = tiny.distiller()
-    fit(distiller, Loader(bad=None), epochs=1, log=RunLog(tmp_path), cpu=True)
-    assert not (tmp_path / BAD_BATCH).exists()
-    distiller.weights["task"] = math.inf
-    with pytest.raises(UserError, match="the weighted sum is inf, the batch is in"):
-        fit(distiller, Loader(bad=None), epochs=1, log=RunLog(tmp_path), cpu=True)
-    assert json.loads((tmp_path / BAD_BATCH).read_text(encoding="utf-8"))["first"] == "loss"
-
-
-def test_on_another_device_the_right_batch_is_told_at_the_next_record(tmp_path: Path):
-    """The device is only said to be one; what is kept of each step is what would lie on it."""
-    distiller = tiny.distiller()
-    good, bad = next(iter(Loader(None))), next(iter(Loader(3)))
-    counters = Counters()
-    meter = Meter(RunLog(tmp_path), counters, 0, torch.device("cuda"))
-    for step in range(LOG_EVERY - 1):
-        batch = bad._replace(index=bad.index + 100) if step == 5 else good
-        meter.check(distiller(batch), distiller.task, [batch])
+def test_steps_that_were_left_out_are_in_no_mean_and_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "LOG_EVERY", 3)
+    found, counters, optimizer = measured(tmp_path, tiny.distiller())
+    for loss in (1.0, math.nan, 3.0, math.nan, math.nan, math.nan, 8.0):
+        found.add(result(loss), optimizer, taken=not math.isnan(loss))
         counters.step += 1
-    with pytest.raises(UserError, match="step 6 "):
-        meter.check(distiller(good), distiller.task, [good])
-    told = json.loads((tmp_path / BAD_BATCH).read_text(encoding="utf-8"))
-    assert (told["step"], told["first"], told["images"][0]) == (6, "input", 100)
+    means = found.finish()
+    assert (means["loss"], means["task"]) == (4.0, 2.0)
+    assert counters.images == 3 * 8
+    steps = [record for record in tiny.records(tmp_path) if record["kind"] == "step"]
+    assert [(step["loss"], step["readings"]["task/reading"]) for step in steps] == [(2.0, 9.0), (8.0, 24.0)]
+
+
+def test_an_epoch_without_a_step_has_no_mean(tmp_path: Path) -> None:
+    found, _, optimizer = measured(tmp_path, tiny.distiller())
+    found.add(result(math.nan), optimizer, taken=False)
+    with pytest.raises(UserError, match="no step of epoch 1 could be taken"):
+        found.finish()
+
+
+def test_it_goes_on_from_its_state(tmp_path: Path) -> None:
+    losses = (1.0, math.nan, 2.0, 6.0)
+    whole, _, optimizer = measured(tmp_path / "whole", tiny.distiller())
+    for loss in losses:
+        whole.add(result(loss), optimizer, taken=not math.isnan(loss))
+    first, _, _ = measured(tmp_path / "parts", tiny.distiller())
+    for loss in losses[:2]:
+        first.add(result(loss), optimizer, taken=not math.isnan(loss))
+    second, _, _ = measured(tmp_path / "parts", tiny.distiller())
+    second.go_on(first.state())
+    for loss in losses[2:]:
+        second.add(result(loss), optimizer)
+    left, right = whole.finish(), second.finish()
+    assert left["loss"] == right["loss"] == 3.0
+    assert left["task"] == right["task"]

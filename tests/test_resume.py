@@ -17,7 +17,7 @@ from limbeck.errors import UserError
 from resume_worker import BATCHES, EPOCHS, Outcome, train
 from tiny import Loader
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "teacher_seconds")
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:

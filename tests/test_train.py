@@ -104,7 +104,7 @@ def test_bad_numbers_in_the_data_stop_with_step_and_part_and_a_good_checkpoint(t
     assert loaded is not None
     assert loaded[1].step == 4
     optim.check_finite(good)
-    optim.check_finite(distiller)  # stopped before the backward pass
+    optim.check_finite(distiller)  # stopped before the optimizer
 
 
 def test_a_bad_loss_names_its_part() -> None:
@@ -137,7 +137,7 @@ def test_a_bad_gradient_in_the_last_batch_of_an_epoch_reaches_no_checkpoint(tmp_
         return BadGradient.apply(value) if next(calls) == 7 else value
 
     distiller.task.loss = loss
-    with pytest.raises(UserError, match=r"not finite after the last step: student\."):
+    with pytest.raises(UserError, match=r"the gradient is not finite at step 8 \(epoch 2\): that of student\."):
         fit(distiller, Loader(32, 8), epochs=3, checkpoints=Checkpoints(tmp_path), cpu=True)
     assert [path.name for path in Checkpoints(tmp_path).states()] == ["step-000000004"]
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from limbeck import Distiller, fit, meter
+from limbeck.guard import Guard
 from limbeck.runlog import RunLog
 from limbeck.tasks import Classification
 
@@ -46,9 +47,16 @@ class Reads(TorchDispatchMode):
 class GpuMeter(meter.Meter):
     """Believes that the losses are on a GPU, where reading one waits."""
 
-    def __init__(self, log: RunLog, counters: Any, epoch: int, device: torch.device) -> None:
+    def __init__(self, log: RunLog, counters: Any, epoch: int, device: torch.device, guard: Any) -> None:
         del device
-        super().__init__(log, counters, epoch, torch.device("cuda"))
+        super().__init__(log, counters, epoch, torch.device("cuda"), guard)
+
+
+def gpu_guard(*values: Any, **named: Any) -> Guard:
+    """Believes the same. Its own answers are for the CPU, which is where the processes talk here."""
+    made = Guard(*values, **named)
+    made._reads_at_once = False
+    return made
 
 
 def alone() -> Distiller:
@@ -70,8 +78,9 @@ def alone() -> Distiller:
 def test_a_gpu_is_read_from_at_records_only(
     make: Callable[[], Distiller], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs of 40 and of 80 steps differ in the records that 40 steps bring, two reads each, and in nothing else."""
+    """Epochs of 40 and of 80 steps differ in the records that 40 steps bring, three reads each, and in nothing else."""
     monkeypatch.setattr("limbeck.train.Meter", GpuMeter)
+    monkeypatch.setattr("limbeck.train.Guard", gpu_guard)
     monkeypatch.setattr("limbeck.losses.powers.is_read_at_once", lambda x: False)
     counted: list[int] = []
     for steps in (40, 80):
@@ -82,7 +91,7 @@ def test_a_gpu_is_read_from_at_records_only(
     records = 40 // meter.LOG_EVERY
     # An average asks its own counter, which stays on the CPU, twice a step (torch's AveragedModel).
     own = 2 * 40 if "ema_decay" in options else 0
-    assert counted[1] - counted[0] - own <= 2 * records
+    assert counted[1] - counted[0] - own <= 3 * records
 
 
 def test_the_count_sees_a_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Accumulation:
         >>> distiller = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
         >>> as_one = Accumulation(distiller, distiller, torch.amp.GradScaler("cpu", enabled=False))
         >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))), (torch.randn(5, 4), torch.randint(3, (5,)))]
-        >>> result = as_one(batches, lambda result: None)
+        >>> result = as_one(batches)
         >>> sorted(result.parts), len(result.output)
         (['logit', 'task'], 13)
     """
@@ -74,12 +75,11 @@ class Accumulation:
         self._autocast = autocast
         self._no_sync = no_sync
 
-    def __call__(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
+    def __call__(self, batches: Sequence[Any]) -> StepResult:
         """Add the gradient of the whole batch to the parameters, which have none yet.
 
         Args:
             batches: At least one, on the device; their rows may differ in number.
-            check: Is shown the result before the backward pass (the last one, without terms).
 
         Returns:
             Loss (detached), parts, readings and output of the whole batch.
@@ -87,10 +87,10 @@ class Accumulation:
         Raises:
             UserError: If a loss cannot be computed, or the batches' features differ in more than their rows.
         """
-        return self._exactly(batches, check) if self._distiller.terms else self._averaging(batches, check)
+        return self._exactly(batches) if self._distiller.terms else self._averaging(batches)
 
-    def _exactly(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
-        states, result, pulls = self._look(batches, check)
+    def _exactly(self, batches: Sequence[Any]) -> StepResult:
+        states, result, pulls = self._look(batches)
         after = random_state(self._device())  # terms may have drawn, too
         for state, batch, pull in zip(states, batches, pulls, strict=True):
             with nullcontext() if pull is pulls[-1] else self._no_sync():
@@ -102,9 +102,7 @@ class Accumulation:
         set_random_state(after, self._device())
         return result
 
-    def _look(
-        self, batches: Sequence[Any], check: Callable[[StepResult], None]
-    ) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
+    def _look(self, batches: Sequence[Any]) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
         """The loss of the whole batch, and its gradients with respect to what the student computed for each batch."""
         states: list[dict[str, Any]] = []
         students: list[Captured] = []
@@ -128,9 +126,8 @@ class Accumulation:
             student = _joined(students)._replace(target=target, index=index)
             teacher = _joined(teachers)._replace(target=target, index=index)
             result = self._distiller.compare(student, teacher, task_loss)
-        check(result)
         pulls = self._pulls(self._scaler.scale(result.loss), students)
-        return states, StepResult(result.loss.detach(), result.parts, student.output.detach(), result.readings), pulls
+        return states, replace(result, loss=result.loss.detach(), output=student.output.detach()), pulls
 
     def _pulls(self, loss: Tensor, students: Sequence[Captured]) -> list[Pull]:
         """Gradients for each batch; those of the terms' parameters go with the last, which DDP synchronizes."""
@@ -147,19 +144,17 @@ class Accumulation:
         pulls[-1] = pulls[-1]._replace(terms=_reached(dict(zip(parameters, found, strict=True))))
         return pulls
 
-    def _averaging(self, batches: Sequence[Any], check: Callable[[StepResult], None]) -> StepResult:
+    def _averaging(self, batches: Sequence[Any]) -> StepResult:
         parameters = list(self._distiller.trainable_parameters().values())
         results: list[StepResult] = []
-        rows: list[int] = []
+        rows: list[Tensor | int] = []  # of all processes, for each batch
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             with nullcontext() if is_last else self._no_sync():
                 with self._autocast():
                     result: StepResult = self._model(batch)
-                results.append(StepResult(result.loss.detach(), result.parts, result.output.detach()))
-                rows.append(len(result.output))
-                if is_last:
-                    check(_averaged(results, rows))
+                results.append(replace(result, loss=result.loss.detach(), output=result.output.detach()))
+                rows.append(len(result.output) if result.rows is None else result.rows)
                 share = rows[-1] / sum(rows)  # a running mean: how many rows will follow is not known
                 for parameter in parameters:
                     if parameter.grad is not None:
@@ -205,13 +200,18 @@ def _rows(what: str, parts: list[Tensor]) -> Tensor:
 
 def _mean(losses: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
     """Mean by rows over the batches that have a loss; None where none has."""
-    found = [(loss, count) for loss, count in zip(losses, rows, strict=True) if loss is not None]
+    # Over no rows, as one of several processes may have them, it is no number, but has to reach the student: DDP waits.
+    found = [
+        (loss if count else torch.nan_to_num(loss), count)
+        for loss, count in zip(losses, rows, strict=True)
+        if loss is not None
+    ]
     if not found:
         return None
-    return torch.stack([loss * count for loss, count in found]).sum() / sum(count for _, count in found)
+    return torch.stack([loss * count for loss, count in found]).sum() / max(1, sum(count for _, count in found))
 
 
-def _averaged(results: Sequence[StepResult], rows: Sequence[int]) -> StepResult:
+def _averaged(results: Sequence[StepResult], rows: Sequence[Tensor | int]) -> StepResult:
     """Mean by rows of results without terms."""
 
     def mean(values: Sequence[Tensor]) -> Tensor:

@@ -68,6 +68,15 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(None, str(error)) from error
 
 
+def _save_trainer(state: Mapping[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:  # given a name, torch would not say that the disk is full
+            torch.save(dict(state), file)
+    except RuntimeError as error:
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(None, str(error).splitlines()[0]) from error
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
@@ -100,11 +109,12 @@ class Counters:
 
     Attributes:
         epoch: Epochs done.
-        step: Optimizer steps done.
+        step: Steps done, with those that were left out.
         best: Best validation value so far and the epoch in which it was reached, empty before the first.
         seconds: Training time so far, validation included.
         images: Images that the student has trained on so far.
         batches: Batches of the next epoch that are done, on each process.
+        skipped: Steps that were left out because their numbers were not finite.
     """
 
     epoch: int = 0
@@ -113,6 +123,7 @@ class Counters:
     seconds: float = 0.0
     images: int = 0
     batches: int = 0
+    skipped: int = 0
 
 
 class Checkpoints:
@@ -137,6 +148,7 @@ class Checkpoints:
         self.skipped: list[str] = []
         self._every = every
         self._newest_step = 0
+        self._has_begun = False
 
     def is_due(self, step: int) -> bool:
         """Whether a state is to be written behind this step, though the epoch goes on."""
@@ -164,14 +176,15 @@ class Checkpoints:
         if collectives.rank() > 0:
             return target
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in (*self.folder.glob(".writing-*"), *self.folder.glob(".removing-*")):  # by a killed process
-                shutil.rmtree(stale, ignore_errors=True)
+            # A folder above that was removed since is not made anew: it would hold a state of a run that is not there.
+            self.folder.mkdir(parents=not self._has_begun, exist_ok=True)
+            self._has_begun = True
+            self._clear()
             temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
             try:
                 for name, module in modules.items():
                     _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
-                torch.save({**trainer, "random": random}, temporary / _STATE)
+                _save_trainer({**trainer, "random": random}, temporary / _STATE)
                 text = json.dumps({**asdict(counters), "layout": LAYOUT})
                 (temporary / _COUNTERS).write_text(text, encoding="utf-8")
                 manifest.seal(temporary)
@@ -180,8 +193,8 @@ class Checkpoints:
                 manifest.flush(self.folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            raise UserError(f"cannot write checkpoint {target}: {getattr(error, 'strerror', None) or error}") from error
+        except OSError as error:
+            raise UserError(f"cannot write checkpoint {target}: {error.strerror or error}") from error
         states = self._folders()
         done = states.index(target) + 1
         for old in [*states[: max(0, done - KEPT)], *states[done:]]:
@@ -191,6 +204,11 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         """All states, oldest first, whether they are whole or not."""
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+    def _clear(self) -> None:
+        """Remove what a killed process left of a state that it was writing or removing."""
+        for stale in (*self.folder.glob(".writing-*"), *self.folder.glob(".removing-*")):
+            shutil.rmtree(stale, ignore_errors=True)
 
     def _remove(self, state: Path) -> None:
         """Remove a state, so that it is never half there under its name."""
@@ -252,6 +270,7 @@ class Checkpoints:
     def _newest(self) -> "tuple[Path, _State] | None":
         """The newest state that is as it was written."""
         self.skipped = []
+        self._clear()  # behind the last epoch nothing is saved any more
         for state in reversed(self._folders()):
             try:
                 return state, _read(state)

@@ -1,7 +1,7 @@
 """Every operation that crosses processes. On one process each of them is the identity."""
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from limbeck.errors import LostProcessError
 
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
 
@@ -25,6 +27,29 @@ def alone() -> Generator[None, None, None]:
         yield
     finally:
         _is_alone.reset(token)
+
+
+@contextmanager
+def losses_explained(advice: str) -> Generator[None, None, None]:
+    """Inside it, the many errors of a message that does not arrive become one of a single line.
+
+    Args:
+        advice: What to do then.
+
+    Raises:
+        LostProcessError: Another process ended, or was silent for longer than the process group waits.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo has no error type of its own
+        if world_size() == 1 or not is_lost:
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]  # gloo says where in its code, too
+        raise LostProcessError(
+            f"process {rank()} cannot go on: another one of the {world_size()} has ended or does not answer "
+            f"({reason}); {advice}"
+        ) from error
 
 
 def world_size() -> int:
@@ -153,14 +178,19 @@ def mean_across(values: Sequence[float], device: torch.device) -> list[float]:
 
 def from_first(text: str, device: torch.device) -> str:
     """The text of the first process, for decisions that all must share; ``device`` is one they can talk through."""
+    return from_rank(text, 0, device)
+
+
+def from_rank(text: str, source: int, device: torch.device) -> str:
+    """The text of one process, on all of them; ``device`` is one that they can talk through."""
     if world_size() == 1:
         return text
     encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     length = torch.tensor([encoded.shape[0]], device=device)
-    dist.broadcast(length, src=0)
-    if rank() > 0:
+    dist.broadcast(length, src=source)
+    if rank() != source:
         encoded = torch.empty(int(length), dtype=torch.uint8, device=device)
-    dist.broadcast(encoded, src=0)
+    dist.broadcast(encoded, src=source)
     return bytes(int(value) for value in encoded.cpu()).decode()
 
 
@@ -172,6 +202,37 @@ def from_all(data: bytes, device: torch.device) -> list[bytes]:
     lengths = [int(length) for length in gather_rows(torch.tensor([len(data)], device=device))]
     every = gather_rows(own).cpu().numpy().tobytes()
     return [every[end - length : end] for end, length in zip(itertools.accumulate(lengths), lengths, strict=True)]
+
+
+def share_of_mean(
+    mean: Float[Tensor, ""], count: int, device: torch.device
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """A mean over the rows of this process, weighted such that the processes' mean of it is that over all rows.
+
+    ``DistributedDataParallel`` averages gradients over processes, not over rows: where the shares of a batch differ,
+    rows of a small one would count more.
+
+    Args:
+        mean: Over the rows of this process; without any, something finite.
+        count: How many these are.
+        device: One that the processes can talk through.
+
+    Returns:
+        The weighted mean, and the rows of all processes; None for these on one process, whose mean stays as it is.
+    """
+    if world_size() == 1:
+        return mean, None
+    # In float64, as the mean may be; MPS has none, and only one process anyway.
+    rows = sum_across(torch.tensor(count, dtype=torch.float64, device=device))
+    return mean * (count * world_size() / rows).to(mean.dtype), rows
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors, of one shape on every process, by those of the first process."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        dist.broadcast(tensor.detach(), src=0)
 
 
 def barrier() -> None:

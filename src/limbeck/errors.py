@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", and the nearest right spelling."""
+"""The exceptions that are one line for the user, and the nearest right spelling."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,13 @@ class UserError(ValueError):
 
     The message is one line: it names the thing, says what was expected and, where there is one, the nearest right
     spelling. The command line prints it alone and exits with code 2; every other exception is a bug of ours.
+    """
+
+
+class LostProcessError(RuntimeError):
+    """One of several processes is gone or does not answer, so that this one cannot go on: no fault of the input.
+
+    The command line prints its line alone and exits with code 75, which for schedulers means "try again".
     """
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.utils.data import DataLoader
 
+from limbeck import collectives
 from limbeck.errors import UserError
 from limbeck.evaluation import arriving
 from limbeck.random_state import random_state, set_random_state
@@ -90,15 +91,16 @@ class _PreparedLoader:
         self._loader.set_epoch(epoch)
 
 
-def sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any) -> Any:
+def sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any, device: torch.device) -> Any:
     """The share of this process, seen as a :class:`ShardedLoader` that has been sharded.
 
     Args:
         loader: A ``DataLoader`` is sharded by Accelerate, and gives whole batches to each process.
         accelerator: Of the training.
+        device: One that the processes can talk through.
 
     Raises:
-        UserError: If it has no length, or no batch.
+        UserError: If it has no length, or no batch, or not as many on every process.
     """
     if isinstance(loader, DataLoader):
         share = _PreparedLoader(accelerator.prepare_data_loader(loader))
@@ -110,4 +112,10 @@ def sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any) -> Any:
         raise UserError("the training loader has no length; the length of an epoch must be known") from error
     if batches == 0:
         raise UserError("the training loader gives no batch: it holds fewer images than one batch")
+    least, most = (sign * int(collectives.max_across(torch.tensor(sign * batches, device=device))) for sign in (-1, 1))
+    if least != most:
+        raise UserError(
+            f"the training loader gives {least} batches an epoch to one process and {most} to another; "
+            "expected as many for each, be they of different lengths or empty"
+        )
     return share

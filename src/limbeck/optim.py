@@ -1,7 +1,7 @@
 """Optimizers over everything that a distiller trains, learning rates over epochs, and two guards."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -106,7 +106,7 @@ def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in distiller.trainable_parameters().items() if id(p) not in held]
     if missing:
-        raise UserError(f"not in the optimizer: {_some(missing)}; build it over distiller.trainable_parameters()")
+        raise UserError(f"not in the optimizer: {named(missing)}; build it over distiller.trainable_parameters()")
 
 
 def check_scaled(optimizer: Optimizer) -> None:
@@ -125,7 +125,7 @@ def check_finite(distiller: Distiller) -> None:
     broken = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
     if broken:
         raise UserError(
-            f"not finite after the last step: {_some(broken)}; the last checkpoint is from before it. "
+            f"not finite after the last step: {named(broken)}; the last checkpoint is from before it. "
             "Lower the learning rate, clip the gradients, or try float32"
         )
 
@@ -135,9 +135,10 @@ def check_gradients(distiller: Distiller) -> None:
     missing = [name for name, p in distiller.trainable_parameters().items() if p.grad is None]
     if missing:
         raise UserError(
-            f"no gradient reaches {_some(missing)}; freeze what shall not train, or build a student without it"
+            f"no gradient reaches {named(missing)}; freeze what shall not train, or build a student without it"
         )
 
 
-def _some(names: list[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """A few of the names in words."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

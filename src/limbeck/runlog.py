@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,20 +14,25 @@ from typing import Any
 from rich.console import Console
 
 from limbeck import collectives
+from limbeck.checkpoint import save_text
+from limbeck.errors import UserError
 from limbeck.live import Screen, Standing, duration, short
 from limbeck.records import number
 from limbeck.sinks import PASSED_ON, Sink, pass_on
 from limbeck.stopping import Stopped
 from limbeck.untrusted import records_of
 
+OF_STEPS = (*PASSED_ON, "bad")
+"""The kinds of records that belong to a step."""
+
 
 class RunLog:
     """Writes ``log.jsonl``, shows progress, and passes numbers on.
 
     Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"epoch"``, ``"probe"``,
-    ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that goes on after a kill drops the records
-    behind its checkpoint first, so that no step is in the log twice. Of many processes that train together the first
-    one writes and speaks.
+    ``"bad"`` for a step that was left out, ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that
+    goes on after a kill drops the records behind its checkpoint first, so that no step is in the log twice. Of many
+    processes that train together the first one writes and speaks.
 
     Args:
         folder: The run folder; None to keep nothing on disk.
@@ -48,7 +54,7 @@ class RunLog:
         said: set[str] | None = None,
     ) -> None:
         self.path = folder / "log.jsonl" if folder is not None else None
-        self._is_mended = False
+        self._has_begun = False
         self._sinks = list(sinks)
         self._console = Console(stderr=True)
         self._shows = sys.stderr.isatty() if progress is None else progress
@@ -68,7 +74,7 @@ class RunLog:
             reason = str(error).partition("\n")[0] or repr(error)
             if isinstance(error, KeyboardInterrupt):
                 reason = error.reason if isinstance(error, Stopped) and error.signum != signal.SIGINT else "Ctrl-C"
-            with contextlib.suppress(OSError):  # of a full disk, of which the error may well tell already
+            with contextlib.suppress(UserError):  # of a full disk, of which the error may well tell already
                 self.write("stop", reason=reason)
         self.close()
 
@@ -77,15 +83,20 @@ class RunLog:
         self._sinks.append(sink)
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one record; the numbers of steps, epochs and probes also go to the sinks and to the terminal."""
+        """Append one record; the numbers of steps, epochs and probes also go to the sinks and to the terminal.
+
+        Raises:
+            UserError: If it cannot be written, or if the file was removed since the last one was.
+        """
         if collectives.rank() > 0:
             return
         record: dict[str, Any] = {"kind": kind, **values}
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._mend()
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=True) + "\n")
+            with _one_line(self.path):
+                self._begin()
+                # Not made anew: in a folder that was removed it would be a run without a beginning.
+                with open(self.path, "a", encoding="utf-8", opener=_open_existing) as file:
+                    file.write(json.dumps(record, allow_nan=True) + "\n")
         if self._shows and kind in PASSED_ON:
             self._standing.take(record)
             self._screen.show(self._standing)
@@ -103,33 +114,39 @@ class RunLog:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:
-        """Drop the records of steps behind ``step``, and of an end; from step 0 on the probe that precedes it, too."""
+        """Drop the records of steps behind ``step``, and of an end; from step 0 on the probe that precedes it, too.
+
+        Raises:
+            UserError: If the file cannot be read or written.
+        """
         if self.path is None or not self.path.is_file() or collectives.rank() > 0:
             return
-        self._mend()
+        with _one_line(self.path):
+            self._begin()
+            text = self.path.read_text(encoding="utf-8", errors="replace")
         kept: list[str] = []
-        for line, record in records_of(self.path.read_text(encoding="utf-8", errors="replace")):
+        for line, record in records_of(text):
             kind = record.get("kind")
-            if kind in PASSED_ON and number(record, "step") is None:
+            if kind in OF_STEPS and number(record, "step") is None:
                 continue  # damaged, like a line that cannot be read
             # Not at step 0, where a probe looks at what training begins with: it will do so again.
-            is_later = kind in PASSED_ON and (record["step"] > step or step == 0)
+            is_later = kind in OF_STEPS and (record["step"] > step or step == 0)
             if kind not in ("end", "stop") and not is_later:
                 kept.append(line)
                 self._standing.take(record)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")  # a kill right here must not cost the log
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        save_text("".join(kept), self.path)  # a kill right here must not cost the log
 
-    def _mend(self) -> None:
-        """Once: cut off the half line that a kill may have left at the end of the file."""
-        if self._is_mended or self.path is None or not self.path.is_file():
+    def _begin(self) -> None:
+        """Once: make the file, or cut off the half line that a kill may have left at the end of it."""
+        if self._has_begun or self.path is None:
             return
-        self._is_mended = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
         written = self.path.read_bytes()
-        if not written.endswith(b"\n"):
+        if written and not written.endswith(b"\n"):
             with self.path.open("rb+") as file:
                 file.truncate(written.rfind(b"\n") + 1)
+        self._has_begun = True
 
     def epoch_begins(self, epoch: int, epochs: int, steps: int) -> None:
         """Show the bar of one epoch."""
@@ -163,3 +180,17 @@ class RunLog:
         self.pause()
         for sink in self._sinks:
             sink.close()
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is gone: the folder was removed or moved under the run that writes it") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)

@@ -22,9 +22,10 @@ from limbeck.checkpoint import Checkpoints, Counters
 from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
 from limbeck.evaluation import validate
+from limbeck.guard import Guard, Skip
 from limbeck.loading import ShardedLoader, remaining, sharded
 from limbeck.meter import Meter
-from limbeck.optim import Rate, check_finite, check_gradients, check_optimizer, check_scaled, set_rate, sgd
+from limbeck.optim import Rate, check_gradients, check_optimizer, check_scaled, set_rate, sgd
 from limbeck.random_state import random_state, state_of_this, states_of_all
 from limbeck.records import headline
 from limbeck.runlog import RunLog
@@ -76,6 +77,7 @@ def fit(
     clip: float | None = None,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    on_bad_numbers: Skip | None = None,
     log: RunLog | None = None,
     checkpoints: Checkpoints | None = None,
     on_best: Callable[[nn.Module], None] | None = None,
@@ -101,6 +103,8 @@ def fit(
             own batch norm sees one batch at a time); costs one more forward pass of the student and memory for the
             kept features. The last ones of an epoch may be fewer, and are then a smaller whole.
         ema_decay: Decay of a moving average of the student, which is then what is evaluated and returned.
+        on_bad_numbers: Leave out steps whose loss or gradient is not finite; by default the first one ends the
+            training. On a GPU this waits for the device in each step, which by default happens at records only.
         log: Receives the records; by default nothing is kept.
         checkpoints: Keeps a state at the end of each epoch, and where it is asked to in between; by default none is
             kept. With it SIGTERM and SIGINT end the training behind a step and a checkpoint, from which it goes on in
@@ -112,8 +116,8 @@ def fit(
 
     Raises:
         UserError: If a trainable parameter is not in the optimizer or gets no gradient, if SGD is fused in float16, if
-            there is no batch, if the checkpoint is of another run, or if a loss or a parameter is not finite (the
-            message says at which step and in which part; the checkpoints are from before it).
+            there is no batch, if the checkpoint is of another run, or if a loss, a gradient or a parameter is not
+            finite (the message says at which step and in which part; the checkpoints are from before it).
         Stopped: By SIGTERM or SIGINT; a KeyboardInterrupt that knows the signal.
 
     Deviates from: the published DeiT code, which clips gradients that are still scaled (its ``main.py``, lines
@@ -124,6 +128,8 @@ def fit(
     # Without a GPU it has to be told "cpu", or it does not see that torchrun started several processes.
     accelerator: Any = Accelerator(cpu=cpu or not torch.accelerator.is_available())  # Any: it is only partly typed
     device: torch.device = accelerator.device
+    if accelerator.num_processes != collectives.world_size():
+        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
     log = log if log is not None else RunLog()
     distiller.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -144,7 +150,7 @@ def fit(
             trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **within}
             checkpoints.save(kept, trainer, counters, device)
 
-    loader = sharded(train_loader, accelerator)
+    loader = sharded(train_loader, accelerator, device)
     if midway and isinstance(train_loader, DataLoader) and midway["processes"] != accelerator.num_processes:
         raise UserError(
             f"the checkpoint is of {midway['processes']} processes in mid-epoch, here are {accelerator.num_processes}; "
@@ -154,11 +160,10 @@ def fit(
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
     ahead = accelerator.num_processes == 1 or not is_sent
     model: nn.Module = accelerator.prepare_model(distiller)
-    if accelerator.num_processes != collectives.world_size():
-        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
     no_sync = functools.partial(accelerator.no_sync, model)
     as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
+    guard = Guard(distiller, kept, optimizer, on_bad_numbers, log, counters, device, autocast=autocast, scaler=scaler)
 
     last: dict[str, float] = {}
     stopping = Stopping(active=checkpoints is not None)
@@ -171,7 +176,7 @@ def fit(
         for epoch in range(counters.epoch, epochs):
             loader.set_epoch(epoch)
             model.train()
-            meter = Meter(log, counters, epoch, device)
+            meter = Meter(log, counters, epoch, device, guard, distiller.clock)
             log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
             begun = midway["begun"] if midway else random_state(device)
             if midway:
@@ -184,27 +189,27 @@ def fit(
             ):
                 done = epoch + index * accumulate / len(loader)
                 distiller.progress = done / epochs
-                set_rate(optimizer, rate(done) if rate is not None else 1.0)
+                set_rate(optimizer, guard.factor * (rate(done) if rate is not None else 1.0))
+                guard.begin()
                 if len(batches) == 1:
                     with autocast():
                         result: StepResult = model(batches[0])
-                    meter.check(result, distiller.task, batches)
                     scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
                 else:
-                    check = functools.partial(meter.check, task=distiller.task, batches=batches)
-                    result = as_one(batches, check)
+                    result = as_one(batches)
                 if counters.step == 0:
                     check_gradients(distiller)
-                if clip is not None:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
-                scaler.step(optimizer)
-                scaler.update()
+                if taken := guard.allows(result, batches):
+                    if clip is not None:
+                        scaler.unscale_(optimizer)
+                        nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    if average is not None:
+                        average.update_parameters(distiller.student)
                 optimizer.zero_grad(set_to_none=True)
                 counters.step += 1
-                if average is not None:
-                    average.update_parameters(distiller.student)
-                meter.add(result, optimizer)
+                meter.add(result, optimizer, taken=taken)
                 if probe is not None:
                     probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
                 counters.batches += len(batches)
@@ -212,7 +217,7 @@ def fit(
                     continue  # where the processes talk anyway is often enough
                 signum = stopping.agreed(device)
                 if signum or (checkpoints is not None and checkpoints.is_due(counters.step)):
-                    check_finite(distiller)
+                    guard.check_state()
                     counters.seconds = time.perf_counter() - since
                     save({"begun": states_of_all(begun, device), "meter": meter.state()})
                 if signum:
@@ -220,7 +225,9 @@ def fit(
             train = meter.finish()
             if probe is not None and epoch + 1 == epochs:
                 probe.run(counters.step, float(epochs))
-            check_finite(distiller)
+            guard.check_state()
+            # A batch norm of the student's own has seen one process's images: all score, and keep, the first one's.
+            collectives.copy_from_first(buffer for module in kept.values() for buffer in module.buffers())
             last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
             counters.epoch, counters.batches = epoch + 1, 0
             counters.seconds = time.perf_counter() - since

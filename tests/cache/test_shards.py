@@ -64,7 +64,7 @@ def test_a_truncated_file_is_found_when_it_is_opened(tmp_path: Path, left: int) 
 
 
 def test_a_missing_and_a_foreign_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none is damaged \(.*No such file"):
+    with pytest.raises(UserError, match="none is gone"):
         open_shard(tmp_path / "none")
     from safetensors.torch import save_file
 

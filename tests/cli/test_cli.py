@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from limbeck.cli import COMMANDS, main
-from limbeck.errors import UserError
+from limbeck.errors import LostProcessError, UserError
 from limbeck.recipes import NAMED, Recipe, named
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -23,7 +23,7 @@ LINE = "limbeck: error: "
 
 FLAGS = {
     "distill": """
-        --recipe --out --resume --dry-run
+        --recipe --out --resume --resume-if-begun --dry-run
         --name --task --teacher --teacher-weights --teacher-epochs --fit-teacher --no-fit-teacher
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
@@ -34,20 +34,20 @@ FLAGS = {
         --projector-count --projector-rank --input-norm --student-norm --teacher-norm
         --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
-        --clip --accumulate --ema
+        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device --checkpoint-every
+        --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
     """,
     "train": """
-        --recipe --out --resume --dry-run --name --task --model --weights --pretrained --no-pretrained
+        --recipe --out --resume --resume-if-begun --dry-run --name --task --model --weights --pretrained --no-pretrained
         --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes
         --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
         --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
-        --clip --accumulate --ema
+        --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device --checkpoint-every
+        --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
     """,
     "watch": "--once",
     "evaluate": "--data",
@@ -90,8 +90,8 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     ("command", "more", "less"),
     [
         ("compare", {"--methods", "--seeds"}, {"--method"}),
-        ("doctor", set[str](), {"--out", "--resume", "--dry-run"}),
-        ("cache", {"--estimate", "--verify"}, {"--resume", "--dry-run"}),
+        ("doctor", set[str](), {"--out", "--resume", "--resume-if-begun", "--dry-run"}),
+        ("cache", {"--estimate", "--verify"}, {"--resume", "--resume-if-begun", "--dry-run"}),
     ],
 )
 def test_compare_doctor_and_cache_take_the_flags_of_distill(
@@ -144,7 +144,11 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
 
 FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
-    ("frobnicate", 'unknown command "frobnicate"; expected one of distill, train, compare, cache, report, watch'),
+    (
+        "frobnicate",
+        'unknown command "frobnicate"; expected one of distill, train, compare, cache, rerun, report',
+    ),
+    ("distill --recipe digits --trust-remote-code", "--trust-remote-code: there is no such flag, since code of a"),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),
     ("distill --epoch 3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
     ("distill --epoch=3", 'unknown flag "--epoch" (did you mean "--epochs"?)'),
@@ -245,15 +249,23 @@ class Parts:
 
     def __init__(self) -> None:
         self.runs: list[tuple[Recipe, Path, bool]] = []
+        self.if_begun: list[bool] = []
         self.reports: list[Path] = []
         self.findings = [Finding("ok", "shapes", "fit"), Finding("warning", "balance", "uneven", "use 0.5")]
         self.raises: BaseException | None = None
         self.log: list[dict[str, Any]] = [{"kind": "start"}]
 
     def run(
-        self, recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        resume: bool = False,
+        if_begun: bool = False,
+        said: set[str] | None = None,
     ) -> dict[str, Any]:
         self.runs.append((recipe, folder, resume))
+        self.if_begun.append(if_begun)
         if self.raises is not None:
             raise self.raises
         folder.mkdir(parents=True, exist_ok=True)
@@ -491,6 +503,26 @@ def test_a_stop_says_how_to_go_on(parts: Parts, capsys: pytest.CaptureFixture[st
     assert "limbeck train --resume here" in capsys.readouterr().err
     assert call("compare --recipe digits --out both") == 130
     assert "limbeck compare --resume both" in capsys.readouterr().err
+
+
+def test_the_loss_of_a_process_has_its_own_exit_code(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    parts.raises = LostProcessError("process 0 cannot go on: another one of the 2 has ended")
+    assert call("distill --recipe digits --out there") == 75
+    assert capsys.readouterr().err == f"{LINE}process 0 cannot go on: another one of the 2 has ended\n"
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("distill --recipe digits --out there --resume-if-begun") == 0
+    assert call("distill --recipe digits --out there --resume-if-begun --epochs 3") == 0
+    assert call("train --recipe digits --out here") == 0
+    assert parts.if_begun == [True, True, False]
+    assert not any(resume for _, _, resume in parts.runs)
+    assert parts.runs[1][0].epochs == 3  # the recipe is that of the flags, whatever the folder holds
+    assert call("distill --recipe digits --resume there --resume-if-begun") == 2
+    assert "--resume goes on with a run that is there, --resume-if-begun also begins it" in capsys.readouterr().err
+    assert call("compare --recipe digits --out both --methods alone kd --seeds 2 --resume-if-begun") == 0
+    assert call("compare --recipe digits --out both --methods alone kd --seeds 2 --resume-if-begun") == 0
+    assert call("compare --recipe digits --out both --methods alone kd --seeds 2") == 2
 
 
 def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:

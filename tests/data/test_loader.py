@@ -227,6 +227,24 @@ def test_bad_images(tmp_path: Path, memory: int | None):
     assert len(data.skipped) == 2
 
 
+def test_a_process_whose_share_cannot_be_read_stops_rather_than_skip_a_step(tmp_path: Path):
+    folder(tmp_path / "train", {"a": 2, "b": 2}, kind="jpg")
+    folder(tmp_path / "val", {"a": 1, "b": 1}, kind="jpg")
+    spoil(tmp_path / "train", "a/000.jpg", "a/001.jpg", "b/000.jpg")
+    data = opened(tmp_path, 0, augmentation="none", skip_bad_images=9)
+    shares = [data.train_loader(batch_size=4, seed=0).shard(rank, 4) for rank in range(4)]
+    outcomes: list[int | str] = []
+    for share in shares:
+        try:
+            outcomes.append(sum(len(batch.images) for batch in share))
+        except UserError as error:
+            outcomes.append(str(error))
+    assert outcomes.count(1) == 1
+    for rank, outcome in enumerate(outcomes):
+        assert outcome == 1 or f"of those that process {rank} has of batch 1" in str(outcome)
+    assert sum(len(batch.images) for batch in data.train_loader(batch_size=2, seed=0)) == 1  # alone it goes on
+
+
 def test_nothing_readable(tmp_path: Path):
     folder(tmp_path / "train", {"a": 1, "b": 1}, kind="jpg")
     folder(tmp_path / "val", {"a": 1, "b": 1})

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from data.images import folder, picture
+from limbeck import untrusted
 from limbeck.data import Data, DataSpec, arrays, open_data
 from limbeck.errors import UserError
 
@@ -224,6 +225,11 @@ def test_hub_set(tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch):
     assert target.tolist() == [0, 1, 0, 1]
     np.testing.assert_array_equal((images[1] * 255).round().numpy(), np.asarray(picture(1)).transpose(2, 0, 1))
     assert opened("hf/us/er:small", labels=False).classes == ()
+    monkeypatch.setattr(untrusted, "MOST_FILE", 100)
+    with pytest.raises(UserError, match=r"cannot read image .*: the file has 0 MiB, and images of at most 0 MiB"):
+        val_pixels(opened("hf/us/er:small"))
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {("us/er", "small"): splits}[name, config])
     del splits["train"]
     with pytest.raises(UserError, match='no split "train"'):
         opened("hf/us/er:small")

@@ -328,8 +328,25 @@ def test_a_hub_repository_without_safetensors_or_of_another_library(tmp_path: Pa
     assert build("hub/me/pickled", num_classes=3).weights == "random"
     with pytest.raises(WeightsUnavailable, match=r"no model.safetensors for hub/me/pickled: HF_HUB_OFFLINE is set"):
         build("hub/me/pickled", num_classes=3, pretrained=True)
-    with pytest.raises(UserError, match=r"not in timm's form|which timm does not have"):
+    with pytest.raises(UserError, match=r"hub/me/bert is a model of transformers \(bert\), not one in timm's form"):
         build("hub/me/bert", num_classes=3)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("more", [{}, CONFIG])
+def test_a_hub_repository_that_brings_code_is_refused_and_its_code_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, object]
+):
+    """Also where its config would do for timm: whoever wrote it meant the code."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    config = {**more, "model_type": "odd", "auto_map": {"AutoModelForImageClassification": "modeling_odd.Odd"}}
+    cache(tmp_path, "me/odd", {"config.json": config})
+    (snapshot,) = (tmp_path / "cache" / "models--me--odd" / "snapshots").iterdir()
+    (snapshot / "modeling_odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    for pretrained in (False, True):
+        with pytest.raises(UserError, match=r"hub/me/odd is built by code of its own \(auto_map .* is never run"):
+            build("hub/me/odd", num_classes=3, pretrained=pretrained)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.usefixtures("no_network")

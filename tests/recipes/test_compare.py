@@ -170,9 +170,11 @@ def test_another_recipe_or_a_foreign_folder_is_refused(tmp_path: Path, fake_run:
             compare(BASE, foreign, methods=["alone"], seeds=[0], resume=resume, say=str)
     assert fake_run == []
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
-    (folder / "comparison.json").write_text("{")
-    with pytest.raises(UserError, match=r"comparison\.json: cannot be read"):
-        compare(BASE, folder, methods=["alone"], seeds=[0], resume=True, say=str)
+    for damage in ("{", "[" * 100_000, "[1]", "3", '{"recipe": 3}', '{"recipe": {"epochs": "x"}}'):
+        (folder / "comparison.json").write_text(damage)
+        with pytest.raises(UserError) as raised:
+            compare(BASE, folder, methods=["alone"], seeds=[0], resume=True, say=str)
+        assert "\n" not in str(raised.value)
 
 
 def test_nothing_is_trained_when_a_method_does_not_fit(tmp_path: Path, fake_run: Runs) -> None:

@@ -1,6 +1,7 @@
 """Two processes do not write one run folder, and a killed one stands in nobody's way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from limbeck.errors import UserError
+from limbeck.recipes import lock
 from limbeck.recipes.lock import LOCK, only_run_in
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
@@ -37,6 +40,62 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
             assert "\n" not in str(raised.value)
     with only_run_in(tmp_path / "run", CPU):
         pass
+
+
+def test_one_that_may_wait_says_so_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    holder = FileLock(tmp_path / "run" / LOCK)
+    holder.acquire()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            holder.release()
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    told: list[str] = []
+    with only_run_in(tmp_path / "run", CPU, waiting=told.append):
+        assert len(slept) == 3
+    (line,) = told
+    assert line.startswith(f"another process is writing {tmp_path / 'run'}, and this one needs what comes of it")
+
+
+def test_one_that_may_wait_does_not_wait_for_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="cannot make or lock"), only_run_in(tmp_path / "run", CPU, waiting=print):
+        pass
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ended", "given up"])
+def test_two_runs_that_need_one_teacher_train_it_once(
+    small: Recipe,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    ends: bool,
+) -> None:
+    """The other run is planted: it holds the teacher's folder, and ends, or is given up and leaves nothing."""
+    (trained,) = (finished.parent / "teachers").iterdir()
+    teacher = tmp_path / "teachers" / trained.name
+    shutil.copytree(trained, teacher, ignore=shutil.ignore_patterns("summary.json"))
+    holder = FileLock(teacher / LOCK)
+    holder.acquire()
+
+    def sleep(_: float) -> None:
+        if ends:
+            shutil.copy(trained / "summary.json", teacher)
+        else:
+            shutil.rmtree(teacher)
+        holder.release()
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    before = (teacher / "student.safetensors").stat().st_mtime_ns
+    run(small.changed({"epochs": 1, "teacher_epochs": 2, "milestones": []}), tmp_path / "run")
+    assert capfd.readouterr().err.count(f"another process is writing {teacher}, and this one needs") == 1
+    assert ((teacher / "student.safetensors").stat().st_mtime_ns == before) == ends
+    assert (teacher / "summary.json").is_file()
 
 
 def test_a_run_in_a_held_folder_is_one_line_and_writes_nothing(small: Recipe, tmp_path: Path) -> None:

@@ -53,6 +53,28 @@ def test_a_run_is_probed_by_default_and_says_what_it_cost(finished: Path) -> Non
     assert cost["share"] > 0
 
 
+def test_a_run_says_what_its_teacher_cost(finished: Path) -> None:
+    """Against the sum of its records; of a run from a cache it is what reading took, which is no forward pass."""
+    summary = json.loads((finished / "summary.json").read_text())
+    spent = [record["teacher_seconds"] for record in of_kind(finished, "step")]
+    assert len(spent) == 2
+    assert summary["cost"]["teacher"] == "run"
+    assert summary["cost"]["teacher_seconds"] == pytest.approx(sum(spent), abs=1e-3)
+    assert 0 < summary["cost"]["teacher_share"] < 1
+    assert summary["cost"]["teacher_share"] == pytest.approx(sum(spent) / summary["seconds"], rel=0.02)
+    (teacher,) = (finished.parent / "teachers").iterdir()
+    assert json.loads((teacher / "summary.json").read_text())["cost"] is None  # it learned alone
+
+
+def test_a_run_from_a_cache_says_what_reading_it_cost(taught: Recipe, tmp_path: Path) -> None:
+    cost = runs.run(taught.changed({"cache_views": 1, "cache_precision": "exact"}), tmp_path / "cached")["cost"]
+    assert cost["teacher"] == "cache"
+    assert cost["teacher_seconds"] == pytest.approx(
+        sum(record["teacher_seconds"] for record in of_kind(tmp_path / "cached", "step")), abs=1e-3
+    )
+    assert 0 < cost["teacher_share"] < 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -128,7 +150,8 @@ def test_leaks_and_shifted_inputs_are_written_at_the_start(taught: Recipe, tmp_p
     assert data["leaked_examples"][0] == ["a/000.png", "a/000.png"]
     (inputs,) = of_kind(tmp_path / "run", "inputs")
     assert inputs["teacher"]["layer"] == "bn1"
-    assert inputs["teacher"].keys() == {"layer", "shift", "scale"}
+    assert inputs["teacher"].keys() == {"layer", "shift", "scale", "swapped"}
+    assert inputs["teacher"]["swapped"] == inputs["teacher"]["shift"]  # the digits are gray
     assert "student" not in inputs  # its weights are random
 
 
@@ -210,13 +233,14 @@ def test_settings(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"probe: {flag}" in capsys.readouterr().out.replace("'", "")
 
 
-def test_a_run_without_log_records_is_not_counted(finished: Path, tmp_path: Path) -> None:
-    from limbeck.recipes.summary import _probe_cost
+def test_a_run_without_log_records_is_not_counted(small: Recipe, finished: Path, tmp_path: Path) -> None:
+    from limbeck.recipes.summary import _costs
     from limbeck.runlog import RunLog
 
-    assert _probe_cost(RunLog(), 10.0) is None
-    assert _probe_cost(RunLog(tmp_path), 10.0) is None
+    nothing = {"probe": None, "cost": None}
+    assert _costs(small, RunLog(), 10.0) == nothing
+    assert _costs(small, RunLog(tmp_path), 10.0) == nothing
     shutil.copy(finished / "log.jsonl", tmp_path / "log.jsonl")
-    cost = _probe_cost(RunLog(tmp_path), 10.0)
-    assert cost is not None
-    assert cost["share"] == pytest.approx(cost["seconds"] / 10, abs=1e-4)
+    found = _costs(small, RunLog(tmp_path), 10.0)
+    assert found["probe"]["share"] == pytest.approx(found["probe"]["seconds"] / 10, abs=1e-4)
+    assert found["cost"]["teacher_share"] == pytest.approx(found["cost"]["teacher_seconds"] / 10, abs=1e-4)

@@ -67,6 +67,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "step", "milestones": [3, 2]}, "milestones: expected rising epochs below epochs (100), got 3 2"),
     ({"schedule": "step", "milestones": [3, 3]}, "milestones: expected rising epochs below epochs (100), got 3 3"),
     ({"schedule": "step", "milestones": [100]}, "milestones: expected rising epochs below epochs (100), got 100"),
+    ({"bad_number_limit": 3}, "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"),
+    ({"on_bad_numbers": "lower", "bad_number_limit": 0}, "bad_number_limit: expected"),
+    ({"on_bad_numbers": "ignore"}, "on_bad_numbers: expected"),
     ({"warmup_epochs": 100}, "warmup_epochs: expected less than epochs (100), got 100"),
 ]
 

@@ -194,6 +194,7 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
     "--seeds: expected a whole number of at least 1, got 0": ("alpha", "--seeds", "0"),
     "--seeds: expected 1 to 100": ("alpha", "--scale", "tiny", "--seeds", "101"),
     "--factors: expected one or more numbers above 0": ("alpha", "--scale", "tiny", "--factors", "0"),
+    "--teacher-weights: of which pair?": ("alpha", "--teacher-weights", "t.safetensors"),
     "expected a share": ("alpha", "--subset", "2"),
 }
 

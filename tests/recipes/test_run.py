@@ -67,6 +67,22 @@ def test_the_teacher_was_trained_first_kept_and_is_used_again(
     shutil.rmtree(again)
 
 
+def test_notes_on_data_and_machine_are_printed_once_though_a_teacher_is_trained_first(
+    small: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the two logs has them all; the terminal does not show them again."""
+    runs.run(small.changed({"epochs": 1, "train_limit": 100, "probe": "off"}), tmp_path / "run")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert sum(line.startswith("data digits: images are decoded once") for line in lines) == 1
+    assert sum(line.startswith("cpu: float32") for line in lines) == 1
+    assert sorted(set(lines)) == sorted(lines)
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    for folder in (tmp_path / "run", teacher):
+        notes = [record["text"] for record in records(folder) if record["kind"] == "note"]
+        assert any(note.startswith("data digits: images are decoded once") for note in notes)
+        assert any(note.startswith("cpu: float32") for note in notes)
+
+
 def test_a_finished_run_is_not_trained_again(small: Recipe, finished: Path) -> None:
     before = (finished / "student.safetensors").stat().st_mtime_ns
     assert runs.run(small, finished, resume=True) == json.loads((finished / "summary.json").read_text())

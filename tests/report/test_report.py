@@ -35,6 +35,37 @@ def test_page_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(page.all("svg")) == 8
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_teachers_share_stands_beside_the_time(tmp_path: Path, ended: bool):
+    """8 seconds of training, of which the teacher took 3: by the summary, or of a run that goes on by its steps."""
+    cost = {"cost": {"teacher": "run", "teacher_seconds": 3.0, "teacher_share": 0.375}}
+    run = make_run(tmp_path / "run", ended=ended)
+    if ended:
+        edit(run, cost)
+    with (run / "log.jsonl").open("a", encoding="utf-8") as log:
+        for step in (50, 60):
+            log.write(json.dumps({"kind": "step", "step": step, "teacher_seconds": 1.5}) + "\n")
+    _, page = read(write_report(run))
+    assert "training time 8.0 s of it the teacher's forward passes 3.0 s (38%)" in page.words
+
+
+def test_a_teacher_that_was_read_from_a_cache_is_named_so(tmp_path: Path):
+    run = make_run(tmp_path / "run", cache_views=2)
+    edit(run, {"cost": {"teacher": "cache", "teacher_seconds": 0.08, "teacher_share": 0.01}})
+    _, page = read(write_report(run))
+    assert "of it reading the teacher's outputs from the cache 0.1 s (1%)" in page.words
+
+
+def test_a_run_that_did_not_time_its_teacher_says_nothing_of_it(tmp_path: Path):
+    _, page = read(write_report(make_run(tmp_path / "run")))
+    assert "of it" not in page.words
+
+
+def edit(run: Path, more: dict) -> None:
+    path = run / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **more}), encoding="utf-8")
+
+
 def test_page_is_written_again(tmp_path: Path):
     run = make_run(tmp_path / "run")
     first = write_report(run).read_text(encoding="utf-8")

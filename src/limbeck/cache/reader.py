@@ -1,14 +1,17 @@
 """The training loader with the teacher's outputs from a cache."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple, final
 
+import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from limbeck.cache.pixels import sketch, tolerance
 from limbeck.cache.store import Cache, View
 from limbeck.data.loader import Batch, Loader
+from limbeck.distiller import Clock
 from limbeck.errors import UserError
 from limbeck.taps import Captured
 
@@ -39,12 +42,13 @@ class CachedLoader:
     Args:
         loader: The training loader, with as many `views` as the cache has, or fewer.
         cache: A filled cache.
+        clock: Times the reading of outputs and the comparison of pixels.
 
     Raises:
         UserError: If the loader does not say how many views it goes through, or the cache has fewer.
     """
 
-    def __init__(self, loader: Loader, cache: Cache) -> None:
+    def __init__(self, loader: Loader, cache: Cache, clock: Clock | None = None) -> None:
         views = loader.plan.views
         if views is None:
             raise UserError("a loader without `views` has new pixels in each epoch, which no cache can have")
@@ -52,6 +56,7 @@ class CachedLoader:
             raise UserError(f"the cache in {cache.folder} is not complete: {cache.path(lost[0]).name} is missing")
         self._loader = loader
         self._cache = cache
+        self._clock = clock if clock is not None else Clock()
         self._open: View | None = None  # one view at a time: the number of open files does not grow
 
     def __len__(self) -> int:
@@ -64,7 +69,7 @@ class CachedLoader:
 
     def shard(self, rank: int, world_size: int) -> "CachedLoader":
         """The loader of one process of many, which reads the outputs of its own slice."""
-        return CachedLoader(self._loader.shard(rank, world_size), self._cache)
+        return CachedLoader(self._loader.shard(rank, world_size), self._cache, self._clock)
 
     def __iter__(self) -> Iterator[TaughtBatch]:
         """One pass over the epoch."""
@@ -80,9 +85,13 @@ class CachedLoader:
             self._open = self._cache.view(self._loader.view)
         view = self._open
         for batch in self._loader.iterate(start):
-            rows = view.rows(batch.index)
-            check_pixels(batch, rows["pixels"], view.number, self._cache)
-            yield TaughtBatch(batch.images, batch.target, batch.index, self._cache.unpack(rows))
+            teacher = self._clock(torch.device("cpu"), functools.partial(self._read, view, batch))
+            yield TaughtBatch(batch.images, batch.target, batch.index, teacher)
+
+    def _read(self, view: View, batch: Batch) -> Captured:
+        rows = view.rows(batch.index)
+        check_pixels(batch, rows["pixels"], view.number, self._cache)
+        return self._cache.unpack(rows)
 
 
 def check_pixels(batch: Batch, stored: Float32[Tensor, " n"], view: int, cache: Cache) -> None:

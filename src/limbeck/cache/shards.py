@@ -61,6 +61,8 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], str]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_CHECKSUM, "")  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} is gone; start again, and what is missing of the cache is computed again") from None
     except Exception as error:  # safetensors raises its own type for every defect of a file
         raise damaged(path, str(error)) from error
 

@@ -1,5 +1,6 @@
 """A cache's folder: `cache.json`, which says what it is, and the shards of each view."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -114,7 +115,7 @@ def plan_cache(
         if changed := differences(card.identity, identity):
             raise UserError(f"{folder} holds another cache ({'; '.join(changed)}); choose another folder")
         return Cache(folder, card, contents)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(_is_left(path) for path in folder.iterdir())):
         raise UserError(f"{folder} is not empty and holds no cache; choose another folder")
     plan = loader.plan
     first = loader.changed(batch_size=plan.batch_size, seed=plan.seed)
@@ -152,7 +153,8 @@ class Cache:
     def begin(self) -> None:
         """Write `cache.json`, where there is none, by the first process."""
         if collectives.rank() == 0 and not (self.folder / CARD).is_file():
-            save_json({"format": FORMAT, **asdict(self.card)}, self.folder / CARD)
+            values = {"format": FORMAT, **asdict(self.card)}
+            save_json({**values, "checksum": _checksum(values)}, self.folder / CARD)
         collectives.barrier()
 
     def path(self, shard: Shard) -> Path:
@@ -176,7 +178,13 @@ class Cache:
         return sum(self._shard_bytes(shard.number) for shard in self.missing(views))
 
     def write(self, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard: what `contents` packed, with `index` and `pixels`."""
+        """Write a shard: what `contents` packed, with `index` and `pixels`.
+
+        Raises:
+            UserError: If it cannot be written, or if the folder was removed since `begin`.
+        """
+        if not (self.folder / CARD).is_file():
+            raise UserError(f"{self.folder} was removed while the cache was written; start again, and it is made again")
         write_shard(tensors, self.path(shard))
 
     def view(self, view: int) -> "View":
@@ -258,6 +266,8 @@ def _read(path: Path) -> Card:
         values = parse_json(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}, and this version reads {FORMAT}; delete its folder")
+        if values.pop("checksum", None) not in (None, _checksum(values)):  # None: of a version that wrote none
+            raise ValueError("its checksum differs")
         specs = {
             str(name): Spec(
                 tuple(int(side) for side in spec["shape"]),
@@ -279,6 +289,16 @@ def _read(path: Path) -> Card:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({error}); delete its folder, and the cache is made again") from error
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file is half a card, of a process that was killed while it wrote it."""
+    return path.name.startswith(f".{CARD}.") and path.name.endswith(".tmp")
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    # As it is read back, where tuples are lists.
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _layout(values: dict[str, Any]) -> Layout:

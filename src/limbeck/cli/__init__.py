@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from limbeck.errors import UserError, did_you_mean
+from limbeck.errors import LostProcessError, UserError, did_you_mean
 
 COMMANDS = {
     "distill": "train a student with a teacher, into a run folder",
     "train": "train a model alone: a teacher, or a baseline",
     "compare": "methods x seeds on one recipe: a table with intervals",
     "cache": "compute a teacher's outputs once, for runs to come",
+    "rerun": "make a finished run again, and say what came out the same",
     "report": "make a run's page again, or compare runs on one page",
     "watch": "show where a run stands that is going on elsewhere",
     "evaluate": "score a run's student",
@@ -24,6 +25,9 @@ COMMANDS = {
     "recipes": "list the named recipes, or print one",
 }
 """Command -> what it does; the modules of this package have the same names."""
+
+TRY_AGAIN = 75
+"""Exit code where another process of a run was lost; EX_TEMPFAIL of sysexits.h."""
 
 HELP = """usage: limbeck COMMAND [flags]
 
@@ -42,8 +46,9 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is success, 1 an error that ``doctor`` found, 2 a fault in the input (one line on stderr), 130 a stop by Ctrl-C,
-    143 one by SIGTERM behind a checkpoint. Every other exception is a bug of ours and leaves with its traceback.
+    0 is success, 1 an error that ``doctor`` found or a ``rerun`` that is not the same to the byte, 2 a fault in the
+    input (one line on stderr), 75 the loss of another process of the same run, 130 a stop by Ctrl-C, 143 one by SIGTERM
+    behind a checkpoint. Every other exception is a bug of ours and leaves with its traceback.
 
     Args:
         argv: The words behind ``limbeck``; those of the process by default.
@@ -53,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except UserError as error:
         return _fail(str(error))
+    except LostProcessError as error:
+        return _fail(str(error), TRY_AGAIN)
     except KeyboardInterrupt as stop:
         hint = f"; go on with: {stop}" if str(stop) else ""
         print(f"\nlimbeck: stopped{hint}", file=sys.stderr)
@@ -92,9 +99,9 @@ def _stopped_by(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     # One line; only weights that do not fit are followed by a table of what does not.
     # A name in somebody's file may hold what moves a terminal's cursor.
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message.strip())
     print(f"limbeck: error: {shown}", file=sys.stderr)
-    return 2
+    return code

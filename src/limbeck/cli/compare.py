@@ -91,7 +91,7 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
             folder,
             methods=options.methods,
             seeds=seeds,
-            resume=options.resume is not None,
+            resume=options.resume is not None or (options.resume_if_begun and (folder / RESULT_FILE).is_file()),
             command=command,
             say=say,
         )

@@ -21,4 +21,5 @@ def main(words: Sequence[str]) -> int:
     folder = run_folder(options, default_folder(recipe))
     if options.dry_run:
         return dry_run(recipe, folder)
-    return train_in(recipe, folder, resume=options.resume is not None, command="distill")
+    resume, if_begun = options.resume is not None, options.resume_if_begun
+    return train_in(recipe, folder, resume=resume, if_begun=if_begun, command="distill")

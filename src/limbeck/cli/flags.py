@@ -11,16 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
-from limbeck.errors import UserError, did_you_mean
+from limbeck.cli.words import diagnose, flattened, given_flags, with_bare_resume
+from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, recorded_recipe
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
-from limbeck.recipes.reading import expected, explain_value
 from limbeck.recipes.recipe import GROUPS, Recipe
 
 Parsed = TypeVar("Parsed")
@@ -42,6 +40,7 @@ METAVARS = {
     "workers": "INT",
     "clip": "FLOAT",
     "ema": "FLOAT",
+    "bad_number_limit": "INT",
     "milestones": "EPOCH ...",
     "cache_views": "INT",
     "cache_seed": "INT",
@@ -71,6 +70,11 @@ class RunFlags:
             help="Go on with the run in RUN (or in --out); its recipe must be the same, or is taken from it.",
         ),
     ] = None
+    resume_if_begun: Annotated[
+        bool,
+        tyro.conf.arg(help="Go on where --out holds this run, else begin it: for what starts a command again."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
     dry_run: Annotated[
         bool,
         tyro.conf.arg(help="Print the recipe, shapes, parameter counts and FLOPs; train nothing."),
@@ -102,13 +106,13 @@ def parse(kind: type[Parsed], words: Sequence[str], *, command: str, description
                 kind,
                 prog=f"limbeck {command}",
                 description=description,
-                args=_with_bare_resume(words),
+                args=with_bare_resume(words),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_diagnose(kind, words, command) or _flattened(said.getvalue())) from None
+        raise UserError(diagnose(kind, words, command) or flattened(said.getvalue())) from None
 
 
 def parse_recipe(
@@ -181,6 +185,8 @@ def default_folder(recipe: Recipe, *, last: str | None = None) -> Path:
 
 def run_folder(options: RunFlags, default: Path) -> Path:
     """The folder that the flags name, or the default one."""
+    if options.resume is not None and options.resume_if_begun:
+        raise UserError("--resume goes on with a run that is there, --resume-if-begun also begins it: give one")
     if options.resume and options.out is not None and Path(options.resume) != Path(options.out):
         raise UserError(f"--resume {options.resume} and --out {options.out}: give one, a run goes on where it is")
     return Path(options.resume or options.out or default)
@@ -188,7 +194,7 @@ def run_folder(options: RunFlags, default: Path) -> Path:
 
 def _base(words: Sequence[str]) -> Recipe | None:
     """The recipe that the flags go on top of: that of --recipe, else that of the run to resume."""
-    given = _given(words)
+    given = given_flags(words)
     if chosen := given.get("recipe"):
         file = Path(chosen[0])
         is_name = chosen[0] in NAMED or (file.suffix not in (".yaml", ".yml") and file.name == chosen[0])
@@ -204,7 +210,7 @@ def _base(words: Sequence[str]) -> Recipe | None:
 
 def resumed_folder(words: Sequence[str]) -> Path | None:
     """The folder that a command line names to go on with, before it is parsed; None where it names none."""
-    given = _given(words)
+    given = given_flags(words)
     if "resume" not in given:
         return None
     place = (given["resume"] or given.get("out") or [""])[0]
@@ -233,106 +239,3 @@ def _annotation(name: str) -> Any:
     field = Recipe.model_fields[name]
     kind = field.annotation if not field.is_required() else cast(Any, field.annotation) | None
     return Annotated[cast(Any, kind), field, tyro.conf.arg(help=field.description, metavar=METAVARS.get(name))]
-
-
-def _given(words: Sequence[str]) -> dict[str, list[str]]:
-    """Flag -> the words behind it, up to the next flag; underscores and hyphens are the same."""
-    given: dict[str, list[str]] = {}
-    current: list[str] = given.setdefault("", [])
-    for word in words:
-        if _is_flag(word):
-            name, equals, value = word.lstrip("-").partition("=")
-            current = given[name.replace("-", "_")] = [value] if equals else []
-        else:
-            current.append(word)
-    return given
-
-
-def _is_flag(word: str) -> bool:
-    return bool(re.match(r"^--?[A-Za-z]", word))
-
-
-def _with_bare_resume(words: Sequence[str]) -> list[str]:
-    """``--resume`` without a run means the one in --out: an empty value, since tyro wants one."""
-    result: list[str] = []
-    for index, word in enumerate(words):
-        result.append(word)
-        if word == "--resume" and (index + 1 == len(words) or _is_flag(words[index + 1])):
-            result.append("")
-    return result
-
-
-def _known(kind: type[Any]) -> dict[str, FieldInfo]:
-    """Every flag of a dataclass of flags and of its parts, with its type."""
-    known: dict[str, FieldInfo] = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        if dataclasses.is_dataclass(hint):
-            known |= _known(cast(type[Any], hint))
-            continue
-        known[name] = FieldInfo.from_annotation(hint)
-    return known
-
-
-def _diagnose(kind: type[Any], words: Sequence[str], command: str) -> str | None:
-    """Say in one line why tyro refused a command line."""
-    known = _known(kind)
-    positional = [name for name, hint in get_type_hints(kind, include_extras=True).items() if _is_positional(hint)]
-    flags = {name: info for name, info in known.items() if name not in positional}
-    spellings = [*flags, *(f"no_{name}" for name, info in flags.items() if info.annotation is bool)]
-    given = _given(words)
-    for word in (word for word in words if _is_flag(word)):
-        name = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if name not in spellings:
-            near = did_you_mean(f"--{name}".replace("_", "-"), [f"--{each}".replace("_", "-") for each in spellings])
-            return f'unknown flag "{word.partition("=")[0]}"{near or f"; `limbeck {command} --help` lists the flags"}'
-    loose = list(given.pop(""))
-    for name, values in given.items():
-        taken = _taken(name, flags)
-        if (problem := _diagnose_flag(name, values[:taken], flags)) is not None:
-            return problem
-        loose += values[taken:]
-    if len(loose) > len(positional):
-        return f'unexpected "{loose[len(positional)]}"; a flag begins with --, and takes one value'
-    missing = positional[len(loose) :]
-    return f"{missing[0].upper()}: missing; `limbeck {command} --help` says what it is" if missing else None
-
-
-def _taken(name: str, flags: Mapping[str, FieldInfo]) -> int:
-    """How many of the words behind a flag are its values."""
-    field = flags.get(name)
-    if field is None or field.annotation is bool:
-        return 0
-    return 1_000_000 if get_origin(field.annotation) is tuple else 1
-
-
-def _diagnose_flag(name: str, values: Sequence[str], flags: Mapping[str, FieldInfo]) -> str | None:
-    field = flags.get(name)
-    if field is None or field.annotation is bool:
-        return None
-    shown = "--" + name.replace("_", "-")
-    many = get_origin(field.annotation) is tuple
-    if not values and not many and name != "resume":
-        return f"{shown}: its value is missing; expected {expected(field)}"
-    one = FieldInfo(annotation=get_args(field.annotation)[0]) if many else field
-    for value in values:
-        if value == "None" and type(None) in get_args(one.annotation):
-            continue
-        try:
-            adapter: TypeAdapter[Any] = TypeAdapter(_annotated(one))
-            adapter.validate_python(value)
-        except ValidationError:
-            return f"{shown}: {explain_value(value, one)}"
-    return None
-
-
-def _annotated(field: FieldInfo) -> Any:
-    return Annotated[cast(Any, field.annotation), Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
-
-
-def _is_positional(hint: Any) -> bool:
-    return get_origin(hint) is Annotated and any(part is tyro.conf.Positional for part in get_args(hint)[1:])
-
-
-def _flattened(box: str) -> str:
-    """The text of one of tyro's boxes as one line, for what the diagnosis does not know."""
-    return " ".join(re.sub(r"[\u2500-\u257f]+", " ", box).split())

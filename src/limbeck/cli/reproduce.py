@@ -24,8 +24,8 @@ Given again, it goes on where it was stopped. Given in several terminals, or on 
 that share the folder, the runs are divided among them."""
 
 SETTINGS = (
-    "data", "val", "size", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views", "workers", "precision",
-    "device",
+    "data", "val", "size", "teacher_weights", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views",
+    "workers", "precision", "device",
 )  # fmt: skip
 """Settings of the recipe that are flags here."""
 
@@ -67,6 +67,9 @@ class Flags:
     ] = None
     val: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
     size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Side of the images in pixels.")] = None
+    teacher_weights: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE|RUN", help="The teacher's weights, where one pair is chosen.")
+    ] = None
     subset: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help="Share of each class's images.")] = None
     epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Epochs of a student.")] = None
     teacher_epochs: Annotated[
@@ -103,6 +106,8 @@ def main(words: Sequence[str]) -> int:
         seeds=range(flags.seeds),
         factors=flags.factors,
     )
+    if flags.teacher_weights and len(plan.pairs) > 1:
+        raise UserError(f"--teacher-weights: of which pair? choose one with --pairs: {', '.join(plan.pairs)}")
     if flags.dry_run:
         return _say_cost(plan)
     folder = Path(flags.out or Path("runs") / f"table-{flags.table}-{flags.scale}")

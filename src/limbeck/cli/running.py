@@ -32,17 +32,20 @@ def dry_run(recipe: Recipe, folder: Path) -> int:
     return 0
 
 
-def train_in(recipe: Recipe, folder: Path, *, resume: bool, command: str) -> int:
+def train_in(recipe: Recipe, folder: Path, *, resume: bool, if_begun: bool, command: str) -> int:
     """Train in a folder, and say where everything is.
 
     Raises:
         KeyboardInterrupt: The user stopped it; carries the command that goes on.
+        LostProcessError: One of several processes is gone or silent; carries the same command.
     """
+    from limbeck.collectives import losses_explained
     from limbeck.recipes.run import run
 
     say(f"run folder: {folder}")
     try:
-        summary = run(recipe, folder, resume=resume)
+        with losses_explained(f"go on with: limbeck {command} --resume {folder}"):
+            summary = run(recipe, folder, resume=resume, if_begun=if_begun)
     except KeyboardInterrupt as stop:
         stop.args = (f"limbeck {command} --resume {folder}",)
         raise

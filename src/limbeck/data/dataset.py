@@ -113,6 +113,7 @@ class Data:
         self._parts = {"train": train, "val": val}
         self._frames = {"train": self._train_frame(), "val": self._eval_frame()}
         self._memories: dict[str, Memory] = {}
+        self._contents: dict[str, str] = {}
         self._skips = Skips(spec.skip_bad_images)
         needed = sum(3 * self._frames[which].side ** 2 * len(part) for which, part in self._parts.items())
         self.in_memory = needed <= memory
@@ -136,6 +137,18 @@ class Data:
         """Class number of every training image, as a batch's ``index`` counts them; None without labels."""
         labels = self._counted("train").labels
         return None if labels is None else torch.from_numpy(labels)
+
+    def content(self) -> str | None:
+        """A digest of the bytes of all images, which are read for it; None where pixels are not kept in memory.
+
+        It sees what the fingerprint does not: an image that was replaced by one of the same length.
+        """
+        if not self.in_memory:
+            return None
+        for which in self._parts:
+            if len(self._parts[which]):
+                self._memory(which)
+        return "-".join(self._contents[which][:16] for which in self._parts if which in self._contents)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -241,7 +254,7 @@ class Data:
     def _memory(self, which: str) -> Memory:
         if which not in self._memories:
             frame = self._frames[which]
-            part, pixels, notes = kept.pixels(
+            found = kept.pixels(
                 self._parts[which],
                 frame,
                 channels_last=frame.side > self.size,  # random crops are then cut and resized at twice the speed
@@ -250,11 +263,12 @@ class Data:
                 what=f"{self.name}, {which}",
                 folder=sources.pixels_folder(),
             )
-            self.notes = (*self.notes, *(f"{which}: {note}" for note in notes))
-            if not len(part):
+            self.notes = (*self.notes, *(f"{which}: {note}" for note in found.notes))
+            if not len(found.part):
                 raise UserError(f'no image of the {which} part of "{self._spec.source}" can be read')
-            self._parts[which] = part
-            self._memories[which] = Memory(pixels, self.size)
+            self._parts[which] = found.part
+            self._contents[which] = found.content
+            self._memories[which] = Memory(found.pixels, self.size)
         return self._memories[which]
 
     def _disk(self, which: str) -> Disk:

@@ -286,11 +286,8 @@ class _Samples(Dataset[_Sample]):
 def _collate(samples: list[_Sample]) -> _Decoded:
     good = [(i, pixels) for i, pixels, _ in samples if not isinstance(pixels, str)]
     bad = [(name, pixels) for _, pixels, name in samples if isinstance(pixels, str)]
-    images = (
-        torch.from_numpy(np.stack([pixels for _, pixels in good]))
-        if good
-        else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    )
+    squares = [pixels for _, pixels in good]
+    images = torch.from_numpy(np.stack(squares)) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return _Decoded(images, torch.tensor([i for i, _ in good], dtype=torch.int64), bad)
 
 

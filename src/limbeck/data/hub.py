@@ -8,7 +8,7 @@ import numpy as np
 from limbeck.data.folders import VAL_NAMES
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.untrusted import read_image_file
+from limbeck.untrusted import check_image_size, read_image_file
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -21,9 +21,10 @@ class HubReader:
     column: str
 
     def __call__(self, row: int) -> bytes:
-        """The bytes of one image."""
+        """The bytes of one image, of a limited size as in a folder."""
         image = self.rows[row][self.column]
         if image["bytes"] is not None:
+            check_image_size(len(image["bytes"]))
             return image["bytes"]
         return read_image_file(image["path"])
 

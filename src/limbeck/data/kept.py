@@ -47,11 +47,13 @@ class Kept(NamedTuple):
         part: Without the images that cannot be read.
         pixels: Of the others.
         notes: Where they are from, for the log.
+        content: A digest of the bytes of all images as they are stored.
     """
 
     part: Part
     pixels: UInt8[Tensor, "k 3 t t"]
     notes: tuple[str, ...]
+    content: str
 
 
 def pixels(
@@ -77,7 +79,7 @@ def pixels(
     needed = 3 * frame.side**2 * len(part)
     if folder is None or needed < WORTH or isinstance(part.reader, ArrayReader):
         decoded = decode_all(part, frame, channels_last=channels_last, workers=workers, skips=skips, what=what)
-        return Kept(_without(part, decoded.bad), decoded.pixels, ())
+        return Kept(_without(part, decoded.bad), decoded.pixels, (), decoded.content)
     sketch = _sketch(part, frame, channels_last)
     notes: list[str] = []
     if any(_list(folder, f"{sketch}-*.safetensors")):
@@ -93,11 +95,11 @@ def pixels(
                 for row, why in found.bad.items():
                     skips.add(part.names[row], why)
                 notes.append(f"decoded pixels of an earlier run: {path}")
-                return Kept(_without(part, found.bad), found.pixels, tuple(notes))
+                return Kept(_without(part, found.bad), found.pixels, tuple(notes), found.content)
     decoded = decode_all(part, frame, channels_last=channels_last, workers=workers, skips=skips, what=what)
     path = folder / f"{sketch}-{decoded.content}.safetensors"
     mapped, note = _keep(decoded, path, channels_last=channels_last, workers=workers)
-    return Kept(_without(part, decoded.bad), mapped, (*notes, note))
+    return Kept(_without(part, decoded.bad), mapped, (*notes, note), decoded.content)
 
 
 class _DamagedError(Exception):

@@ -228,6 +228,11 @@ class Loader:
         for (step, _), (images, index) in zip(slices, fetched, strict=True):
             if len(index):  # every image of the batch may have been unreadable
                 yield self._finish(images, index, view, step)
+            elif augment_ is not None and self._world_size > 1:  # the others would wait for this process
+                raise UserError(
+                    f"no image can be read of those that process {self._rank} has of batch {step + 1}; "
+                    "several processes need one each: remove the unreadable ones"
+                )
 
     def _renewed(self) -> Memory | Disk:
         return self._source.renew() if isinstance(self._source, Disk) else self._source

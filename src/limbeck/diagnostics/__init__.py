@@ -21,45 +21,52 @@ d_t``: ``layer.weight.T``.
 
 :class:`Probe` computes them from time to time while a distiller trains, and changes nothing of the training.
 
+The names are loaded when they are first used, since they need PyTorch and :mod:`limbeck.diagnostics.verdict`, which
+makes verdicts of a log, does not.
+
 The formulas, what each rewards and ignores, and the tests of them are in ``docs/maths.md``.
 """
 
-from limbeck.diagnostics.balance import Balance, gradient_balance
-from limbeck.diagnostics.dynamics import discrete_step, gradient_flow, momentum_step, pull
-from limbeck.diagnostics.equivariance import block_equivariance, translation_error
-from limbeck.diagnostics.fit import expected_calibration_error, mean_confidence, top1_agreement
-from limbeck.diagnostics.fixed_points import (
-    Distance,
-    FixedPointDistances,
-    fixed_point,
-    fixed_point_distances,
-    relative_distance,
-)
-from limbeck.diagnostics.jacobians import local_jacobians, local_spectrum
-from limbeck.diagnostics.memory import agreement, initial_share, memory_lengths, memory_shares
-from limbeck.diagnostics.probe import Probe
-from limbeck.diagnostics.relations import cross_relation, self_relation
-from limbeck.diagnostics.scale import column_norm_step, equilibrium_column_norms
-from limbeck.diagnostics.similarity import (
-    channel_correlations,
-    cka,
-    correlation_matrix,
-    dead_channels,
-    gradient_shares,
-    input_output_correlation,
-    off_diagonal_energy,
-)
-from limbeck.diagnostics.spectrum import (
-    column_normalized,
-    condition,
-    effective_rank,
-    participation_ratio,
-    share_below,
-    share_small,
-    singular_values,
-    stable_rank,
-)
-from limbeck.diagnostics.statistics import NormShift, confidence_under, first_norm_shift
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.diagnostics.balance import Balance, gradient_balance
+    from limbeck.diagnostics.dynamics import discrete_step, gradient_flow, momentum_step, pull
+    from limbeck.diagnostics.equivariance import block_equivariance, translation_error
+    from limbeck.diagnostics.fit import expected_calibration_error, mean_confidence, top1_agreement
+    from limbeck.diagnostics.fixed_points import (
+        Distance,
+        FixedPointDistances,
+        fixed_point,
+        fixed_point_distances,
+        relative_distance,
+    )
+    from limbeck.diagnostics.jacobians import local_jacobians, local_spectrum
+    from limbeck.diagnostics.memory import agreement, initial_share, memory_lengths, memory_shares
+    from limbeck.diagnostics.probe import Probe
+    from limbeck.diagnostics.relations import cross_relation, self_relation
+    from limbeck.diagnostics.scale import column_norm_step, equilibrium_column_norms
+    from limbeck.diagnostics.similarity import (
+        channel_correlations,
+        cka,
+        correlation_matrix,
+        dead_channels,
+        gradient_shares,
+        input_output_correlation,
+        off_diagonal_energy,
+    )
+    from limbeck.diagnostics.spectrum import (
+        column_normalized,
+        condition,
+        effective_rank,
+        participation_ratio,
+        share_below,
+        share_small,
+        singular_values,
+        stable_rank,
+    )
+    from limbeck.diagnostics.statistics import NormShift, confidence_under, first_norm_shift
 
 __all__ = [
     "Balance",
@@ -108,3 +115,65 @@ __all__ = [
     "top1_agreement",
     "translation_error",
 ]
+
+_HOMES = {
+    "Balance": "balance",
+    "Distance": "fixed_points",
+    "FixedPointDistances": "fixed_points",
+    "NormShift": "statistics",
+    "Probe": "probe",
+    "agreement": "memory",
+    "block_equivariance": "equivariance",
+    "channel_correlations": "similarity",
+    "cka": "similarity",
+    "column_norm_step": "scale",
+    "column_normalized": "spectrum",
+    "condition": "spectrum",
+    "confidence_under": "statistics",
+    "correlation_matrix": "similarity",
+    "cross_relation": "relations",
+    "dead_channels": "similarity",
+    "discrete_step": "dynamics",
+    "effective_rank": "spectrum",
+    "equilibrium_column_norms": "scale",
+    "expected_calibration_error": "fit",
+    "first_norm_shift": "statistics",
+    "fixed_point": "fixed_points",
+    "fixed_point_distances": "fixed_points",
+    "gradient_balance": "balance",
+    "gradient_flow": "dynamics",
+    "gradient_shares": "similarity",
+    "initial_share": "memory",
+    "input_output_correlation": "similarity",
+    "local_jacobians": "jacobians",
+    "local_spectrum": "jacobians",
+    "mean_confidence": "fit",
+    "memory_lengths": "memory",
+    "memory_shares": "memory",
+    "momentum_step": "dynamics",
+    "off_diagonal_energy": "similarity",
+    "participation_ratio": "spectrum",
+    "pull": "dynamics",
+    "relative_distance": "fixed_points",
+    "self_relation": "relations",
+    "share_below": "spectrum",
+    "share_small": "spectrum",
+    "singular_values": "spectrum",
+    "stable_rank": "spectrum",
+    "top1_agreement": "fit",
+    "translation_error": "equivariance",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limbeck.diagnostics' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"limbeck.diagnostics.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 
 from limbeck.diagnostics.evidence import Evidence, Verdict, percent
-from limbeck.records import mapping, number
+from limbeck.records import Record, mapping, number
 
-# Each threshold with what was seen on both its sides, by benchmarks/faults.py (docs/results.md).
+# Each threshold with what was seen on both its sides, by benchmarks/faults.py and, at the first batch norm, by
+# benchmarks/input_faults.py (docs/results.md). Healthy images of one class alone are further off than mixed ones.
 LEAK = 0.005  # share of images
 VARYING = 1e-3  # relative difference of outputs: faults 0.4 and more; healthy 1e-7
-SHIFT = 0.75  # in deviations of the first batch norm: fault 88; healthy 0.003 to 0.15
-SCALE = 1.5  # of the deviation there: faults 2.2 and 255; healthy 0.93 to 1.00
+SHIFT = 0.75  # in deviations: faults 1.2 and more; healthy 0.003 to 0.20, of one class to 0.89
+SCALE = 1.5  # of the deviation: faults 0.25 to 0.58 and 2.2 to 255; healthy 0.85 to 1.04, of one class 0.67 and more
+SWAPPED = 1.5  # shift over that with red and blue exchanged: fault 1.58 and more; healthy to 0.61, of one class to 1.8
+COLORED = 0.2  # shift above which that is looked at: fault 0.27 and more
 CONFIDENCE = 0.15  # gain of mean confidence under other input statistics, where there is no batch norm
 
 
@@ -98,6 +101,7 @@ def wrong_input_statistics(run: Evidence) -> Iterator[Verdict]:
     shift, scale = number(layer, "shift"), number(layer, "scale")
     off = (shift is not None and shift > SHIFT) or (scale is not None and scale > 0 and not 1 / SCALE <= scale <= SCALE)
     if not off:
+        yield from _swapped_colors(layer)
         return
     parts = [f"the mean is {shift:.1f} deviations off"] if shift is not None else []
     parts += [f"the deviation is {scale:.2g} times as large"] if scale is not None else []
@@ -107,4 +111,20 @@ def wrong_input_statistics(run: Evidence) -> Iterator[Verdict]:
         f"At its first batch norm ({layer.get('layer', '?')}), compared with its training, {' and '.join(parts)}.",
         _STATISTICS_MEAN,
         _STATISTICS_REMEDY,
+    )
+
+
+def _swapped_colors(layer: Record) -> Iterator[Verdict]:
+    shift, swapped = number(layer, "shift"), number(layer, "swapped")
+    if shift is None or swapped is None or shift <= max(COLORED, SWAPPED * swapped):
+        return
+    yield Verdict(
+        "wrong-input-statistics",
+        "The teacher knows these images with red and blue exchanged",
+        f"At its first batch norm ({layer.get('layer', '?')}) the mean is {shift:.2f} deviations off, and "
+        f"{swapped:.2f} with red and blue exchanged.",
+        "Its weights were trained on images in the order BGR, as OpenCV and Caffe read them, or these images are all "
+        "of one kind; its outputs are worse than it could give.",
+        "Exchange the first and the last input channel of its first convolution, or take weights that were trained on "
+        "RGB.",
     )

@@ -59,12 +59,14 @@ class StepResult:
         parts: Every part, unweighted and detached, so that runs with different weights can be compared.
         output: The student's output.
         readings: Further measurements of the terms, ``"term/name"``, free of batch size and width.
+        rows: Rows of the batch that all processes share, where there are several; still on the device.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     output: Tensor
     readings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    rows: Tensor | None = None
 
 
 class Pull(NamedTuple):

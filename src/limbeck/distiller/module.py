@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import collectives
+from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
 from limbeck.errors import UserError, did_you_mean
@@ -28,6 +29,9 @@ class Distiller(nn.Module):
         task: What a batch, a loss and a metric are, for instance :class:`limbeck.tasks.Classification`.
         terms: Name to term; the names appear in logs and in ``weights``.
         weights: Name to weight for the terms and for ``"task"``; 1.0 where a name is missing.
+
+    Attributes:
+        clock: How long the teacher has taken in training steps, or the reading of what it computed before.
 
     Raises:
         UserError: If a weight names no term, a term is called "task", a tap does not exist, terms lack a teacher, or
@@ -83,6 +87,7 @@ class Distiller(nn.Module):
         self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
         self._calls: dict[str, Callable[[Captured, Captured], Tensor]] = {}
         self.progress = 0.0
+        self.clock = Clock()
 
     def compile_parts(self, batch: Any) -> None:
         """From now on run student, teacher and terms compiled by ``torch.compile``, each by itself.
@@ -110,7 +115,8 @@ class Distiller(nn.Module):
                 self._calls[name] = torch.compile(call, options=COMPILE_OPTIONS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_calls": {}}  # compiled code belongs to these terms, not to a copy's
+        # Compiled code belongs to these terms, and the seconds to this distiller's steps, not to a copy's.
+        return {**super().__getstate__(), "_calls": {}, "clock": Clock()}
 
     def forward(self, batch: Any, pull: Pull | None = None) -> StepResult:
         """One step on one batch.
@@ -132,14 +138,19 @@ class Distiller(nn.Module):
         """The loss of what student and teacher computed, from the terms and from a task loss, if there is one.
 
         Students that learn from one teacher side by side can so share its forward pass, if the teacher was tapped
-        wherever their terms say.
+        wherever their terms say. Of several processes the task loss, a mean over rows, is weighted by each one's rows,
+        which may be none, so that the mean of the processes is that of the global batch, as it is for the terms.
 
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
         parts: dict[str, Tensor] = {}
+        rows = None
         if task_loss is not None:
-            parts[TASK] = task_loss
+            count = len(student.output)
+            # A mean over no rows is no number; the sum over none is 0, and reaches every parameter, as DDP wants it.
+            task_loss = task_loss if count or collectives.world_size() == 1 else student.output.sum()
+            parts[TASK], rows = collectives.share_of_mean(task_loss, count, student.output.device)
         readings: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             assert teacher is not None
@@ -150,7 +161,7 @@ class Distiller(nn.Module):
         weights = self.current_weights()
         wide = {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in parts.items()}
         loss = torch.stack([weights[name] * part for name, part in wide.items()]).sum()
-        return StepResult(loss, {name: part.detach() for name, part in parts.items()}, student.output, readings)
+        return StepResult(loss, {name: part.detach() for name, part in parts.items()}, student.output, readings, rows)
 
     def capture(self, batch: Any) -> tuple[Captured, Captured | None]:
         """What student and teacher compute on a batch, the teacher without gradient, or before, where it brings that.
@@ -184,8 +195,10 @@ class Distiller(nn.Module):
                 raise UserError("the teacher was released, and this batch does not bring what it computed")
             return None
         self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
+        taps = self._teacher_taps
         with torch.no_grad():
-            return self._teacher_taps(self.task.teacher_input(batch))
+            images = self.task.teacher_input(batch)
+            return self.clock(images.device, lambda: taps(images)) if self.training else taps(images)
 
     def release_teacher(self) -> None:
         """Let go of the teacher, once all that it computes is in a cache: it moves to no device with the distiller."""

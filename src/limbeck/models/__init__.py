@@ -2,6 +2,16 @@
 
 from limbeck.models.build import build, own_classes
 from limbeck.models.spec import InputSpec, InputTransform, Model, Normalization
+from limbeck.models.synchronized import synchronized
 from limbeck.models.weights import WeightsUnavailable
 
-__all__ = ["InputSpec", "InputTransform", "Model", "Normalization", "WeightsUnavailable", "build", "own_classes"]
+__all__ = [
+    "InputSpec",
+    "InputTransform",
+    "Model",
+    "Normalization",
+    "WeightsUnavailable",
+    "build",
+    "own_classes",
+    "synchronized",
+]

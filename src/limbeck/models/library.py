@@ -20,6 +20,7 @@ from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size,
 from limbeck.models.probe import last_classifier, name_of, run_once
 from limbeck.models.spec import INTERPOLATIONS, InputSpec
 from limbeck.models.weights import WeightsUnavailable
+from limbeck.untrusted import read_object
 
 SAFETENSORS = "model.safetensors"
 IMAGENET_CLASSES = 1000
@@ -64,7 +65,7 @@ def from_hub(repository: str, *, num_classes: int, size: int | None, pretrained:
     name = f"hub/{repository}"
     if repository.count("/") != 1:
         raise UserError(f'"{name}" is no repository of the hub: hub/OWNER/NAME is wanted')
-    _fetch(repository, "config.json", name)
+    _refuse_code(Path(_fetch(repository, "config.json", name)), name)
     try:
         settings, architecture, _ = load_model_config_from_hf(repository)
     except Exception as error:  # a config of another library: the keys that timm asks for are absent
@@ -73,6 +74,16 @@ def from_hub(repository: str, *, num_classes: int, size: int | None, pretrained:
         raise UserError(f'{name} names the architecture "{architecture}", which timm does not have')
     overlay = {"file": _fetch(repository, SAFETENSORS, name)} if pretrained else {}
     return _create(f"hf-hub:{repository}", name, settings, overlay, num_classes, size, pretrained)
+
+
+def _refuse_code(config: Path, name: str) -> None:
+    """Refuse a repository whose model is code that it brings along, and one whose model is one of transformers."""
+    found = read_object(config)
+    own = "name a function of yours that loads it, as module:function"
+    if "auto_map" in found:
+        raise UserError(f"{name} is built by code of its own (auto_map in its config.json), which is never run; {own}")
+    if "architecture" not in found and "model_type" in found:
+        raise UserError(f"{name} is a model of transformers ({found['model_type']}), not one in timm's form; {own}")
 
 
 def from_torchvision(name: str, *, num_classes: int, size: int | None, pretrained: bool) -> Built:

@@ -3,20 +3,21 @@
 Words choose code here and in `limbeck.recipes.choices`, and nowhere below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck import models, pooling
+from limbeck import collectives, models, pooling
 from limbeck.checkpoint import load_weights
 from limbeck.data import Data, open_data
 from limbeck.data.detection import DetectionData
 from limbeck.data.spec import DataSpec
 from limbeck.distiller import Distiller, evaluating
 from limbeck.errors import UserError
+from limbeck.guard import Skip
 from limbeck.models import InputTransform, Model
 from limbeck.models.detectors import build_detector
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
@@ -30,6 +31,8 @@ from limbeck.terms import FeatureTerm, Term
 from limbeck.untrusted import read_object
 
 _MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
+SKIPPED = 10  # steps, see limbeck.guard.Skip
+LOWERED = 0.5  # of the learning rate; what a GradScaler does to its scale
 CARD = "student.json"  # in a run folder: how to build the student and feed it
 
 
@@ -128,7 +131,7 @@ def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model
     """The student, seeded, with random weights, the hub's, or those of ``student_weights``."""
     assert recipe.student is not None
     torch.manual_seed(recipe.seed)
-    return build_model(
+    student = build_model(
         recipe,
         recipe.student,
         num_classes=student_classes(recipe, data, teacher),
@@ -138,6 +141,9 @@ def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model
         allow_new_head=True,
         frozen_norms=recipe.frozen_norms,
     )
+    if recipe.sync_batch_norm and collectives.world_size() > 1:  # one process has the global batch
+        student = replace(student, module=models.synchronized(student.module))
+    return student
 
 
 def build_parts(recipe: Recipe, data: AnyData, teacher: Model | None) -> Parts:
@@ -256,6 +262,14 @@ def build_rate(recipe: Recipe) -> Rate:
             return step_decay(recipe.milestones, gamma=recipe.gamma, warmup=recipe.warmup_epochs)
         case "constant":
             return step_decay((), warmup=recipe.warmup_epochs)
+
+
+def build_skip(recipe: Recipe) -> Skip | None:
+    """What happens at a step whose numbers are not finite."""
+    if recipe.on_bad_numbers == "stop":
+        return None
+    limit = recipe.bad_number_limit if recipe.bad_number_limit is not None else SKIPPED
+    return Skip(limit, factor=LOWERED if recipe.on_bad_numbers == "lower" else 1.0)
 
 
 def is_run(folder: Path) -> bool:

@@ -114,7 +114,7 @@ def cached_loader(recipe: Recipe, parts: Parts, folder: Path, device: torch.devi
     planned = plan_recipe_cache(recipe, parts, folder, device)
     fill_planned(recipe, planned, say)
     say(check_planned(planned))
-    return CachedLoader(planned.loader, planned.cache)
+    return CachedLoader(planned.loader, planned.cache, parts.distiller.clock)
 
 
 def fill_planned(recipe: Recipe, planned: Planned, say: Say) -> None:

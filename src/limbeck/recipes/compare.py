@@ -4,7 +4,6 @@ Every method sees the same seeds, so methods are compared in pairs, seed by seed
 to both of them cancels. With few seeds the normal distribution flatters; the intervals are Student's.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
 from limbeck.recipes.recipe import TEACHER_SETTINGS, Method, Recipe
-from limbeck.records import is_share
+from limbeck.records import is_share, mapping
+from limbeck.untrusted import read_object
 
 BASELINE = "alone"
 RESULT_FILE = "comparison.json"
@@ -119,15 +119,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged.
     """
-    try:
-        return dict(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder / RESULT_FILE}: cannot be read ({error})") from None
+    return read_object(folder / RESULT_FILE)
 
 
 def recorded_recipe(folder: Path) -> Recipe:
     """The recipe that the runs of a comparison share."""
-    return Recipe(**read_record(folder).get("recipe", {}))
+    return Recipe(**mapping(read_record(folder), "recipe"))
 
 
 def _teacher(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """One run folder is written by one run at a time."""
 
 import contextlib
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from limbeck.errors import UserError
 
 LOCK = ".lock"
 _HELD = "another process is writing"
+AGAIN = 1.0  # seconds between two tries of a run that waits
 
 
 class HeldError(UserError):
@@ -19,7 +21,9 @@ class HeldError(UserError):
 
 
 @contextlib.contextmanager
-def only_run_in(folder: Path, device: torch.device) -> Generator[None, None, None]:
+def only_run_in(
+    folder: Path, device: torch.device, *, waiting: Callable[[str], None] | None = None
+) -> Generator[None, None, None]:
     """Hold a folder, which is made where it is missing.
 
     Of the processes of one run the first one holds it for all. The lock is one of the operating system's, which ends
@@ -28,14 +32,22 @@ def only_run_in(folder: Path, device: torch.device) -> Generator[None, None, Non
     Args:
         folder: The run folder.
         device: One that the processes can talk through.
+        waiting: Is told once, in one line, that another run holds it, which is then waited for. None: that is an error.
 
     Raises:
-        UserError: If another run holds it, or if it cannot be made or locked.
+        UserError: If another run holds it and is not waited for, or if it cannot be made or locked.
     """
     lock = FileLock(folder / LOCK)
-    problem = _take(lock, folder) if collectives.rank() == 0 else ""
-    if problem := collectives.from_first(problem, device):
-        raise HeldError(problem) if problem.startswith(_HELD) else UserError(problem)
+    said = False
+    while problem := collectives.from_first(_take(lock, folder) if collectives.rank() == 0 else "", device):
+        if problem != _HELD:
+            raise UserError(problem)
+        if waiting is None:
+            raise HeldError(f"{_HELD} {folder}; wait until it has ended, or stop it")
+        if not said:
+            waiting(f"{_HELD} {folder}, and this one needs what comes of it: waiting until it has ended")
+        said = True
+        time.sleep(AGAIN)  # all processes: one that waited in a collective for hours would be given up
     try:
         yield
     finally:
@@ -61,7 +73,7 @@ def _take(lock: FileLock, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        return f"{_HELD} {folder}; wait until it has ended, or stop it"
+        return _HELD
     except OSError as error:
         return f"cannot make or lock {folder}: {error.strerror or error}"
     return ""

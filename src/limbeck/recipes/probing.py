@@ -17,6 +17,7 @@ from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD
 from limbeck.recipes.build import Parts
 from limbeck.recipes.recipe import Recipe
 from limbeck.runlog import RunLog
+from limbeck.untrusted import records_of
 
 BLOCKS = 4  # of a vision transformer, at even depths, the last one included
 
@@ -77,28 +78,45 @@ def vit_blocks(student: Model) -> tuple[str, ...]:
 
 
 def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.device) -> None:
-    """Write what was found of duplicate images and of how images reach the models; only the first process looks."""
+    """Write what was found of duplicate images and of how images reach the models; only the first process looks.
+
+    A run that goes on has it already, unless it was killed before its start.
+    """
     if recipe.probe == "off" or collectives.rank() > 0 or not isinstance(parts.data, Data):
         return
-    found = parts.data.duplicates()
+    there = _kinds(log)
+    if "start" in there or "inputs" in there:
+        return
+    found = parts.data.duplicates() if "data" not in there else None
     if found is not None:
         log.write("data", **asdict(found))
     images = held_back_batch(parts.data, recipe.probe_images).images.to(device)
     record = {}
     if parts.teacher is not None:
-        record["teacher"] = _inputs(parts.teacher, images)
+        record["teacher"] = input_record(parts.teacher, images)
     if parts.student.weights != "random":
-        record["student"] = _inputs(parts.student, images)
+        record["student"] = input_record(parts.student, images)
     record = {side: values for side, values in record.items() if values}
     if record:
         log.write("inputs", **record)
 
 
-def _inputs(model: Model, images: Tensor) -> dict[str, object]:
-    """The shift at the first batch norm; of a model without one its confidence under several normalizations."""
+def _kinds(log: RunLog) -> set[str]:
+    if log.path is None or not log.path.is_file():
+        return set()
+    return {str(record.get("kind")) for _, record in records_of(log.path.read_text(encoding="utf-8", errors="replace"))}
+
+
+def input_record(model: Model, images: Tensor) -> dict[str, object]:
+    """How images reach a model: the shift at its first batch norm, and that with red and blue exchanged.
+
+    Of a model without a batch norm, its confidence under several normalizations.
+    """
     shift = first_norm_shift(model.module, _transform(model)(images))
-    if shift is not None:
-        return {"layer": shift.layer, "shift": float(f"{shift.shift:.6g}"), "scale": float(f"{shift.scale:.6g}")}
+    swapped = first_norm_shift(model.module, _transform(model)(images.flip(1)))
+    if shift is not None and swapped is not None:
+        numbers = {"shift": shift.shift, "scale": shift.scale, "swapped": swapped.shift}
+        return {"layer": shift.layer, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
     if model.num_classes == 0 or model.new_head:
         return {}
     others = {

@@ -264,8 +264,19 @@ class Recipe(BaseModel):
     accumulate: Count = Field(
         default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
     )
+    sync_batch_norm: bool = Field(
+        default=False, description="Several processes: the student's own batch norms see the global batch."
+    )
     ema: Open | None = Field(
         default=None, description="Decay of the moving average of the student's weights; None: none."
+    )
+
+    on_bad_numbers: Literal["stop", "skip", "lower"] = Field(
+        default="stop",
+        description="At a step whose loss or gradient is not finite: stop, skip it, or skip it and halve the rate.",
+    )
+    bad_number_limit: Count | None = Field(
+        default=None, description="Steps that skip and lower may leave out, one more stops the run; None: 10. Chosen."
     )
 
     cache_views: Count | None = Field(
@@ -316,6 +327,9 @@ class Recipe(BaseModel):
     )
     checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
+    )
+    process_timeout: Count = Field(
+        default=1800, description="Seconds after which one of several processes gives up waiting for another (torch)."
     )
 
     if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide
@@ -489,6 +503,8 @@ def _check_data(recipe: Recipe) -> str | None:
 
 def _check_schedule(recipe: Recipe) -> str | None:
     marks = recipe.milestones
+    if recipe.bad_number_limit is not None and recipe.on_bad_numbers == "stop":
+        return "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"
     if recipe.schedule == "step" and not marks:
         return "milestones: schedule step needs the epochs of its steps, for example 30 60 90"
     if recipe.schedule != "step" and marks:

@@ -23,6 +23,7 @@ from limbeck.recipes.build import (
     build_optimizer,
     build_parts,
     build_rate,
+    build_skip,
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
@@ -30,19 +31,29 @@ from limbeck.recipes.lock import LOCK, only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
+from limbeck.recipes.processes import meet
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
-from limbeck.recipes.summary import Summary, device_name, parameter_counts, summarize, versions
+from limbeck.recipes.summary import Summary, device_name, origins_of, parameter_counts, summarize, versions
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.train import fit
 from limbeck.untrusted import read_object
 
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
+CHANGEABLE = ("loggers", "process_timeout", "on_bad_numbers", "bad_number_limit")  # when a run is resumed
 
 
-def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> Summary:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    if_begun: bool = False,
+    said: set[str] | None = None,
+    shared: bool = False,
+) -> Summary:
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
@@ -54,7 +65,10 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
         folder: An empty or new folder, or with ``resume`` one that holds this recipe's unfinished run.
         resume: Go on from the last checkpoint.
+        if_begun: Do so where the folder holds a run, else begin it.
         said: Notes that were printed for other runs and need not be printed again.
+        shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
+            run that is training it is waited for.
 
     Returns:
         The summary.
@@ -64,32 +78,41 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | 
             another process is writing.
     """
     require_loggers(recipe.loggers)
-    # Before anything else: it sets up the process group, when a launcher started several processes.
-    # Without a GPU it has to be told "cpu", or it does not see them.
-    state = PartialState(cpu=recipe.device == "cpu" or not torch.accelerator.is_available())
-    _claim(recipe, folder, resume)
-    if resume and is_run(folder):
+    # Before anything else: what follows asks which process this is.
+    here = meet(on_cpu=recipe.device == "cpu", timeout=recipe.process_timeout)
+    if if_begun:  # as the first process sees it: it may have begun the run before another has looked
+        resume = collectives.from_first("begun" if (folder / "recipe.yaml").is_file() else "", here) == "begun"
+    if not shared:
+        _claim(recipe, folder, resume)
+    said = said if said is not None else set()
+    waiting = RunLog(said=said).note if shared else None
+    if (resume or shared) and is_run(folder):
         return read_object(folder / "summary.json", "metric", "last", "best")
-    with only_run_in(folder, torch.device(state.device or "cpu")):
-        recipe = _claim(recipe, folder, resume)  # again: until now another process may have taken it
+    with only_run_in(folder, here, waiting=waiting):
+        # Again: until now another process may have taken it, or come to its end.
+        recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
+        if shared and is_run(folder):
+            return read_object(folder / "summary.json", "metric", "last", "best")
         return _run(recipe, folder, said)
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
-    if began_here and collectives.rank() == 0:
-        save_text(recipe.to_yaml(), folder / "recipe.yaml")
+    if collectives.rank() == 0:
+        for half in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):  # of a killed run: nobody else writes here
+            half.unlink(missing_ok=True)
+        if began_here:
+            save_text(recipe.to_yaml(), folder / "recipe.yaml")
     threads = torch.get_num_threads()
     with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored, explaining():
         restored.callback(torch.set_num_threads, threads)
         device = device_of(recipe)
         try:
-            parts, checked, recipe = prepare(recipe, folder, log, device)
+            parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
-            if began_here:
-                record_checks(recipe, parts, log, device)
+            record_checks(recipe, parts, log, device)
             probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
             disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
@@ -101,6 +124,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
+        origins = origins_of(parts)
         log.write(
             "start",
             recipe=recipe.name,
@@ -108,6 +132,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             counts=parameter_counts(parts),
             versions=versions(),
             device=device_name(device),
+            origins=origins,
         )
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
@@ -123,21 +148,22 @@ def _run(recipe: Recipe, folder: Path, said: set[str] | None) -> Summary:
             clip=recipe.clip,
             accumulate=recipe.accumulate,
             ema_decay=recipe.ema,
+            on_bad_numbers=build_skip(recipe),
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
             probe=probe,
             cpu=device.type == "cpu",
         )
-        summary = summarize(parts, checked, result, log, device)
+        summary = summarize(parts, checked, result, log, device, origins)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
             if (samples := disagreements.of(result.student)) is not None:
                 save_json(samples, folder / SAMPLES)
-            save_json(summary, folder / "summary.json")
             log.write("end", summary=summary)
+            save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()
     return summary
 
@@ -155,15 +181,17 @@ def _train_loader(
     return loader
 
 
-def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> tuple[Parts, Preflight, Recipe]:
-    """Data, teacher, student, the checks, and the settings of this machine."""
+def prepare(
+    recipe: Recipe, folder: Path, log: RunLog, device: torch.device, said: set[str] | None = None
+) -> tuple[Parts, Preflight, Recipe]:
+    """Data, teacher, student, checks, and the settings of this machine; what was said is not said for the teacher."""
     data = build_data(recipe)
     log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
-    said = data.notes
-    for note in said:
+    opened = data.notes
+    for note in opened:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
-    teacher = build_teacher(recipe, data, folder, train_teacher, log.note)
+    teacher = build_teacher(recipe, data, folder, lambda own, at: train_teacher(own, at, said=said), log.note)
     parts = build_parts(recipe, data, teacher)
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
@@ -171,7 +199,7 @@ def prepare(recipe: Recipe, folder: Path, log: RunLog, device: torch.device) -> 
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
-    for note in data.notes[len(said) :]:
+    for note in data.notes[len(opened) :]:
         log.note(f"data {data.name}: {note}")
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
@@ -195,9 +223,9 @@ def _steps(parts: Parts) -> int:
     return len(parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed))
 
 
-def train_teacher(recipe: Recipe, folder: Path) -> None:
-    """Train a teacher in a folder, or go on where its training was stopped."""
-    run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+def train_teacher(recipe: Recipe, folder: Path, *, said: set[str] | None = None) -> None:
+    """Train a teacher in a folder, go on where its training was stopped, or wait for a run that trains it."""
+    run(recipe, folder, said=said, shared=True)
 
 
 def _report(findings: list[Finding], log: RunLog) -> None:
@@ -220,7 +248,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         # What the first start settled for this machine stays settled.
         settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.changed({"loggers": recipe.loggers}).difference(recipe)  # others may listen to the rest
+        changes = kept.changed({name: getattr(recipe, name) for name in CHANGEABLE}).difference(recipe)
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:
@@ -230,7 +258,7 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
         raise UserError(f"{folder} is a file; --out must be a folder")
     if resume:
         raise UserError(f"no run to resume in {folder}")
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if folder.is_dir() and not all(path.name == LOCK or _is_left(path) for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --out")
     return recipe
 
@@ -238,11 +266,17 @@ def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
 def _give_up(folder: Path) -> None:
     """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
     if collectives.rank() == 0:
-        for name in ("recipe.yaml", "log.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
-            (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            for name in ("log.jsonl", "recipe.yaml"):  # without the second one the folder is nobody's
+                (folder / name).unlink(missing_ok=True)
+            if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file is half of one, of a run that was killed while it wrote it."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def save_student_card(folder: Path, recipe: Recipe, student: Model, data: AnyData) -> None:

@@ -29,6 +29,7 @@ from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.hardware import Settings
 from limbeck.recipes.recipe import Recipe
+from limbeck.untrusted import parse_json
 
 FILE = "settings.json"
 WAIT = 300.0  # seconds for another process to finish measuring
@@ -128,7 +129,7 @@ def _key(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: t
     """Hash of all that the timing depends on."""
     shapes = tree_map(lambda x: [list(x.shape), str(x.dtype)] if isinstance(x, Tensor) else None, batch)
     words = {
-        "device": _name(device),
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "models": re.sub(r"0x[0-9a-f]+", "", repr(distiller)),  # a function's address says nothing
@@ -140,7 +141,8 @@ def _key(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: t
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
-def _name(device: torch.device) -> str:
+def name_of(device: torch.device) -> str:
+    """The device's own name; that of a CPU with its model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and CPUINFO.is_file():
@@ -172,7 +174,7 @@ def _recall(lines: list[str]) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         return {key: _checked(entry) for key, entry in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         lines.append(f"{path} cannot be read and is made anew ({type(error).__name__})")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import torch
 from torch import nn
 
 import limbeck
+from limbeck import collectives
+from limbeck.cache import digest_of
 from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
-from limbeck.records import headline, number
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.settings import name_of
+from limbeck.records import Record, headline, number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
 from limbeck.untrusted import records_of
@@ -23,8 +28,10 @@ from limbeck.untrusted import records_of
 Summary = dict[str, Any]
 
 
-def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, device: torch.device) -> Summary:
-    """The figures of a finished run, and what is needed to trust them."""
+def summarize(
+    parts: Parts, checked: Preflight, result: FitResult, log: RunLog, device: torch.device, origins: Summary
+) -> Summary:
+    """The figures of a finished run, and what is needed to trust them and to make it again."""
     recipe, data, counters = parts.recipe, parts.data, result.counters
     return {
         "recipe": recipe.name,
@@ -37,7 +44,8 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
         "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
         "seconds": round(counters.seconds, 3),
         "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
-        "probe": _probe_cost(log, counters.seconds),
+        "skipped_steps": counters.skipped,
+        **_costs(recipe, log, counters.seconds),
         "peak_memory_mib": peak_memory(device),
         "parameters": parameter_counts(parts),
         "data": {
@@ -45,24 +53,38 @@ def summarize(parts: Parts, checked: Preflight, result: FitResult, log: RunLog, 
             "train": data.train_count,
             "val": data.val_count,
             "fingerprint": data.fingerprint,
+            "content": data.content(),
         },
         "versions": versions(),
         "commit": commit(),
         "device": device_name(device),
+        "machine": machine(),
+        "origins": origins,
     }
 
 
-def _probe_cost(log: RunLog, seconds: float) -> dict[str, float] | None:
-    """How often the run was probed and what that took, over all its starts; None where it was not."""
-    if log.path is None or not log.path.is_file():
-        return None
+def _costs(recipe: Recipe, log: RunLog, seconds: float) -> dict[str, Any]:
+    """What the probe and the teacher took of the run, over all its starts; None where there was none."""
     # A line that was damaged must not cost the run its end.
-    records = records_of(log.path.read_text(encoding="utf-8", errors="replace"))
-    found = [number(record, "seconds") for _, record in records if record.get("kind") == "probe"]
-    spent = [seconds for seconds in found if seconds is not None]
-    if not spent:
+    text = log.path.read_text(encoding="utf-8", errors="replace") if log.path is not None and log.path.is_file() else ""
+    records = [record for _, record in records_of(text)]
+    probe = _spent(records, "probe", "seconds", seconds)
+    teacher = _spent(records, "step", "teacher_seconds", seconds)
+    if teacher is None:
+        return {"probe": probe, "cost": None}
+    origin = {"teacher": "run" if recipe.cache_views is None else "cache"}
+    return {
+        "probe": probe,
+        "cost": origin | {"teacher_seconds": teacher["seconds"], "teacher_share": teacher["share"]},
+    }
+
+
+def _spent(records: Sequence[Record], kind: str, name: str, seconds: float) -> dict[str, float] | None:
+    """How many records of a kind have a time, what these add up to, and their share of the run's; None without any."""
+    found = [value for record in records if record.get("kind") == kind and (value := number(record, name)) is not None]
+    if not found:
         return None
-    return {"count": len(spent), "seconds": round(sum(spent), 3), "share": round(sum(spent) / max(seconds, 1e-9), 5)}
+    return {"count": len(found), "seconds": round(sum(found), 3), "share": round(sum(found) / max(seconds, 1e-9), 5)}
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -81,9 +103,31 @@ def parameter_counts(parts: Parts) -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Of what a run depends on."""
-    packages = ("torch", "torchvision", "timm", "accelerate")
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
     found = {name: metadata.version(name) for name in packages}
-    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found}
+    cuda = {"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}
+    return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found, **cuda}
+
+
+def machine() -> dict[str, Any]:
+    """What of the machine decides bytes and speed, besides the device."""
+    return {
+        "processor": name_of(torch.device("cpu")),
+        "system": f"{platform.system()} {platform.release()}",
+        "threads": torch.get_num_threads(),
+        "processes": collectives.world_size(),
+    }
+
+
+def origins_of(parts: Parts) -> dict[str, Any]:
+    """Where the weights of both models come from when training begins, with digests of all their bytes."""
+    found: dict[str, Any] = {"student": {"weights": parts.student.weights, "digest": digest_of(parts.student.module)}}
+    if parts.teacher is not None:
+        trained = parts.teacher.weights.startswith("run:") and parts.recipe.teacher_weights is None
+        trained = trained or parts.recipe.fit_teacher
+        digest = digest_of(parts.teacher.module)
+        found["teacher"] = {"weights": parts.teacher.weights, "digest": digest, "trained_first": trained}
+    return found
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -108,9 +152,15 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that Limbeck runs from; None for an installed package."""
-    here = Path(__file__).parent
+    """Commit of the checkout that Limbeck runs from, and whether code was changed; None for an installed package."""
+    here = Path(__file__).parents[1]
     if shutil.which("git") is None:
         return None
-    got = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return got.stdout.strip() or None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False).stdout
+
+    if not git("ls-files", "--", "__init__.py"):  # installed into a folder of somebody else's checkout
+        return None
+    found = git("rev-parse", "HEAD").strip()
+    return (f"{found} and changes" if git("status", "--porcelain", "--", ".").strip() else found) or None

@@ -1,6 +1,7 @@
 """From a view to one HTML file: no network, everything that comes from a run escaped, one known script or none."""
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from limbeck.errors import UserError
 from limbeck.report.chart import Chart
 
 REPORT_FILE = "report.html"
@@ -47,6 +49,9 @@ def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bo
 
     Returns:
         ``path``.
+
+    Raises:
+        UserError: If it cannot be written.
     """
     environment = _environment()
     script = _source("slider.js") if slides else ""
@@ -55,8 +60,13 @@ def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bo
         policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
     text = environment.get_template(template).render(**view, policy=policy, script=Markup(script))
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")  # a carriage return would change the script's hash
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")  # a carriage return would change the script's hash
+        os.replace(unfinished, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 

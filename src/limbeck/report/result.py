@@ -169,8 +169,12 @@ def cost(record: RunRecord) -> list[tuple[str, str]]:
     seconds = run_seconds(record)
     if seconds is not None:
         found.append(("training time", words.duration(seconds)))
+    if (taught := _teacher_cost(record, seconds)) is not None:
+        found.append(taught)
     if (probe := _probe_cost(record, seconds)) is not None:
         found.append(("of it the probe", probe))
+    if skipped := number(record.summary, "skipped_steps"):
+        found.append(("steps left out", f"{skipped:,.0f}, whose numbers were not finite"))
     if (memory := number(record.summary, "peak_memory_mib")) is not None:
         found.append(("most memory", f"{memory:,.0f} MiB"))
     if (speed := number(record.summary, "images_per_second")) is not None:
@@ -198,6 +202,21 @@ def run_seconds(record: RunRecord) -> float | None:
     """Training time of a run, finished or not."""
     seconds = number(record.summary, "seconds")
     return seconds if seconds is not None or not record.epochs else number(record.epochs[-1], "seconds")
+
+
+def _teacher_cost(record: RunRecord, seconds: float | None) -> tuple[str, str] | None:
+    """What the teacher took of the training, or the reading of what it computed before; its name and its time."""
+    cost = mapping(record.summary, "cost")
+    spent = number(cost, "teacher_seconds")
+    if spent is None:
+        found = [value for step in record.steps if (value := number(step, "teacher_seconds")) is not None]
+        spent = math.fsum(found) if found else None
+    if spent is None:
+        return None
+    is_cached = cost.get("teacher") == "cache" or record.recipe.get("cache_views") is not None
+    share = f" ({100 * spent / seconds:.2g}%)" if seconds else ""
+    name = "of it reading the teacher's outputs from the cache" if is_cached else "of it the teacher's forward passes"
+    return name, f"{words.duration(spent)}{share}"
 
 
 def _probe_cost(record: RunRecord, seconds: float | None) -> str | None:

@@ -3,8 +3,9 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from limbeck.diagnostics.verdict import Verdict, verdicts
 from limbeck.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
@@ -21,9 +22,6 @@ from limbeck.report.result import cost, epoch_table, figures, headline, setting,
 from limbeck.report.samples import Sample, samples
 from limbeck.report.slider import MOST_FRAMES
 from limbeck.report.spectrum import spectrum_charts
-
-if TYPE_CHECKING:
-    from limbeck.diagnostics.verdict import Verdict
 
 FINDING_ORDER = ("error", "warning", "note", "ok")
 
@@ -70,7 +68,6 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "epochs": epoch_table(record, metric),
         "samples": shown,
         "cost": cost(record),
-        "teacher_share": _teacher_share(record, run),
         "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
         "notes": record.notes,
@@ -148,12 +145,8 @@ def _projectors(probes: Sequence[Record], names: Sequence[str]) -> str:
     return "; ".join(found) + "." if found else ""
 
 
-def _verdicts(record: RunRecord) -> "list[tuple[Verdict, str]]":
+def _verdicts(record: RunRecord) -> list[tuple[Verdict, str]]:
     """The verdicts, each with the id of its figure: names of terms are free, those of figures are not."""
-    from limbeck.diagnostics.verdict import (
-        verdicts,  # the package imports torch, which a page of no probe can do without
-    )
-
     return [(verdict, figure_id(verdict.figure)) for verdict in verdicts(record.log)] if record.log else []
 
 
@@ -174,13 +167,6 @@ def _thinned(record: RunRecord) -> str:
     return f"{text[:1].upper()}{text[1:]}; log.jsonl has everything." if text else ""
 
 
-def _teacher_share(record: RunRecord, run: Path) -> str:
-    """How to find out what of the time the teacher took: a run does not measure it, since that would cost time."""
-    if record.recipe.get("teacher") is None:
-        return ""
-    return f"limbeck benchmark --recipe {shlex.quote(shown_path(run) + '/recipe.yaml')}"
-
-
 def _commands(record: RunRecord, run: Path) -> list[tuple[str, str]]:
     if not record.recipe:
         return []
@@ -188,7 +174,7 @@ def _commands(record: RunRecord, run: Path) -> list[tuple[str, str]]:
     place = shown_path(run)
     again = f"{command} --recipe {shlex.quote(place + '/recipe.yaml')} --out NEW_FOLDER"
     if record.finished:
-        return [("The same run again", again)]
+        return [("The same run again, and what differs", f"limbeck rerun {shlex.quote(place)}"), ("Its recipe", again)]
     return [("Go on with it", f"{command} --resume {shlex.quote(place)}"), ("Start it anew", again)]
 
 

@@ -43,11 +43,12 @@ def to_common_size(
 
 
 def global_mean(value: Float[Tensor, "*shape"], count: int) -> Float[Tensor, "*shape"]:
-    """The mean over the elements of all processes, from each one's mean and count of its own; differentiable."""
+    """The mean over the elements of all processes, from each one's mean and count, also 0; differentiable."""
     if collectives.world_size() == 1:
         return value
     everything = collectives.sum_across(torch.full_like(value, float(count), requires_grad=False))
-    return collectives.all_sum(value * count) / everything
+    finite = value if count else torch.nan_to_num(value)  # a mean over no rows
+    return collectives.all_sum(finite * count) / everything
 
 
 @final

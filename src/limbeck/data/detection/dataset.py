@@ -111,6 +111,10 @@ class DetectionData:
         """Unreadable images met so far, each with the reason."""
         return tuple(f"{name}: {why}" for name, why in self._skips.found.items())
 
+    def content(self) -> str | None:
+        """None: the files are decoded anew in each pass, and their bytes are not digested."""
+        return None
+
     def part(self, which: Literal["train", "val"]) -> BoxIndex:
         """The images and boxes of a part."""
         return self._parts[which]

@@ -1,0 +1,307 @@
+"""Steps whose numbers are not finite: found before they are taken, told, and left out where that is asked for."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck import collectives
+from limbeck.bad_batch import Finding, broken_parameters, images_of, listed, numbers_of, retrace, save
+from limbeck.checkpoint import Counters
+from limbeck.distiller import Distiller, StepResult
+from limbeck.errors import UserError
+from limbeck.optim import named
+from limbeck.runlog import RunLog
+
+ADVICE = "the last checkpoint is from before it. Lower the learning rate, or try float32"
+SMALLEST_SCALE = 1.0  # of the loss in float16; below it the gradient overflows that is not scaled up at all
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Leave out steps whose loss or gradient is not finite, instead of stopping at the first one.
+
+    Args:
+        limit: Steps that a run may leave out; one more stops it. Chosen: one image that is broken costs a step an
+            epoch, and is then named ten times; where it is more, the run is at fault and not a batch.
+        factor: On the learning rate, from each step that is left out on. 0.5 is what a ``GradScaler`` does to its
+            scale.
+
+    Raises:
+        UserError: If the limit is below 1, or the factor not above 0 and at most 1.
+    """
+
+    limit: int = 10
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or not 0 < self.factor <= 1:
+            raise UserError(
+                f"Skip: limit is {self.limit} and factor {self.factor}; expected at least 1, and above 0 up to 1"
+            )
+
+
+class _Seen(NamedTuple):
+    """A step that has been taken and not been looked at, still on the device."""
+
+    step: int
+    names: list[str]
+    values: Tensor  # the losses, the gradient's norm, and 1 for an input and for an output that are finite
+    images: list[Tensor]
+
+
+class _Told(NamedTuple):
+    """What all processes are told: the fault, where it was written down, and which images the batch had."""
+
+    text: str
+    where: str
+    images: list[int]
+
+
+@final
+class Guard:
+    """Looks at loss and gradient of every step of a training, between its backward pass and the optimizer.
+
+    On a CPU, and wherever steps may be left out, that is done before the step is taken: one number is read, and all
+    processes agree on it. Elsewhere nothing is read before :meth:`read`, so that no step waits for the device; what is
+    then found has been taken, and ends the training before a checkpoint has it.
+
+    In float16 the gradient is the affair of the ``GradScaler``, to which one that overflows is no fault.
+
+    A step that is left out leaves no trace but the random numbers that it drew and its place in the epoch: parameters,
+    optimizer and average have not changed, and buffers (running statistics, memory banks) are put back.
+
+    Args:
+        distiller: Student, teacher, task and terms.
+        kept: What checkpoints keep besides the optimizer, by name.
+        optimizer: Of the training.
+        skip: Which steps may be left out; None: the first one ends the training.
+        log: Is told of each.
+        counters: Of the run; steps that are left out are counted here.
+        device: Where the losses are.
+        autocast: Makes the context of a forward pass.
+        scaler: Scales the loss.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        kept: Mapping[str, nn.Module],
+        optimizer: Optimizer,
+        skip: Skip | None,
+        log: RunLog,
+        counters: Counters,
+        device: torch.device,
+        *,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self._distiller = distiller
+        self._kept = kept
+        self._optimizer = optimizer
+        self._masks = set(_broken(kept, optimizer))  # buffers with infinities from the beginning
+        self._skip = skip
+        self._log = log
+        self._counters = counters
+        self._device = device
+        self._autocast = autocast
+        self._scaler = scaler
+        self._parameters = list(distiller.trainable_parameters().values())
+        self._memory = _Memory(distiller) if skip is not None else None
+        self._reads_at_once = device.type == "cpu" or skip is not None
+        self._pending: list[_Seen] = []
+
+    @property
+    def factor(self) -> float:
+        """On the learning rate, for all that has been left out so far."""
+        return self._skip.factor**self._counters.skipped if self._skip is not None else 1.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        if self._memory is not None:
+            self._memory.keep()
+
+    def allows(self, result: StepResult, batches: Sequence[Any]) -> bool:
+        """Whether the step may be taken; the same on every process.
+
+        Args:
+            result: What it gave, behind the backward pass.
+            batches: Of the step.
+
+        Raises:
+            UserError: If it may not, and no step may be left out (any more).
+        """
+        norm = self._gradient_norm()
+        loss = result.loss.detach()
+        if not self._reads_at_once:
+            self._pending.append(_seen(self._counters.step + 1, result, norm, self._distiller, batches))
+            return True
+        is_bad = not math.isfinite(float(loss + norm))
+        if not self._highest(int(is_bad)):
+            return True
+        self._leave_out(result, batches, float(norm), is_bad)
+        return False
+
+    def read(self) -> None:
+        """Look at the steps that were taken without that.
+
+        Raises:
+            UserError: If numbers of one are not finite, or the scale of the loss has collapsed.
+        """
+        if self._scaler.is_enabled() and self._scaler.get_scale() < SMALLEST_SCALE:
+            raise UserError(
+                f"the gradient is not finite in float16 at step {self._counters.step}, however small the loss is made "
+                f"(scale {self._scaler.get_scale():g}); {ADVICE} or bf16"
+            )
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        rows = read_rows([seen.values for seen in pending])
+        bad = next((row for row, numbers in enumerate(rows) if not all(map(math.isfinite, numbers))), len(rows))
+        finding = _found(pending[bad], rows[bad], self._counters.epoch + 1) if bad < len(rows) else None
+        if (told := self._agreed(finding, [], before=len(rows) - bad)) is not None:
+            raise UserError(f"{told.text}{told.where}; {ADVICE}")
+
+    def check_state(self) -> None:
+        """Refuse a state that is not finite, before it is kept: a finite gradient can lead to one.
+
+        Raises:
+            UserError: If a number in the modules or in the optimizer's state is not finite on any process; it names
+                the first ones.
+        """
+        self.read()
+        broken = [name for name in _broken(self._kept, self._optimizer) if name not in self._masks]
+        world, rank = collectives.world_size(), collectives.rank()
+        worst = self._highest(world - rank if broken else 0)
+        if worst:
+            names = collectives.from_rank(named(broken), -worst % world, self._device)
+            raise UserError(
+                f"not finite after step {self._counters.step}: {names}; the last checkpoint is from before it. "
+                "Lower the learning rate, clip the gradients, or try float32"
+            )
+
+    def _gradient_norm(self) -> Tensor:
+        if self._scaler.is_enabled():
+            return torch.zeros((), device=self._device)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
+        norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore
+        return torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore
+
+    def _highest(self, code: int) -> int:
+        if collectives.world_size() == 1:
+            return code
+        return int(collectives.max_across(torch.tensor([code], device=self._device)))
+
+    def _agreed(self, finding: Finding | None, batches: Sequence[Any], *, before: int = 0) -> "_Told | None":
+        """Write down what this process has found, and tell all of them the same of it; None where none has anything.
+
+        Args:
+            finding: What was found here.
+            batches: Of that step, where they are still there.
+            before: Of several steps the one with the largest number is told of.
+        """
+        world, rank = collectives.world_size(), collectives.rank()
+        # Then the process whose batch it was: through terms and gradients it reaches the others; then the first one.
+        code = (2 * before + 1 + finding.is_own) * world - rank if finding is not None else 0
+        worst = self._highest(code)
+        if worst == 0:
+            return None
+        text = ""
+        if finding is not None:
+            folder = self._log.path.parent if self._log.path is not None else None
+            where = save(finding, folder, batches, self._distiller.task) if folder is not None else ""
+            text = json.dumps([finding.text, where, finding.images])
+        return _Told(*json.loads(collectives.from_rank(text, -worst % world, self._device)))
+
+    def _leave_out(self, result: StepResult, batches: Sequence[Any], norm: float, is_bad: bool) -> None:
+        # On every process: what the models compute may cross processes.
+        finite = retrace(self._distiller, batches, self._device, self._autocast)
+        if self._memory is not None:
+            self._memory.put_back()
+        step, epoch = self._counters.step + 1, self._counters.epoch + 1
+        finding = None
+        if is_bad:
+            losses = {"loss": float(result.loss.detach())} | {name: float(part) for name, part in result.parts.items()}
+            images = listed(numbers_of(self._distiller.task, batches))
+            finding = Finding(step, epoch, losses, norm, finite, images, *broken_parameters(self._distiller))
+        told = self._agreed(finding, batches)
+        assert told is not None  # the step is bad on some process
+        if self._skip is None:
+            raise UserError(f"{told.text}{told.where}; {ADVICE}")
+        skipped, limit = self._counters.skipped, self._skip.limit
+        if skipped >= limit:
+            raise UserError(f"{told.text}{told.where}; steps left out before: {skipped}, and the most is {limit}")
+        self._counters.skipped = skipped = skipped + 1
+        more = {"text": told.text, "images": told.images}
+        self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, **more)
+        slower = f", and the learning rate is {self.factor:.3g} of what it would be" if self.factor < 1 else ""
+        self._log.note(f"left out, {skipped} of at most {limit}{slower}: {told.text}{told.where}")
+
+
+@final
+class _Memory:
+    """The buffers that belong to a checkpoint, of student and terms, as they were before a step."""
+
+    def __init__(self, distiller: Distiller) -> None:
+        self._places: list[tuple[nn.Module, str]] = []
+        for root in (distiller.student, distiller.term_modules):
+            for path, value in root.state_dict(keep_vars=True).items():
+                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                    module, _, name = path.rpartition(".")
+                    self._places.append((root.get_submodule(module), name))
+        self._kept: list[Tensor] = []
+
+    def keep(self) -> None:
+        self._kept = [module.get_buffer(name).clone() for module, name in self._places]
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for (module, name), kept in zip(self._places, self._kept, strict=True):
+                module.get_buffer(name).copy_(kept)  # the module may have replaced it
+
+
+def _seen(step: int, result: StepResult, norm: Tensor, distiller: Distiller, batches: Sequence[Any]) -> _Seen:
+    """What tells of a step once its batch is gone."""
+    inputs = [images.isfinite().all() for batch in batches if (images := images_of(batch)) is not None]
+    flags = [torch.stack(inputs).all()] if inputs else []
+    flags.append(result.output.detach().isfinite().all())
+    # A flag that is off becomes infinite, so that one test finds everything.
+    values = [result.loss.detach(), *result.parts.values(), norm, *(1 / flag.float() for flag in flags)]
+    names = ["loss", *result.parts, "norm", *(["input"] if inputs else []), "student output"]
+    images = numbers_of(distiller.task, batches)
+    return _Seen(step, names, torch.stack([value.float() for value in values]), images)
+
+
+def _found(seen: _Seen, numbers: list[float], epoch: int) -> Finding:
+    values = dict(zip(seen.names, numbers, strict=True))
+    finite = {name: math.isfinite(values.pop(name)) for name in ("input", "student output") if name in values}
+    norm = values.pop("norm")
+    return Finding(seen.step, epoch, values, norm, finite, listed(seen.images))
+
+
+def _broken(kept: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:
+    """Names of the tensors that a checkpoint would have and that are not finite."""
+    tensors = {f"{part}.{name}": value for part, module in kept.items() for name, value in module.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    found: dict[str, Tensor] = {
+        name: value.isfinite().all()
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    device = next((flag.device for flag in found.values() if flag.device.type != "cpu"), torch.device("cpu"))
+    flags = torch.stack([flag.to(device) for flag in found.values()]).cpu() if found else torch.ones(0)  # one read
+    return [name for name, fine in zip(found, flags, strict=True) if not fine]
+
+
+def read_rows(rows: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of vectors of one length, in one read from their device."""
+    found: list[list[float]] = torch.stack(list(rows)).cpu().tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return found
