@@ -21,6 +21,7 @@ from limbeck.models.detectors import build_detector
 from limbeck.recipes.build import build_data, build_distiller, build_model, build_parts, load_student
 from limbeck.recipes.detection import paired_levels
 from limbeck.recipes.inspection import check, describe, evaluate
+from limbeck.recipes.published import named
 from limbeck.recipes.recipe import DETECTION_METHODS, Recipe
 from limbeck.recipes.run import run
 from limbeck.rivals import FGDTerm, ReviewTerm
@@ -369,3 +370,28 @@ def test_a_two_stage_detector_is_handed_on_as_weights_alone(alone: Recipe, tmp_p
     with pytest.raises(UserError, match=r"has two stages, which onnx does not hold; use --format safetensors"):
         export(tmp_path / "run", format="onnx")
     assert export(tmp_path / "run", format="safetensors").parity == 0.0
+
+
+@pytest.mark.parametrize("name", ["coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "small-boxes"])
+def test_the_named_recipes_are_built_with_their_models(name: str):
+    """At their widths, with classes of COCO; the schedule is that of ReviewKD in epochs."""
+    recipe = named(name)
+    student, teacher = (
+        build_model(recipe, model, num_classes=80, size=recipe.size)
+        for model in (str(recipe.student), str(recipe.teacher))
+    )
+    distiller = build_distiller(recipe, student, teacher, None)
+    strides = [int(term.removeprefix("feature-s")) for term in distiller.terms]
+    assert strides == ([4, 8, 16] if name == "small-boxes" else [4, 8, 16, 32])
+    if name != "small-boxes":
+        assert {term.projector.weight.shape for term in distiller.terms.values()} == {(256, 256)}
+        steps = 118_287 // recipe.batch_size * recipe.epochs
+        assert steps == pytest.approx(180_000, rel=0.02)
+        assert [mark / recipe.epochs for mark in recipe.milestones] == pytest.approx([2 / 3, 8 / 9], abs=1e-3)
+        assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.size, recipe.longest) == (
+            0.01,
+            1e-4,
+            8,
+            800,
+            1333,
+        )
