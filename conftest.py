@@ -5,6 +5,21 @@ from collections.abc import Iterator
 
 import pytest
 
+LONG = "takes minutes; run by `make faults`, or with --long"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--long``: also what takes minutes."""
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what takes minutes, and say so."""
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason=LONG))
+
 
 @pytest.fixture(autouse=True)
 def no_last_value() -> Iterator[None]:

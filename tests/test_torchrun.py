@@ -114,7 +114,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     assert summaries[0]["best"] == summaries[1]["best"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_torchrun_brings_a_run_back_that_lost_a_process(tmp_path: Path, unbroken: Path, rank: int) -> None:
     folder = tmp_path / "run"
     with launched(folder, restarts=1) as process:
@@ -126,6 +126,7 @@ def test_torchrun_brings_a_run_back_that_lost_a_process(tmp_path: Path, unbroken
     assert_same_run(folder, unbroken)
 
 
+@pytest.mark.long
 def test_without_restarts_the_others_end_and_the_same_command_goes_on(tmp_path: Path, unbroken: Path) -> None:
     folder = tmp_path / "run"
     with launched(folder) as process:
@@ -163,6 +164,7 @@ def test_a_launcher_that_is_told_to_end_lets_the_run_write_a_checkpoint(tmp_path
     assert_same_run(folder, unbroken)
 
 
+@pytest.mark.long
 def test_a_process_that_falls_silent_is_given_up(tmp_path: Path) -> None:
     """Stopped, not dead: its connections stay open, and only the time limit tells."""
     folder = tmp_path / "run"

@@ -151,10 +151,11 @@ def assert_goes_on(worker: Worker, teacher: Path, folder: Path, unbroken: Path, 
         assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
 
 
-SHARES = (0.0, 0.35, 0.7, 1.0)
+LONG = pytest.mark.long
+SHARES = (0.7, 0.0, 0.35, 1.0)
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", [SHARES[0], *(pytest.param(share, marks=LONG) for share in SHARES[1:])])
 @pytest.mark.parametrize(("area", "number"), [("other", errno.ENOSPC), ("checkpoint", errno.EROFS)])
 def test_a_disk_that_fails_from_some_point_on(
     worker: Worker,
@@ -175,7 +176,7 @@ def test_a_disk_that_fails_from_some_point_on(
     assert_goes_on(worker, teacher, folder, whole)
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", [SHARES[0], *(pytest.param(share, marks=LONG) for share in SHARES[1:])])
 def test_a_disk_that_fails_while_a_cache_is_made(
     worker: Worker, teacher: Path, cached: tuple[Path, dict[str, int]], tmp_path: Path, share: float
 ) -> None:
@@ -189,7 +190,7 @@ def test_a_disk_that_fails_while_a_cache_is_made(
     assert_goes_on(worker, teacher, folder, whole, *CACHED)
 
 
-@pytest.mark.parametrize("most", [2000, 6000, 12_000])
+@pytest.mark.parametrize("most", [2000, pytest.param(6000, marks=LONG), pytest.param(12_000, marks=LONG)])
 def test_files_that_may_not_grow(
     worker: Worker, teacher: Path, unbroken: tuple[Path, dict[str, int]], tmp_path: Path, most: int
 ) -> None:
@@ -202,7 +203,7 @@ def test_files_that_may_not_grow(
     assert_goes_on(worker, teacher, folder, unbroken[0])
 
 
-@pytest.mark.parametrize("size", [4, 24, 64, 120])
+@pytest.mark.parametrize("size", [24, *(pytest.param(size, marks=LONG) for size in (4, 64, 120))])
 def test_a_small_disk_that_is_full_and_then_larger(
     mounting: Worker, teacher: Path, unbroken: tuple[Path, dict[str, int]], tmp_path: Path, size: int
 ) -> None:
@@ -246,7 +247,7 @@ def test_a_folder_that_can_only_be_read(
     assert mounting.run(["evaluate", str(disk / "done")], disk).code == 0
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", [SHARES[0], *(pytest.param(share, marks=LONG) for share in SHARES[1:])])
 def test_a_run_folder_that_is_removed_under_the_run(
     worker: Worker, teacher: Path, unbroken: tuple[Path, dict[str, int]], tmp_path: Path, share: float
 ) -> None:
@@ -261,7 +262,7 @@ def test_a_run_folder_that_is_removed_under_the_run(
     assert_goes_on(worker, teacher, folder, whole)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.8])
+@pytest.mark.parametrize("share", [0.2, pytest.param(0.8, marks=LONG)])
 def test_a_cache_that_is_removed_while_it_is_made(
     worker: Worker, teacher: Path, cached: tuple[Path, dict[str, int]], tmp_path: Path, share: float
 ) -> None:
@@ -289,7 +290,7 @@ def test_a_cache_that_is_removed_while_it_is_read(
     assert_goes_on(worker, teacher, folder, whole, *CACHED)
 
 
-@pytest.mark.parametrize("cut", [1, 400])
+@pytest.mark.parametrize("cut", [1, pytest.param(400, marks=LONG)])
 def test_a_log_that_ends_in_the_middle_of_a_line(
     worker: Worker, teacher: Path, unbroken: tuple[Path, dict[str, int]], tmp_path: Path, cut: int
 ) -> None:
