@@ -35,8 +35,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": 3}, "data: expected a text of one line, got 3"),
     (
         {"method": "projektor"},
-        "method: expected one of alone, kd, projector, projector+kd, fitnet, at, nst, sp, rkd, pkt, cc, vid, crd, "
-        "review, got 'projektor' (did you mean \"projector\"?)",
+        "method: expected one of alone, kd, projector, projector+kd, projector+dkd, fitnet, at, nst, sp, rkd, pkt, cc, "
+        "vid, crd, review, dkd, dist, got 'projektor' (did you mean \"projector\"?)",
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
@@ -53,6 +53,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"teacher_norm": "none"}, "teacher_norm: feature_loss log_correlation is defined on batch norm on both sides"),
     ({"method": "kd", "logit_loss": "dkd", "labels": False}, "logit_loss: dkd needs labels"),
+    ({"method": "dkd", "labels": False}, "labels: method dkd treats the true class apart, so it needs them"),
+    ({"method": "projector+dkd", "labels": False}, "labels: method dkd treats the true class apart"),
+    ({"student_logit_tap": "fc"}, "student_logit_tap: method projector compares no logits, got 'fc'"),
     ({**ALONE, "teacher": None, "labels": False}, "labels: method alone learns from the labels only"),
     ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: smooths labels, and there are none"),
     ({"feature_weight": 0, "task_weight": 0}, "method: every weight of projector is zero, so nothing would be learned"),
@@ -91,6 +94,8 @@ def test_missing_data_is_named() -> None:
     "changes",
     [
         {"method": "kd", "labels": False},
+        {"method": "dist", "labels": False},
+        {"method": "projector+dkd", "student_logit_tap": "fc"},
         {"labels": False},
         {"method": "kd", "student_norm": "l2"},
         {"feature_loss": "log_sum", "student_norm": "none", "teacher_norm": "group"},

@@ -154,7 +154,7 @@ def _check_labels(parts: Parts) -> list[Finding]:
 def _check_shapes(parts: Parts) -> list[Finding]:
     findings: list[Finding] = []
     for name, term in parts.distiller.terms.items():
-        if not term.student_taps or parts.teacher is None:
+        if not term.student_taps or not term.teacher_taps or parts.teacher is None:
             continue
         s, t = term.student_taps[0], term.teacher_taps[0]
         text = f'"{s}" {_shape(tap_shape(parts.student, s))} to "{t}" {_shape(tap_shape(parts.teacher, t))}'

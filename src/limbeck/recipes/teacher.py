@@ -32,6 +32,7 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
             "pretrained": pretrained,
             "student_tap": None,
             "student_pool": "automatic",
+            "student_logit_tap": None,
             "size": recipe.teacher_size if recipe.teacher_size is not None else recipe.size,
             "teacher": None,
             "teacher_weights": None,

@@ -18,6 +18,9 @@ METHODS = {
     "vid": "the student also predicts the teacher's features with a learned variance (variational information)",
     "crd": "the student also tells the teacher's feature of its image from those of others (contrastive)",
     "review": "the student also matches the teacher's stages, fused from deep to shallow (knowledge review)",
+    "dkd": "the student also matches the teacher's logits, the labelled class apart from the others (DKD)",
+    "dist": "the student also matches the correlations of the teacher's probabilities (DIST)",
+    "projector+dkd": "both, the feature through the projector and the logits by DKD",
 }
 READINGS = {
     "correlation": "mean correlation, channel by channel, of the projected feature with the teacher's; 1 is a match",
