@@ -148,9 +148,9 @@ class Recipe(BaseModel):
     size: Side | None = Field(
         default=None, description="Side of the training images in pixels; None: the source's own."
     )
-    augmentation: Literal["none", "standard", "strong"] = Field(
+    augmentation: Literal["none", "standard", "randaugment", "strong"] = Field(
         default="standard",
-        description="standard: crop and flip; strong: the paper's for DeiT (RandAugment, mixup, cutmix, erasing).",
+        description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
     )
     flip: bool | None = Field(
         default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
