@@ -157,6 +157,7 @@ PARTICULAR = ("log_correlation", "correlation_power", "gaussian_wasserstein")  #
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any valid recipe of a method with a teacher."""
     epochs = draw(st.integers(1, 1000))
+    method = draw(st.sampled_from([method for method in get_args(Method) if method != "alone"]))
     marks = draw(st.lists(st.floats(0, epochs, exclude_min=True, exclude_max=True), max_size=4, unique=True))
     values: dict[str, Any] = {
         "name": draw(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,20}\Z")),
@@ -169,9 +170,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "data": draw(line),
         "val": draw(st.none() | line),
         "subset": draw(st.floats(0, 1, exclude_min=True)),
-        "labels": draw(st.booleans()),
+        "labels": "dkd" in method or draw(st.booleans()),
         "workers": draw(st.none() | st.integers(0, 100)),
-        "method": draw(st.sampled_from([method for method in get_args(Method) if method != "alone"])),
+        "method": method,
         "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss not in PARTICULAR])),
         "student_norm": draw(st.sampled_from(get_args(Norm))),
         "alpha": draw(st.floats(1, 1e30)),
@@ -284,3 +285,9 @@ def test_the_published_recipes_have_their_sources_numbers() -> None:
     deit = named("imagenet-deit-ti")
     assert (deit.optimizer, deit.lr, deit.weight_decay, deit.epochs) == ("adamw", 5e-4, 0.05, 300)
     assert (deit.warmup_epochs, deit.label_smoothing, deit.augmentation) == (20, 0.1, "strong")
+    assert (deit.feature_loss, deit.feature_weight, deit.logit_weight, deit.temperature) == ("log_correlation", 1, 1, 1)
+    assert (deit.student_tap, deit.student_logit_tap, deit.teacher_tap) == ("patches", "head_conv", None)
+    vkd = named("imagenet-vkd-deit-ti")
+    assert (vkd.projector, vkd.student_norm, vkd.teacher_norm) == ("orthogonal", "none", "layer")
+    assert (vkd.feature_loss, vkd.feature_weight, vkd.warmup_epochs, vkd.lr) == ("smooth_l1", 1, 0, 5e-4)
+    assert named("imagenet-deit-ti-kd") == deit.changed({"name": "imagenet-deit-ti-kd", "method": "kd"})

@@ -108,6 +108,9 @@ class Recipe(BaseModel):
         default=None,
         description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
     )
+    teacher_lr: Positive | None = Field(
+        default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
+    )
     fit_teacher: bool = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
     )
@@ -416,7 +419,10 @@ GROUPS = _groups()
 CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
 """What there is none of where the teacher runs live, or where there is no teacher."""
 
-TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_size", "teacher_tap", *CACHE_SETTINGS)
+TEACHER_SETTINGS = (
+    "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_size", "teacher_tap", "student_logit_tap",
+    *CACHE_SETTINGS,
+)  # fmt: skip
 """What a model that is trained alone has none of: all of these are None."""
 
 
