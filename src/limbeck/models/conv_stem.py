@@ -77,7 +77,10 @@ class ConvStemViT(nn.Module):
         self.prefix = 2 if distilled else 1
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + (size // PATCH) ** 2, width))
         self.blocks = nn.Sequential(
-            *(Block(width, shape.heads, qkv_bias=True, norm_layer=norm) for _ in range(shape.depth))
+            *(
+                Block(width, shape.heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType]  (a type)
+                for _ in range(shape.depth)
+            )
         )
         self.norm = norm(width)
         self.patches = nn.Identity()
