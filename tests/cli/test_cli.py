@@ -24,15 +24,17 @@ LINE = "limbeck: error: "
 FLAGS = {
     "distill": """
         --recipe --out --resume --resume-if-begun --dry-run
-        --name --task --teacher --teacher-weights --teacher-epochs --fit-teacher --no-fit-teacher
+        --name --task --teacher --teacher-weights --teacher-epochs --teacher-lr --fit-teacher --no-fit-teacher
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
-        --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels --background
+        --student-logit-tap --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels
+        --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
         --projector-count --projector-rank --input-norm --student-norm --teacher-norm
-        --logit-loss --logit-weight --temperature --rival-weight --task-weight --label-smoothing
+        --logit-loss --logit-weight --temperature --rival-weight --rival-warmup --dkd-beta --review-weight
+        --task-weight --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from data.images import folder, picture
-from limbeck.data import Batch, Data, DataSpec, open_data
+from limbeck.data import Batch, Data, DataSpec, keys, open_data, randaugment
 from limbeck.errors import UserError
 
-AUGMENTATIONS = ("none", "standard", "strong")
+AUGMENTATIONS = ("none", "standard", "randaugment", "strong")
 TINY_IMAGENET = Path.home() / ".cache" / "limbeck" / "tiny-imagenet-100"
 
 
@@ -59,6 +59,22 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(photos: Path, augmentation: st
             torch.testing.assert_close(batch.target.sum(1), torch.ones(8))
         else:
             assert batch.target.dtype == torch.int64
+
+
+def test_randaugment_lies_between_standard_and_strong(photos: Path):
+    """The same crops and flips as standard, then the operations of strong, and no mixing of images or labels."""
+    kinds = {kind: epoch(opened(photos, augmentation=kind, size=16)) for kind in ("standard", "randaugment", "strong")}
+    assert not same(kinds["standard"], kinds["randaugment"])
+    for plain, more in zip(kinds["standard"], kinds["randaugment"], strict=True):
+        assert torch.equal(plain.index, more.index)
+        assert torch.equal(plain.target, more.target)
+        untouched = [torch.equal(a, b) for a, b in zip(plain.images, more.images, strict=True)]
+        assert not all(untouched)
+    batch, seed = kinds["standard"][0], 0
+    numbers = keys.uniforms(seed, 0, keys.Stream.RAND_AUGMENT, batch.index.numpy(), randaugment.NUMBERS)
+    bytes_ = (batch.images * 255).round().to(torch.uint8)
+    expected = randaugment.rand_augment(bytes_, numbers).float() / 255
+    torch.testing.assert_close(kinds["randaugment"][0].images, expected)
 
 
 def test_counts_order_and_the_last_batch(photos: Path):

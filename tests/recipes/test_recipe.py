@@ -35,8 +35,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": 3}, "data: expected a text of one line, got 3"),
     (
         {"method": "projektor"},
-        "method: expected one of alone, kd, projector, projector+kd, fitnet, at, nst, sp, rkd, pkt, cc, vid, crd, "
-        "review, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
+        "method: expected one of alone, kd, projector, projector+kd, projector+dkd, fitnet, at, nst, sp, rkd, pkt, cc, "
+        "vid, crd, review, dkd, dist, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
@@ -53,6 +53,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"teacher_norm": "none"}, "teacher_norm: feature_loss log_correlation is defined on batch norm on both sides"),
     ({"method": "kd", "logit_loss": "dkd", "labels": False}, "logit_loss: dkd needs labels"),
+    ({"method": "dkd", "labels": False}, "labels: method dkd treats the true class apart, so it needs them"),
+    ({"method": "projector+dkd", "labels": False}, "labels: method dkd treats the true class apart"),
+    ({"student_logit_tap": "fc"}, "student_logit_tap: method projector compares no logits, got 'fc'"),
     ({**ALONE, "teacher": None, "labels": False}, "labels: method alone learns from the labels only"),
     ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: smooths labels, and there are none"),
     ({"feature_weight": 0, "task_weight": 0}, "method: every weight of projector is zero, so nothing would be learned"),
@@ -91,6 +94,8 @@ def test_missing_data_is_named() -> None:
     "changes",
     [
         {"method": "kd", "labels": False},
+        {"method": "dist", "labels": False},
+        {"method": "projector+dkd", "student_logit_tap": "fc"},
         {"labels": False},
         {"method": "kd", "student_norm": "l2"},
         {"feature_loss": "log_sum", "student_norm": "none", "teacher_norm": "group"},
@@ -153,6 +158,7 @@ PARTICULAR = ("log_correlation", "correlation_power", "gaussian_wasserstein")  #
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any valid recipe of a method with a teacher."""
     epochs = draw(st.integers(1, 1000))
+    method = draw(st.sampled_from([method for method in get_args(Method) if method not in OTHERS]))
     marks = draw(st.lists(st.floats(0, epochs, exclude_min=True, exclude_max=True), max_size=4, unique=True))
     values: dict[str, Any] = {
         "name": draw(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,20}\Z")),
@@ -165,9 +171,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "data": draw(line),
         "val": draw(st.none() | line),
         "subset": draw(st.floats(0, 1, exclude_min=True)),
-        "labels": draw(st.booleans()),
+        "labels": "dkd" in method or draw(st.booleans()),
         "workers": draw(st.none() | st.integers(0, 100)),
-        "method": draw(st.sampled_from([method for method in get_args(Method) if method not in OTHERS])),
+        "method": method,
         "feature_loss": draw(st.sampled_from([loss for loss in get_args(FeatureLoss) if loss not in PARTICULAR])),
         "student_norm": draw(st.sampled_from(get_args(Norm))),
         "alpha": draw(st.floats(1, 1e30)),
@@ -280,3 +286,9 @@ def test_the_published_recipes_have_their_sources_numbers() -> None:
     deit = named("imagenet-deit-ti")
     assert (deit.optimizer, deit.lr, deit.weight_decay, deit.epochs) == ("adamw", 5e-4, 0.05, 300)
     assert (deit.warmup_epochs, deit.label_smoothing, deit.augmentation) == (20, 0.1, "strong")
+    assert (deit.feature_loss, deit.feature_weight, deit.logit_weight, deit.temperature) == ("log_correlation", 1, 1, 1)
+    assert (deit.student_tap, deit.student_logit_tap, deit.teacher_tap) == ("patches", "head_conv", None)
+    vkd = named("imagenet-vkd-deit-ti")
+    assert (vkd.projector, vkd.student_norm, vkd.teacher_norm) == ("orthogonal", "none", "layer")
+    assert (vkd.feature_loss, vkd.feature_weight, vkd.warmup_epochs, vkd.lr) == ("smooth_l1", 1, 0, 5e-4)
+    assert named("imagenet-deit-ti-kd") == deit.changed({"name": "imagenet-deit-ti-kd", "method": "kd"})

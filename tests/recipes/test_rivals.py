@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from limbeck import losses
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, build
@@ -54,10 +55,62 @@ def test_every_rival_trains(rival: str, data: Data, teacher: Model) -> None:
     names = list(parts.distiller.terms)
     assert names
     assert all(name.rstrip("0123456789") == rival for name in names)
-    assert {parts.distiller.weights[name] for name in names} == {WEIGHTS[rival]}
+    assert {parts.distiller.weights[name] for name in names} == {WEIGHTS.get(rival, 1.0)}
     values = step(parts)
     assert values.keys() == {"task", *names}
     assert all(value == value and abs(value) < 1e6 for value in values.values())
+
+
+def test_the_feature_loss_goes_with_dkd(data: Data, teacher: Model) -> None:
+    parts = build_parts(recipe(method="projector+dkd"), data, teacher)
+    assert parts.distiller.weights == {"task": 1.0, "feature": 2.0, "dkd": 1.0}
+    assert step(parts).keys() == {"task", "feature", "dkd"}
+
+
+def test_dkd_and_dist_are_the_losses_with_the_recipes_settings(data: Data, teacher: Model) -> None:
+    batch = next(iter(data.train_loader(batch_size=16, seed=0)))
+    expected = {
+        "dkd": lambda y_s, y_t: losses.decoupled_kl(y_s, y_t, batch.target, temperature=2.0, beta=3.0),
+        "dist": lambda y_s, y_t: losses.pearson_distance(y_s, y_t, temperature=2.0),
+    }
+    for method, loss in expected.items():
+        subject = build_parts(recipe(method=method, temperature=2.0, dkd_beta=3.0), data, teacher).distiller.eval()
+        student, taught = subject.capture(batch)
+        assert taught is not None
+        torch.testing.assert_close(subject(batch).parts[method], loss(student.output, taught.output))
+
+
+@pytest.mark.parametrize("method", ["dkd", "review", "projector+dkd"])
+def test_a_weight_rises_as_its_authors_let_it(method: str, data: Data, teacher: Model) -> None:
+    """Epoch e of 240, counted from 1, has min(e / 20, 1) of it, all steps of an epoch alike."""
+    changes = {"epochs": 240, "rival_warmup": 20, "review_weight": 5.0}
+    subject = build_parts(recipe(method=method, **changes), data, teacher).distiller
+    whole = 5.0 if method == "review" else 1.0
+    name = method.removeprefix("projector+")
+    steps = 391
+    for epoch, within in ((1, 0), (1, 390), (2, 0), (10, 7), (20, 0), (21, 0), (240, 390)):
+        subject.progress = ((epoch - 1) * steps + within) / (240 * steps)
+        assert subject.current_weights()[name] == pytest.approx(whole * min(epoch / 20, 1))
+
+
+def test_weights_of_the_others_do_not_rise(data: Data, teacher: Model) -> None:
+    subject = build_parts(recipe(method="crd", rival_warmup=20), data, teacher).distiller
+    assert subject.current_weights()["crd"] == 0.8
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "dist"])
+def test_a_second_head_can_meet_the_teacher(method: str, data: Data, teacher: Model) -> None:
+    """The logits of the tap are compared, not those that the student returns."""
+    plain = build_parts(recipe(method=method), data, teacher).distiller
+    tapped = build_parts(recipe(method=method, student_logit_tap="fc"), data, teacher).distiller
+    batch = next(iter(data.train_loader(batch_size=16, seed=0)))
+    (name,) = plain.terms
+    expected = plain.eval()(batch).parts[name]
+    torch.testing.assert_close(tapped.eval()(batch).parts[name], expected)
+    student, taught = tapped.capture(batch)
+    assert taught is not None
+    other = student._replace(output=student.output.flip(0))  # what the task sees
+    torch.testing.assert_close(tapped.terms[name](other, taught), expected)
 
 
 def test_a_weight_of_ones_own_takes_the_place_of_the_published_one(data: Data, teacher: Model) -> None:

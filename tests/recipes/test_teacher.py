@@ -51,6 +51,15 @@ def test_the_teachers_recipe_is_the_students_for_another_model(small: Recipe) ->
     assert (own.train_limit, own.ema, own.seed) == (None, None, 0)
 
 
+def test_what_teaches_the_student_does_not_decide_its_teacher(small: Recipe) -> None:
+    """Pairs of one protocol that differ in weights, method and the student's learning rate have one teacher."""
+    second = {"method": "dkd", "dkd_beta": 2.0, "rival_warmup": 20, "student_logit_tap": "fc", "alpha": 2.0, "lr": 0.01}
+    own = teachers.teacher_recipe(small.changed({"teacher_lr": 0.05, "label_smoothing": 0.1}))
+    assert own == teachers.teacher_recipe(small.changed({**second, "teacher_lr": 0.05, "label_smoothing": 0.1}))
+    assert (own.lr, own.label_smoothing) == (0.05, 0.1)
+    assert teachers.teacher_recipe(small.changed({"lr": 0.03})).lr == 0.03
+
+
 def test_a_hub_teacher_whose_head_does_not_fit_is_fine_tuned_from_the_hub_where_the_head_is_used(
     small: Recipe, data: Data, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,8 +87,8 @@ class Data:
     pads size/8 black pixels (at least one) and cuts out a random window, then mirrors half of the images. Above 64
     pixels: the shorter side is resized to size/0.875 and the centre taken; `standard` takes a random resized crop (area
     0.08 to 1, aspect 3/4 to 4/3) and mirrors half. In memory that crop is taken out of a stored centre square of side
-    size/0.875, so the ends of oblong images are not seen; from disk it is taken out of the whole image. `strong` adds
-    RandAugment, random erasing, mixup and cutmix to `standard`.
+    size/0.875, so the ends of oblong images are not seen; from disk it is taken out of the whole image. `randaugment`
+    adds RandAugment to `standard`, and `strong` RandAugment, random erasing, mixup and cutmix.
     """
 
     def __init__(
@@ -175,6 +175,7 @@ class Data:
             resized_crop=augmented and large,
             pad=max(1, self.size // 8) if augmented and not large else 0,
             flip=augmented and self.flip,
+            randaugment=self._spec.augmentation == "randaugment",
             strong=self._spec.augmentation == "strong",
         )
         return self._loader("train", batch_size, todo, seed=seed, views=views, view_seed=view_seed)

@@ -39,6 +39,7 @@ class Augment:
         resized_crop: A random resized crop, when the pixels are fetched. For images above 64 pixels.
         pad: Else: a random window after padding with this many black pixels. 0: none.
         flip: Mirror half of the images.
+        randaugment: Also RandAugment.
         strong: Also RandAugment, random erasing, mixup and cutmix. No color jitter: DeiT's code asks for 0.4, but timm
             leaves it out wherever RandAugment is on, so the published results never had it.
     """
@@ -46,6 +47,7 @@ class Augment:
     resized_crop: bool = False
     pad: int = 0
     flip: bool = False
+    randaugment: bool = False
     strong: bool = False
 
 
@@ -272,7 +274,7 @@ class Loader:
             images = augment.pad_crop(images, numbers(keys.Stream.CROP, 2), todo.pad)
         if todo.flip:
             images = augment.flip(images, numbers(keys.Stream.FLIP, 1))
-        if todo.strong:
+        if todo.strong or todo.randaugment:
             images = randaugment.rand_augment(images, numbers(keys.Stream.RAND_AUGMENT, randaugment.NUMBERS))
         pixels = augment.to_float(images)
         target = None if plan.labels is None else on_device.send(torch.from_numpy(plan.labels[index]), self._device)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck.errors import UserError, did_you_mean
 
-Augmentation = Literal["none", "standard", "strong"]
+Augmentation = Literal["none", "standard", "randaugment", "strong"]
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 """Sources that are a word; all but `digits` also as `NAME:FOLDER`, to read them from there and never download."""
@@ -26,14 +26,15 @@ class DataSpec(BaseModel):
             of the file name, so the seed does not change it.
         size: Side of the square images in pixels. None: the source's own; for folders the median shorter side of a
             sample of images, at most 224.
-        augmentation: `none`; `standard` (random crop and flip); `strong` (the DeiT recipe's).
+        augmentation: `none`; `standard` (random crop and flip); `randaugment` (RandAugment, too); `strong` (the DeiT
+            recipe's).
         subset: Use this share of each training class. Chosen by hash: a smaller share is a part of a larger one.
         train_limit: Use this many training images, spread evenly over the classes.
         labels: False reads images only; a folder then needs no class folders, and batches have no target.
         skip_bad_images: Tolerate this many unreadable images, and list them.
         workers: Threads that decode, or processes for a set that does not fit into memory. None: one for each
             processor, at most 16.
-        flip: Whether mirror images are allowed in `standard` and `strong`. None: the source knows (digits: no, the
+        flip: Whether mirror images are allowed in augmentation. None: the source knows (digits: no, the
             others: yes). Say False for text and other images whose mirror image means something else.
     """
 

@@ -287,7 +287,7 @@ class Probe:
 
     def _look_at_outputs(self, batch: Any, output: Tensor, teacher: Captured | None, device: torch.device) -> Record:
         task = self._distiller.task
-        logits = any(not term.student_taps for term in self._distiller.terms.values())
+        logits = any(not term.teacher_taps for term in self._distiller.terms.values())
         taught = teacher.output if teacher is not None and self._compare_outputs else None
         record = record_outputs(task, batch, output, taught, logits=logits)
         if self._train_batch is not None and "top1" in record:

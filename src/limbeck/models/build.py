@@ -14,7 +14,7 @@ from limbeck.models.spec import Model
 from limbeck.models.weights import Weights, WeightsUnavailable, fit_weights, read_weights
 
 LIBRARIES = ("timm", "torchvision", "hub")
-FAMILIES = (*LIBRARIES, "cifar", "small")
+FAMILIES = (*LIBRARIES, "cifar", "small", "deit")
 
 
 def build(
@@ -36,6 +36,7 @@ def build(
     | `cifar/NAME` | the nets of the CIFAR distillation literature, `limbeck.models.cifar.NETS` |
     | `small/cnn-N` | three convolutions of widths N, 2N and 2N |
     | `small/vit-N` | a ViT of width N with patches of 4x4 and six blocks |
+    | `deit/conv-stem-tiny`, `-small` | DeiT-Ti and -S behind a convolutional stem; `...-distilled` has two heads |
     | `module:function` | `function(num_classes=...)` of a module in the current folder or on PYTHONPATH |
 
     Case and separators do not matter: `cifar/WRN-40-2` is `cifar/wrn_40_2`. The model is run once on two blank images,
@@ -96,6 +97,8 @@ def _finish(
     module, name = built.module, built.name
     origin, new_head = ("hub" if built.pretrained else "random"), built.new_head
     if loaded is not None:
+        if built.rename is not None:
+            loaded = replace(loaded, state=built.rename(loaded.state))
         origin = loaded.origin
         new_head = fit_weights(module, loaded, heads=heads, name=name, allow_new_head=allow_new_head or not num_classes)
     elif new_head and num_classes and not allow_new_head:
@@ -128,6 +131,8 @@ def _make(name: str, *, num_classes: int, size: int | None, pretrained: bool) ->
         built = own.cifar_net(rest, num_classes=num_classes)
     elif slash and rest and family.lower() == "small":
         built = own.small_net(rest, num_classes=num_classes, size=size)
+    elif slash and rest and family.lower() == "deit":
+        built = own.conv_stem_net(rest, num_classes=num_classes, size=size)
     elif ":" in name and not slash:
         built = own.from_function(name, num_classes=num_classes)
     else:

@@ -1,10 +1,10 @@
 """What each family of models hands to `build`, and the input statistics that they share."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.errors import UserError, did_you_mean
 from limbeck.models.spec import InputSpec
@@ -24,6 +24,7 @@ class Built:
         heads: names of its classifiers; None = find it in a forward pass.
         pretrained: weights from a hub were loaded.
         new_head: they were loaded without those of the classifier.
+        rename: gives the names of a published checkpoint of this model, where they differ, as the model has them.
     """
 
     module: nn.Module
@@ -32,6 +33,7 @@ class Built:
     heads: tuple[str, ...] | None = None
     pretrained: bool = False
     new_head: bool = False
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def find_name(name: str, known: Iterable[str], *, family: str) -> str:

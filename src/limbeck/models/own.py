@@ -1,10 +1,11 @@
-"""Models that come from no library: the CIFAR nets, the small CNN, and a function of the user's."""
+"""Models that come from no library: the CIFAR nets, the small CNN, DeiT behind a stem, and a function of the user's."""
 
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ def _small_vit(width: int, *, num_classes: int, size: int) -> Built:
         num_classes=num_classes,
     )
     return Built(module, name, InputSpec(mean=SMALL.mean, std=SMALL.std, size=size), ("head",))
+
+
+def conv_stem_net(name: str, *, num_classes: int, size: int | None) -> Built:
+    """`deit/conv-stem-NAME` or `deit/conv-stem-NAME-distilled`: `limbeck.models.conv_stem.SHAPES`."""
+    from limbeck.models.conv_stem import PATCH, SHAPES, ConvStemViT, published_names
+
+    nets = {f"conv_stem_{key}{end}": (shape, bool(end)) for key, shape in SHAPES.items() for end in ("", "_distilled")}
+    found = find_name(name, nets, family="deit")
+    shape, distilled = nets[found]
+    size = size or UNKNOWN.size
+    check_size(f"deit/{found}", size, PATCH)
+    module = ConvStemViT(shape, size=size, num_classes=num_classes, distilled=distilled)
+    heads = ("head", "head_conv") if distilled else ("head",)
+    return Built(module, f"deit/{found}", replace(UNKNOWN, size=size), heads, rename=published_names)
 
 
 def from_function(name: str, *, num_classes: int) -> Built:

@@ -64,7 +64,7 @@ def read_weights(source: Path) -> Weights:
         raise UserError(f'no weights at "{source}": no such file or folder')
     if source.suffix == ".safetensors":
         return Weights(_read_safetensors(source), f"file:{source.name}")
-    if source.suffix in PICKLES:
+    if source.suffix in (*PICKLES, ""):  # mdistiller's files have no ending
         return Weights(_unwrap(_read_pickle(source), source), f"file:{source.name}")
     raise UserError(f'"{source.name}" is no file of weights: its name must end in .safetensors, {", ".join(PICKLES)}')
 

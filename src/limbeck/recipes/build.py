@@ -24,7 +24,7 @@ from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
 from limbeck.recipes.choices import build_feature_loss, build_logit_term, build_norm, build_pool, build_projector
 from limbeck.recipes.detection import build_detection_data, build_detection_distiller
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
+from limbeck.recipes.rivals import build_rival_terms, rival_weight
 from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import FeatureTerm, Term
@@ -169,16 +169,15 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
     if teacher is not None and recipe.uses_features:
         terms["feature"] = build_feature_term(recipe, student, teacher)
         weights["feature"] = recipe.feature_weight
-    if teacher is not None and recipe.uses_logits:
+    if teacher is not None and recipe.has_logit_term:
         terms["logit"] = build_logit_term(recipe)
         weights["logit"] = recipe.logit_weight
     if teacher is not None and recipe.rival is not None:
         if not isinstance(data, Data):
             raise UserError(f"method {recipe.rival} needs images; expected one of alone, kd, projector, projector+kd")
         rivals = build_rival_terms(recipe, student, teacher, data)
-        weight = WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
         terms |= rivals
-        weights |= dict.fromkeys(rivals, weight)
+        weights |= dict.fromkeys(rivals, rival_weight(recipe))
     frozen = teacher.module if teacher is not None and terms else None
     return Distiller(student.module, frozen, task, terms=terms, weights=weights)
 

@@ -15,20 +15,22 @@ GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments ou
 
 def build_logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
     """The term of the logits."""
-    temperature = recipe.temperature
+    temperature, tap = recipe.temperature, recipe.student_logit_tap
     match recipe.logit_loss:
         case "kl":
-            return LogitTerm(functools.partial(losses.kl_divergence, temperature=temperature))
+            return LogitTerm(functools.partial(losses.kl_divergence, temperature=temperature), student_tap=tap)
         case "standardized_kl":
-            return LogitTerm(functools.partial(losses.standardized_kl, temperature=temperature))
+            return LogitTerm(functools.partial(losses.standardized_kl, temperature=temperature), student_tap=tap)
         case "dkd":
-            return LabelledLogitTerm(functools.partial(losses.decoupled_kl, temperature=temperature))
+            loss = functools.partial(losses.decoupled_kl, temperature=temperature, beta=recipe.dkd_beta)
+            return LabelledLogitTerm(loss, student_tap=tap)
         case "nkd":
-            return LabelledLogitTerm(functools.partial(losses.normalized_kl, temperature=temperature))
+            loss = functools.partial(losses.normalized_kl, temperature=temperature)
+            return LabelledLogitTerm(loss, student_tap=tap)
         case "dist":
-            return LogitTerm(functools.partial(losses.pearson_distance, temperature=temperature))
+            return LogitTerm(functools.partial(losses.pearson_distance, temperature=temperature), student_tap=tap)
         case "mlkd":
-            return LogitTerm(losses.multi_level_kl)
+            return LogitTerm(losses.multi_level_kl, student_tap=tap)
 
 
 def build_feature_loss(recipe: Recipe) -> tuple[Loss | None, CorrelationLoss | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
-from limbeck.recipes.recipe import TEACHER_SETTINGS, Method, Recipe
+from limbeck.recipes.recipe import LOGIT_METHODS, TEACHER_SETTINGS, Method, Recipe
 from limbeck.records import is_share, mapping
 from limbeck.untrusted import read_object
 
@@ -86,7 +86,7 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
         if not given or len(set(given)) < len(given):
             raise UserError(f"{kind}: expected at least one, each once, got {' '.join(map(str, given)) or 'none'}")
     # Where one method needs a teacher whose head fits, all get that teacher, not only its hub weights.
-    fitted = recipe.fit_teacher or any(method in ("kd", "projector+kd") for method in methods)
+    fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     return {
         f"{method}-seed{seed}": _for_method(recipe, method, seed, fitted=fitted) for seed in seeds for method in methods
     }

@@ -16,8 +16,11 @@ from limbeck.errors import UserError
 from limbeck.recipes.reading import explain, load_mapping, read_text
 
 TaskName = Literal["classification", "detection"]
-Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "fgd", "pkd"]
-Method = Literal["alone", "kd", "projector", "projector+kd", Rival]
+Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
+Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", Rival]
+LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "dkd", "dist")
+"""Those that compare logits, so that the teacher's head has to fit."""
+
 FeatureLoss = Literal[
     "log_sum",
     "log_correlation",
@@ -82,7 +85,7 @@ class Recipe(BaseModel):
 
     Methods: ``alone`` minimises the task loss; ``kd`` adds the logit loss; ``projector`` adds the feature loss between
     the projected student feature and the teacher's; ``projector+kd`` adds both; the others add the loss of a published
-    rival (`limbeck.recipes.rivals`). Without labels the task loss is absent.
+    rival (`limbeck.recipes.rivals`), ``projector+dkd`` to the feature loss. Without labels the task loss is absent.
 
     Raises:
         UserError: A setting is unknown, has a value it cannot have, or contradicts another one (one line).
@@ -115,6 +118,9 @@ class Recipe(BaseModel):
         default=None,
         description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
     )
+    teacher_lr: Positive | None = Field(
+        default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
+    )
     fit_teacher: bool = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
     )
@@ -137,6 +143,10 @@ class Recipe(BaseModel):
     )
     student_pool: Pool = Field(
         default="automatic", description="How the student's feature becomes vectors; by its shape."
+    )
+    student_logit_tap: Line | None = Field(
+        default=None,
+        description="Student's module whose output the logit loss reads (a second head); None: what it returns.",
     )
     frozen_norms: bool = Field(
         default=False, description="Detection: fix the batch norms of the student's trunk (usual if it was pretrained)."
@@ -167,9 +177,9 @@ class Recipe(BaseModel):
     on_bad_boxes: Literal["refuse", "skip"] = Field(
         default="refuse", description="Detection: refuse annotations with faults, or skip what is faulty; both list it."
     )
-    augmentation: Literal["none", "standard", "strong"] = Field(
+    augmentation: Literal["none", "standard", "randaugment", "strong"] = Field(
         default="standard",
-        description="standard: crop and flip; strong: the paper's for DeiT (RandAugment, mixup, cutmix, erasing).",
+        description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
     )
     flip: bool | None = Field(
         default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
@@ -228,7 +238,16 @@ class Recipe(BaseModel):
     logit_weight: Weight = Field(default=4.0, description="Weight of the logit loss; 4 beat 1, docs/results.md.")
     temperature: Positive = Field(default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature).")
     rival_weight: Weight | None = Field(
-        default=None, description="Weight of a rival's loss; None: the one of the CRD protocol (RepDistiller)."
+        default=None, description="Weight of a rival's loss; None: the published one (CRD protocol, or its own code)."
+    )
+    rival_warmup: Weight = Field(
+        default=0.0, description="Epochs over which the weight of dkd or review rises (their code: 20 on CIFAR-100)."
+    )
+    dkd_beta: Weight = Field(
+        default=8.0, description="Weight in DKD of the classes other than the label (its code: 2 to 8 by the pair)."
+    )
+    review_weight: Weight = Field(
+        default=1.0, description="Weight of review, if not --rival-weight (its code: 0.6 to 8 by the pair)."
     )
     task_weight: Weight = Field(default=1.0, description="Weight of the task loss on the labels (published code).")
     label_smoothing: Fraction = Field(
@@ -350,7 +369,7 @@ class Recipe(BaseModel):
     @property
     def uses_features(self) -> bool:
         """Whether the method has a feature term (projector)."""
-        return self.method in ("projector", "projector+kd")
+        return self.method in ("projector", "projector+kd", "projector+dkd")
 
     @property
     def detects(self) -> bool:
@@ -359,12 +378,19 @@ class Recipe(BaseModel):
 
     @property
     def rival(self) -> Rival | None:
-        """The method, where it is a rival of the projector."""
+        """The method, or its second half, where it is a rival of the projector."""
+        if self.method == "projector+dkd":
+            return "dkd"
         return self.method if self.method in get_args(Rival) else None  # pyright: ignore[reportReturnType]
 
     @property
     def uses_logits(self) -> bool:
-        """Whether the method has a logit term (KD)."""
+        """Whether the method compares logits."""
+        return self.method in LOGIT_METHODS
+
+    @property
+    def has_logit_term(self) -> bool:
+        """Whether the method has the term of ``logit_loss`` (KD)."""
         return self.method in ("kd", "projector+kd")
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":
@@ -430,7 +456,10 @@ GROUPS = _groups()
 CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
 """What there is none of where the teacher runs live, or where there is no teacher."""
 
-TEACHER_SETTINGS = ("teacher", "teacher_weights", "teacher_epochs", "teacher_size", "teacher_tap", *CACHE_SETTINGS)
+TEACHER_SETTINGS = (
+    "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_size", "teacher_tap", "student_logit_tap",
+    *CACHE_SETTINGS,
+)  # fmt: skip
 """What a model that is trained alone has none of: all of these are None."""
 
 
@@ -468,8 +497,12 @@ def _check_terms(recipe: Recipe) -> str | None:
                 return (
                     f"{name}: feature_loss {recipe.feature_loss} is defined on batch norm on both sides, got {norm!r}"
                 )
-    if recipe.uses_logits and recipe.logit_loss in ("dkd", "nkd") and not recipe.labels:
+    if recipe.has_logit_term and recipe.logit_loss in ("dkd", "nkd") and not recipe.labels:
         return f"logit_loss: {recipe.logit_loss} needs labels (it treats the true class apart); kl does without"
+    if recipe.rival == "dkd" and not recipe.labels:
+        return "labels: method dkd treats the true class apart, so it needs them; kd and dist do without"
+    if recipe.student_logit_tap is not None and not recipe.uses_logits:
+        return f"student_logit_tap: method {recipe.method} compares no logits, got {recipe.student_logit_tap!r}"
     if recipe.uses_features and recipe.feature_loss == "gaussian_wasserstein":
         for name, pool in {"student_pool": recipe.student_pool, "teacher_pool": recipe.teacher_pool}.items():
             if pool not in ("spatial_positions", "token_positions"):
@@ -483,7 +516,7 @@ def _check_terms(recipe: Recipe) -> str | None:
     weights = {
         "task_weight": recipe.task_weight if recipe.labels else 0.0,
         "feature_weight": recipe.feature_weight if recipe.uses_features else 0.0,
-        "logit_weight": recipe.logit_weight if recipe.uses_logits else 0.0,
+        "logit_weight": recipe.logit_weight if recipe.has_logit_term else 0.0,
         "rival_weight": (1.0 if recipe.rival_weight is None else recipe.rival_weight) if recipe.rival else 0.0,
     }
     if not any(weights.values()):

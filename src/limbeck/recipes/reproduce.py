@@ -172,13 +172,12 @@ def weighted(recipe: Recipe, factor: float) -> dict[str, object]:
     changes: dict[str, object] = {}
     if recipe.uses_features:
         changes["feature_weight"] = recipe.feature_weight * factor
-    if recipe.uses_logits:
+    if recipe.has_logit_term:
         changes["logit_weight"] = recipe.logit_weight * factor
     if recipe.rival is not None:
-        from limbeck.recipes.rivals import WEIGHTS
+        from limbeck.recipes.rivals import full_weight
 
-        weight = WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
-        changes["rival_weight"] = weight * factor
+        changes["rival_weight"] = full_weight(recipe) * factor
     return changes
 
 

@@ -1,5 +1,7 @@
 """The terms of the rival methods of a recipe, between the taps that each of them is published with."""
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,14 +10,14 @@ from torch import Tensor
 
 from limbeck import losses, pooling
 from limbeck.data import Data
-from limbeck.distiller import evaluating
+from limbeck.distiller import Weight, evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.models.stages import stages
 from limbeck.recipes.recipe import Recipe, Rival
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.taps import Taps
-from limbeck.terms import RelationTerm, Term
+from limbeck.terms import LabelledLogitTerm, LogitTerm, RelationTerm, Term
 
 WEIGHTS: dict[str, float] = {
     "fitnet": 100.0,
@@ -27,9 +29,15 @@ WEIGHTS: dict[str, float] = {
     "cc": 0.02,
     "vid": 1.0,
     "crd": 0.8,
-    "review": 1.0,
+    "dkd": 1.0,
+    "dist": 2.0,
 }
-"""Weights of the CRD protocol (HobbitLong/RepDistiller, scripts); ReviewKD's is the smallest of its own code."""
+"""Weights of the CRD protocol (HobbitLong/RepDistiller, scripts/run_cifar_distill.sh). DKD's are inside of its loss
+(megvii-research/mdistiller); DIST's 2 for both of its parts is from memory of its paper and not checked in its code.
+ReviewKD has one for each pair: ``review_weight``."""
+
+RISING: tuple[Rival, ...] = ("dkd", "review")
+"""Those whose authors raise the weight over the first epochs."""
 
 PAIRS: dict[Rival, Callable[[Tensor, Tensor], Tensor]] = {
     "sp": losses.similarity_preserving,
@@ -58,15 +66,17 @@ class _Side:
 def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data) -> dict[str, Term]:
     """The terms of the recipe's method, by name; their weight is the method's, each.
 
-    SP, RKD, PKT, CC and CRD compare the pooled penultimate features; AT, NST, VID and ReviewKD the ends of the stages
-    (:func:`limbeck.models.stages.stages`), FitNet the end of the middle one. ``student_tap`` and ``teacher_tap`` of the
-    recipe take their place.
+    DKD and DIST compare the logits; SP, RKD, PKT, CC and CRD the pooled penultimate features; AT, NST, VID and ReviewKD
+    the ends of the stages (:func:`limbeck.models.stages.stages`); FitNet the end of the middle one. ``student_tap`` and
+    ``teacher_tap`` of the recipe take the place of features.
 
     Raises:
         UserError: The models have nothing that the method can compare.
     """
     rival = recipe.rival
     assert rival is not None
+    if rival in ("dkd", "dist"):
+        return {rival: _logit_term(recipe)}
     if rival in PAIRS or rival == "crd":
         tap_s, tap_t = recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate
         if rival in PAIRS:
@@ -106,6 +116,37 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
     middle = (count - 1) // 2 + (count - 1) % 2  # the hint of the authors lies in the middle; the deeper one of two
     module = regressor(widths_s[middle], widths_t[middle])
     return {rival: HintTerm(side_s.taps[middle], side_t.taps[middle], regressor=module)}
+
+
+def full_weight(recipe: Recipe) -> float:
+    """The weight of a rival's terms behind any warm-up: the recipe's own or the published one."""
+    assert recipe.rival is not None
+    if recipe.rival_weight is not None:
+        return recipe.rival_weight
+    return recipe.review_weight if recipe.rival == "review" else WEIGHTS[recipe.rival]
+
+
+def rival_weight(recipe: Recipe) -> Weight:
+    """The weight of a rival's terms; that of some rises, epoch by epoch."""
+    weight = full_weight(recipe)
+    if recipe.rival not in RISING or recipe.rival_warmup == 0:
+        return weight
+    return functools.partial(_rising, weight=weight, epochs=recipe.epochs, warmup=recipe.rival_warmup)
+
+
+def _rising(progress: float, *, weight: float, epochs: int, warmup: float) -> float:
+    """As the authors count: epoch 1 has a ``warmup``-th of the weight, epoch ``warmup`` and later ones the whole."""
+    epoch = 1 + math.floor(progress * epochs + 1e-6)
+    return weight * min(epoch / warmup, 1.0)
+
+
+def _logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
+    """DKD or DIST, at the recipe's temperature."""
+    tap, temperature = recipe.student_logit_tap, recipe.temperature
+    if recipe.rival == "dkd":
+        loss = functools.partial(losses.decoupled_kl, temperature=temperature, beta=recipe.dkd_beta)
+        return LabelledLogitTerm(loss, student_tap=tap)
+    return LogitTerm(functools.partial(losses.pearson_distance, temperature=temperature), student_tap=tap)
 
 
 def _crd(recipe: Recipe, side_s: _Side, side_t: _Side, data: Data) -> CRDTerm:

@@ -32,6 +32,9 @@ METHODS = {
     "fgd": "the student also matches the teacher's pyramid where objects are and where it looks (focal and global)",
     "pkd": "the student also matches the teacher's pyramid, normalized channel by channel (Pearson correlation)",
     "review": "the student also matches the teacher's stages, fused from deep to shallow (knowledge review)",
+    "dkd": "the student also matches the teacher's logits, the labelled class apart from the others (DKD)",
+    "dist": "the student also matches the correlations of the teacher's probabilities (DIST)",
+    "projector+dkd": "both, the feature through the projector and the logits by DKD",
 }
 READINGS = {
     "correlation": "mean correlation, channel by channel, of the projected feature with the teacher's; 1 is a match",

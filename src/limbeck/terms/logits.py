@@ -14,6 +14,8 @@ class LogitTerm:
     Args:
         loss: Function of two logit tensors, by default soft targets at temperature 4, the value that the CIFAR
             literature uses (RepDistiller, mdistiller). The paper's own logit loss has temperature 1.
+        student_tap: Submodule of the student whose output is compared, for one with a head of its own for the teacher
+            (the distillation head of DeiT); None: what the student returns, which is what the task sees.
 
     Example:
         >>> import torch
@@ -22,16 +24,16 @@ class LogitTerm:
         0.0
     """
 
-    student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
-    def __init__(self, loss: Loss = losses.kl_divergence) -> None:
+    def __init__(self, loss: Loss = losses.kl_divergence, *, student_tap: str | None = None) -> None:
         self.loss = loss
+        self.student_taps: tuple[str, ...] = () if student_tap is None else (student_tap,)
         self.readings: dict[str, Tensor] = {}
 
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
         """The loss of one batch; UserError when the two models do not have the same classes."""
-        y_s, y_t = _gathered(student, teacher)
+        y_s, y_t = _gathered(student, teacher, self.student_taps)
         self.readings = _agreement(y_s, y_t)
         return self.loss(y_s, y_t)
 
@@ -41,13 +43,14 @@ class LabelledLogitTerm:
 
     Args:
         loss: Function ``(y_s, y_t, target)``, by default decoupled distillation (DKD).
+        student_tap: As for :class:`LogitTerm`.
     """
 
-    student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
-    def __init__(self, loss: LabelledLoss = losses.decoupled_kl) -> None:
+    def __init__(self, loss: LabelledLoss = losses.decoupled_kl, *, student_tap: str | None = None) -> None:
         self.loss = loss
+        self.student_taps: tuple[str, ...] = () if student_tap is None else (student_tap,)
         self.readings: dict[str, Tensor] = {}
 
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
@@ -56,14 +59,14 @@ class LabelledLogitTerm:
             raise UserError(
                 "this logit loss needs labels, and the batch has none; use kl_divergence for unlabelled images"
             )
-        y_s, y_t = _gathered(student, teacher)
+        y_s, y_t = _gathered(student, teacher, self.student_taps)
         self.readings = _agreement(y_s, y_t)
         return self.loss(y_s, y_t, collectives.gather_rows(student.target))
 
 
-def _gathered(student: Captured, teacher: Captured) -> tuple[Tensor, Tensor]:
+def _gathered(student: Captured, teacher: Captured, taps: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
-    y_s, y_t = student.output, teacher.output
+    y_s, y_t = student.features[taps[0]] if taps else student.output, teacher.output
     if y_s.shape != y_t.shape:
         raise UserError(
             f"the student has {y_s.shape[-1]} classes and the teacher {y_t.shape[-1]}; logit losses need the same ones"

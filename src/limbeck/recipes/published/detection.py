@@ -5,9 +5,10 @@ are built: 180,000 steps of 8 images, learning rate 0.01, a tenth of it from ste
 shorter side 640 to 800, detectron2's SGD (momentum 0.9, weight decay 1e-4, 1,000 steps of warm-up).
 """
 
-from limbeck.recipes.recipe import Recipe
+from collections.abc import Callable
 
-FOLDER = "FOLDER"  # as `limbeck.recipes.published.NO_FOLDER`, which imports this file
+from limbeck.recipes.published.small import NO_FOLDER
+from limbeck.recipes.recipe import Recipe
 
 COCO_IMAGES = 118_287
 """Training images of COCO 2017, those without a box included."""
@@ -77,7 +78,7 @@ def small_boxes() -> Recipe:
         task="detection",
         teacher="fcos-64/cifar/resnet20",
         student="fcos-32/cifar/resnet8",
-        data=f"coco:{FOLDER}",
+        data=f"coco:{NO_FOLDER}",
         size=64,
         method="projector",
         feature_weight=0.5,
@@ -102,7 +103,7 @@ def _coco(name: str, teacher: str, student: str) -> Recipe:
         student=f"fasterrcnn/torchvision/{student}",
         pretrained=True,
         frozen_norms=True,
-        data=f"coco:{FOLDER}",
+        data=f"coco:{NO_FOLDER}",
         size=800,
         longest=1333,
         scales=(0.8, 1.0),
@@ -117,3 +118,12 @@ def _coco(name: str, teacher: str, student: str) -> Recipe:
         milestones=tuple(round(step * scale, 2) for step in DECAYS),
         warmup_epochs=round(WARMUP / per_epoch, 3),
     )
+
+
+DETECTION: dict[str, Callable[[], Recipe]] = {
+    "small-boxes": small_boxes,
+    "coco-fasterrcnn-r50-mv2": coco_fasterrcnn_r50_mv2,
+    "coco-fasterrcnn-r101-r18": coco_fasterrcnn_r101_r18,
+    "coco-fasterrcnn-r101-r50": coco_fasterrcnn_r101_r50,
+}
+"""Name to recipe."""
