@@ -39,6 +39,7 @@ from limbeck.taps import Captured
 
 NODE = 8  # GPUs of a node
 GPUS = (8, 64, 1000)
+BATCH = 256  # images that are read at once in the measurement
 IMAGES = (10**6, 10**8, 10**9)
 Table = list[list[str]]
 
@@ -285,7 +286,7 @@ def measure(flags: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     jpeg = photo(np.random.default_rng(0))
-    contents = contents_of(flags.contents)
+    contents, images = contents_of(flags.contents), flags.measured // BATCH * BATCH
     sizes = {"classes": flags.classes, "width": flags.teacher_width}
 
     def decoded() -> int:
@@ -293,13 +294,13 @@ def measure(flags: argparse.Namespace) -> None:
         return 1
 
     with tempfile.TemporaryDirectory() as place, Console(stderr=True).status("measuring"):
-        cache = filled(Path(place) / "cache", contents, images=flags.measured, batch=256, **sizes)
-        view, batches = cache.view(0), batches_of(flags.measured, 256)
+        cache = filled(Path(place) / "cache", contents, images=images, batch=BATCH, **sizes)
+        view, batches = cache.view(0), batches_of(images, BATCH)
 
         def read() -> int:
             return len(cache.unpack(view.rows(next(batches))).output)
 
-        write_tar(tar := Path(place) / "0.tar", flags.measured)
+        write_tar(tar := Path(place) / "0.tar", images)
 
         def scanned() -> int:
             return len(shards.load(str(tar), labels=True)[0].names)
@@ -370,8 +371,10 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, default=default.value, help=f"{default.help} (%(default)s)")
     flags = parser.parse_args(words)
     for name in DEFAULTS:
-        if name != "seed" and getattr(flags, name.replace("-", "_")) <= 0:
-            parser.error(f"--{name} is {getattr(flags, name.replace('-', '_'))}; expected more than 0")
+        value, least = getattr(flags, name.replace("-", "_")), {"seed": 0, "measured": BATCH}.get(name)
+        if value <= 0 if least is None else value < least:
+            wanted = "more than 0" if least is None else f"at least {least}"
+            parser.error(f"--{name} is {value}; expected {wanted}")
     return flags
 
 

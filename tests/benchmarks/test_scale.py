@@ -209,7 +209,17 @@ def test_numbers_are_written_for_people(scale: Any) -> None:
     assert [scale.words(x) for x in numbers] == ["0 B", "12 B", "999 B", "1 kB", "1.23 MB", "110 TB", "4.19 PB"]
 
 
-def test_a_flag_that_makes_no_sense_is_one_line(scale: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rate", "0"], "--rate is 0.0; expected more than 0"),
+        (["--seed", "-1"], "--seed is -1; expected at least 0"),
+        (["--measured", "100"], "--measured is 100; expected at least 256"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_one_line(
+    scale: Any, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit):
-        scale.main(["step", "--rate", "0"])
-    assert "--rate is 0.0; expected more than 0" in capsys.readouterr().err
+        scale.main(["step", *words])
+    assert message in capsys.readouterr().err
