@@ -33,7 +33,7 @@ class Message:
 
 def bytes_of(messages: Iterable[Message]) -> dict[str, int]:
     """Bytes by kind."""
-    found = dict.fromkeys(("all_reduce", "all_gather", "broadcast"), 0)
+    found: dict[str, int] = {"all_reduce": 0, "all_gather": 0, "broadcast": 0}
     for message in messages:
         found[message.kind] += message.size
     return found

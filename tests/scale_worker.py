@@ -58,7 +58,7 @@ class Counter:
     """Bytes by kind, of what a process hands to a collective; gradients and buffers go through DDP's own calls."""
 
     def __init__(self) -> None:
-        self.bytes = dict.fromkeys(("all_reduce", "all_gather", "broadcast"), 0)
+        self.bytes: dict[str, int] = {"all_reduce": 0, "all_gather": 0, "broadcast": 0}
         self._originals = {name: getattr(dist, name) for name in self.bytes}
         self._coalesced = dist._broadcast_coalesced
         self._ddp = nn.parallel.DistributedDataParallel

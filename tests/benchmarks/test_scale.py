@@ -178,7 +178,8 @@ def test_the_images_of_a_shard_are_those_that_the_cache_plans(scale: Any, tmp_pa
     """By the real planner, for rows that fill a shard and for rows that are so small that the images do."""
     from cache.subject import subject
 
-    for kept in ({}, {"output": False}):
+    keeps: tuple[dict[str, Any], ...] = ({}, {"output": False})
+    for kept in keeps:
         made = subject(tmp_path / str(len(kept)), **kept)
         row = sum(spec.row_bytes for spec in (made.cache.card.specs | scale.EXTRA).values())
         layout = made.cache.card.layout
