@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CLOCKS = ("seconds", "images_per_second", "peak_memory_mib", "share")
+CLOCKS = ("seconds", "images_per_second", "peak_memory_mib", "share", "teacher_seconds", "teacher_share")
 TOLD = ("note", "start", "preflight", "stop")  # once for each start
 LIMIT = 300.0  # seconds for what should end by itself
 AREAS = ("checkpoint", "cache", "other")
