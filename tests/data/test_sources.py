@@ -354,7 +354,7 @@ def test_bad_input_is_one_line(tmp_path: Path, make: Callable[[Path], str], opti
         ({"sorce": "x"}, 'no field "sorce" .did you mean "source"'),
         ({}, '"source": field required'),
         ({"source": "x", "val_share": 1.5}, '"val_share": .* less than 1, got 1.5'),
-        ({"source": "x", "augmentation": "weak"}, "'none', 'standard' or 'strong', got 'weak'"),
+        ({"source": "x", "augmentation": "weak"}, "'none', 'standard', 'randaugment' or 'strong', got 'weak'"),
     ],
 )
 def test_bad_spec_is_one_line(fields: dict[str, object], message: str):

@@ -114,7 +114,7 @@ def test_case_and_separators_do_not_matter(written: str, meant: str):
         ("wrn-40-2", r'did you mean "cifar/wrn_40_2"\?'),
         ("cnn-5", r'did you mean "small/cnn-5"\?'),
         ("resnt18", r'has no prefix \(did you mean "timm/resnet18"\?\)'),
-        ("zzzzz", r"has no prefix: one of timm, torchvision, hub, cifar, small, or module:function"),
+        ("zzzzz", r"has no prefix: one of timm, torchvision, hub, cifar, small, deit, or module:function"),
         ("tim/resnet18", r'unknown family "tim" in "tim/resnet18" \(did you mean "timm"\?\)'),
         ("timm/", r"unknown family|has no prefix|unknown model"),
         ("timm/resnt18", r'unknown model "timm/resnt18" \(did you mean "timm/resnet18"\?\)'),
