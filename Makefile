@@ -28,7 +28,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-audit: $(VENV)/.installed-audit
+audit: $(VENV)/.installed-dev
 	@$(BIN)/python .ci/audit.py $(BIN)
 
 format: $(VENV)/.installed-dev
