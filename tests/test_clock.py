@@ -14,6 +14,7 @@ import tiny
 from limbeck import Distiller, LogitTerm, fit
 from limbeck.checkpoint import Counters
 from limbeck.distiller import Clock, clock
+from limbeck.guard import Guard
 from limbeck.meter import Meter
 from limbeck.runlog import RunLog
 from limbeck.tasks import Classification, LabelFree
@@ -97,15 +98,21 @@ def test_a_stop_in_mid_epoch_loses_nothing_of_it(tmp_path: Path) -> None:
     distiller = slow()
     distiller.train()
     optimizer = torch.optim.SGD(distiller.trainable_parameters().values(), lr=0.1)
-    meters = [Meter(RunLog(tmp_path), Counters(), 0, CPU, distiller.clock)]
+
+    def meter() -> Meter:
+        log, counters = RunLog(tmp_path), Counters()
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        guard = Guard(distiller, {}, optimizer, None, log, counters, CPU, autocast=torch.no_grad, scaler=scaler)
+        return Meter(log, counters, 0, CPU, guard, distiller.clock)
+
+    meters = [meter()]
     for batch in range(4):
         if batch == 3:
             state = meters[0].state()
             distiller.clock = Clock()  # of another process
-            meters.append(Meter(RunLog(tmp_path), Counters(), 0, CPU, distiller.clock))
+            meters.append(meter())
             meters[-1].go_on(state)
         result = distiller(tiny.images(4))
-        meters[-1].check(result)
         meters[-1].add(result, optimizer)
     meters[-1].finish()
     assert times(tmp_path) == pytest.approx([4 * PAUSE])

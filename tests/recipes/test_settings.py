@@ -84,7 +84,7 @@ def test_another_machine_is_measured_anew(
     settled(small.changed(AUTO))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     settled(small.changed(AUTO))
-    monkeypatch.setattr(settings, "_name", lambda device: "a faster one")
+    monkeypatch.setattr(settings, "name_of", lambda device: "a faster one")
     settled(small.changed(AUTO))
     assert len(measured) == 3
 
@@ -164,7 +164,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, cost: Compiling | UserError) -> lis
         return cost
 
     monkeypatch.setattr(settings, "measure_compiling", measure)
-    monkeypatch.setattr(settings, "_name", lambda device: "a GPU")
+    monkeypatch.setattr(settings, "name_of", lambda device: "a GPU")
     return found
 
 

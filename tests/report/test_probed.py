@@ -135,7 +135,7 @@ def test_verdicts_lead_to_their_figures(tmp_path: Path, monkeypatch: pytest.Monk
             Verdict("balance", "One part drowns the other", "a", "b", "c", "parts"),
         ]
 
-    monkeypatch.setattr("limbeck.diagnostics.verdict.verdicts", judge)
+    monkeypatch.setattr("limbeck.report.run.verdicts", judge)
     text, page = read(write_report(run))
     check_page(text, page)
     links = [a["href"] for a in page.all("a")]
