@@ -2,7 +2,9 @@
 
 # ruff: noqa: E402 (the environment comes before torch)
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # processes that tests start inherit it
@@ -22,3 +24,11 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """The same random numbers in every test, alone or in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell has what it starts in the background ignore it, and so would our children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

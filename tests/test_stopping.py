@@ -23,6 +23,8 @@ from limbeck.runlog import RunLog
 from limbeck.stopping import Stopped, Stopping
 from test_resume import assert_same, flat, timeless
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 CPU = torch.device("cpu")
 EPOCHS, BATCHES = 2, 5
 

@@ -146,6 +146,7 @@ def test_without_restarts_the_others_end_and_the_same_command_goes_on(tmp_path: 
     assert_same_run(folder, unbroken)
 
 
+@pytest.mark.long
 def test_a_launcher_that_is_told_to_end_lets_the_run_write_a_checkpoint(tmp_path: Path, unbroken: Path) -> None:
     """As a scheduler tells it before it takes the machine away."""
     folder = tmp_path / "run"

@@ -47,9 +47,9 @@ class Reads(TorchDispatchMode):
 class GpuMeter(meter.Meter):
     """Believes that the losses are on a GPU, where reading one waits."""
 
-    def __init__(self, log: RunLog, counters: Any, epoch: int, device: torch.device, guard: Any) -> None:
+    def __init__(self, log: RunLog, counters: Any, epoch: int, device: torch.device, guard: Any, clock: Any) -> None:
         del device
-        super().__init__(log, counters, epoch, torch.device("cuda"), guard)
+        super().__init__(log, counters, epoch, torch.device("cuda"), guard, clock)
 
 
 def gpu_guard(*values: Any, **named: Any) -> Guard:

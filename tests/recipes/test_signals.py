@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("interruptible")]
 
 LIMIT = 120.0  # seconds
 
