@@ -1,21 +1,18 @@
 """Two processes compute what one process computes. They are started once, for all checks of this file."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import distributed_worker
+import spawned
 from test_resume import flat, timeless
 
 pytestmark = pytest.mark.processes
-
-LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    context = mp.spawn(distributed_worker.work, args=(2, folder), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return spawned.found_by(distributed_worker.work, 2, folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,18 @@
 A share may be a single row, or none. The processes are started once for each number of them.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import moments_worker
+import spawned
 from limbeck.terms import Form
 
 pytestmark = pytest.mark.processes
-
-LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +34,7 @@ def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def run(count: int, folder: Path) -> list[dict[str, Any]]:
-    context = mp.spawn(moments_worker.work, args=(count, folder), nprocs=count, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)]
+    return spawned.found_by(moments_worker.work, count, folder)
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:

@@ -3,35 +3,22 @@
 The processes are started once for each number of them.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import processes_worker
+import spawned
 import tiny
 from test_resume import flat, timeless
 
 pytestmark = pytest.mark.processes
 
-LIMIT = 240.0  # seconds; a collective that one process does not reach would wait for ever
-
 
 def started(count: int, folder: Path) -> list[dict[str, Any]]:
-    context = mp.spawn(processes_worker.work, args=(count, folder), nprocs=count, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(count)]
+    return spawned.found_by(processes_worker.work, count, folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 import projectors_worker
 import reference
 import reference_projectors as twins
+import spawned
 from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.checkpoint import load_weights, save_weights
 from limbeck.errors import UserError
@@ -544,17 +543,7 @@ def test_features_that_are_not_finite_do_not_spoil_ridge() -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("projectors")
-    context = mp.spawn(projectors_worker.work, args=(2, folder), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + 120.0
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return spawned.found_by(projectors_worker.work, 2, folder)
 
 
 @pytest.mark.processes

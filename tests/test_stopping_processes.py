@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-import several
+import spawned
 import stopping_worker
 import tiny
 from limbeck.random_state import state_of_this
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return several.found_by(stopping_worker.work, 2, tmp_path_factory.mktemp("stopping"))
+    return spawned.found_by(stopping_worker.work, 2, tmp_path_factory.mktemp("stopping"))
 
 
 def test_both_stop_where_the_log_records_next(two: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import scale_worker
-import several
+import spawned
 from scale_worker import ROWS, STUDENT, TEACHER
 from tiny import CLASSES
 
@@ -43,7 +43,7 @@ def scale(scripts: dict[str, ModuleType]) -> Any:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes counted."""
-    return several.found_by(scale_worker.work, 2, tmp_path_factory.mktemp("two"))
+    return spawned.found_by(scale_worker.work, 2, tmp_path_factory.mktemp("two"))
 
 
 # Messages of a term, and the form that it takes of itself on several processes.

@@ -1,30 +1,18 @@
 """Terms of boxes and heads: two processes with unequal batches, one without a box, compute what one computes."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+import spawned
 from detection import terms_worker
 
 pytestmark = pytest.mark.processes
 
-LIMIT = 120.0
-
 
 def test_values_and_gradients_are_those_of_the_whole_batch(tmp_path: Path):
-    context = mp.spawn(terms_worker.work, args=(2, tmp_path), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    spawned.found_by(terms_worker.work, 2, tmp_path)
     expected = terms_worker.everything()
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import probe_worker
 import probed
+import spawned
 import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
 from limbeck.diagnostics import Probe, column_normalized
@@ -130,17 +129,7 @@ def test_batch_statistics_are_those_of_training_and_nothing_is_kept() -> None:
 
 @pytest.mark.processes
 def test_of_two_processes_the_first_one_looks_and_the_bytes_are_the_same(tmp_path: Path) -> None:
-    context = mp.spawn(probe_worker.work, args=(2, tmp_path), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    found = spawned.found_by(probe_worker.work, 2, tmp_path)
     assert [each[2]["steps"] for each in found] == [[0, 2, 4, 6], []]
     assert [each["sharded"] for each in found] == [False, False]
     for each in found:

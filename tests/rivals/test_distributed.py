@@ -1,18 +1,16 @@
 """Two processes compute what one process computes, also when the banks have been written to."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
+import spawned
 from rivals import rivals_worker
 
 pytestmark = pytest.mark.processes
 
-LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
 Found = dict[str, dict[str, Tensor]]
 
 
@@ -20,17 +18,7 @@ Found = dict[str, dict[str, Tensor]]
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """What each of two processes found."""
     folder: Path = tmp_path_factory.mktemp("rivals")
-    context = mp.spawn(rivals_worker.work, args=(2, folder), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return spawned.found_by(rivals_worker.work, 2, folder)
 
 
 @pytest.fixture(scope="module")

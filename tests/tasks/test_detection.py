@@ -1,14 +1,13 @@
 """The detection task: the detector's own loss, targets for terms, and average precision over sets and processes."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
+import spawned
 from limbeck import Distiller, FeatureTerm, losses, norms, pooling, projectors
 from limbeck.detection import DetectionBatch
 from limbeck.detection.batch import learned
@@ -20,7 +19,6 @@ from limbeck.train import fit
 from tasks import boxes, detection_worker
 
 CPU = torch.device("cpu")
-LIMIT = 120.0
 
 
 def detector(name: str = "fcos-32/cifar/resnet8", seed: int = 0) -> Any:
@@ -156,16 +154,7 @@ def test_other_batches_and_models_are_refused():
 @pytest.mark.processes
 def test_two_processes_measure_what_one_does(tmp_path: Path):
     """Also where the second one has no batch of its own."""
-    context = mp.spawn(detection_worker.work, args=(2, tmp_path), nprocs=2, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    spawned.found_by(detection_worker.work, 2, tmp_path)
     for count in (1, 3):
         expected = detection_worker.figures(count)
         assert expected["ap50"] > 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-LIMIT = 120.0  # seconds; a collective that one process does not reach would wait for ever
+LIMIT = 240.0  # seconds; a collective that one process does not reach would wait for ever
 
 
 def found_by(work: Callable[[int, int, Path], None], count: int, folder: Path) -> list[dict[str, Any]]:
