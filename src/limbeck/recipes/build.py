@@ -21,7 +21,8 @@ from limbeck.guard import Skip
 from limbeck.models import InputTransform, Model
 from limbeck.models.detectors import build_detector
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
-from limbeck.recipes.choices import build_feature_loss, build_logit_term, build_norm, build_pool, build_projector
+from limbeck.recipes import choices
+from limbeck.recipes.choices import build_logit_term, build_pool
 from limbeck.recipes.detection import build_detection_data, build_detection_distiller
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.rivals import build_rival_terms, rival_weight
@@ -205,21 +206,8 @@ def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> Featur
             f'projector "identity" needs equal widths: "{student_tap}" of the student has {d_s} channels, '
             f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
         )
-    source, width = (d_t, d_s) if recipe.inverted else (d_s, d_t)
-    loss, correlation_loss = build_feature_loss(recipe)
-    return FeatureTerm(
-        student_tap,
-        teacher_tap,
-        projector=build_projector(recipe, source, width),
-        input_norm=build_norm(recipe.input_norm, source),
-        student_norm=build_norm(recipe.student_norm, width),
-        teacher_norm=build_norm(recipe.teacher_norm, width),
-        inverted=recipe.inverted,
-        loss=loss,
-        correlation_loss=correlation_loss,
-        student_pool=student_pool,
-        teacher_pool=teacher_pool,
-    )
+    taps, pools = (student_tap, teacher_tap), (student_pool, teacher_pool)
+    return choices.build_feature_term(recipe, taps, (d_s, d_t), pools)
 
 
 def tap_shape(model: Model, tap: str) -> tuple[int, ...]:

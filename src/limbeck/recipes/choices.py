@@ -7,7 +7,7 @@ from torch import nn
 from limbeck import losses, norms, pooling, projectors
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.terms import CorrelationLoss, LabelledLogitTerm, LogitTerm, Loss
+from limbeck.terms import CorrelationLoss, FeatureTerm, LabelledLogitTerm, LogitTerm, Loss
 
 WHITENING_MOMENTUM = 0.1  # a batch alone seldom has enough rows for a covariance
 GROUP_SIZE = 16  # channels a group of GroupNorm; the published code comments out GroupNorm(16, d) with 16 groups
@@ -56,6 +56,27 @@ def build_feature_loss(recipe: Recipe) -> tuple[Loss | None, CorrelationLoss | N
             return losses.smooth_l1, None
         case "cosine":
             return losses.cosine, None
+
+
+def build_feature_term(
+    recipe: Recipe, taps: tuple[str, str], widths: tuple[int, int], pools: tuple[pooling.Pool, pooling.Pool]
+) -> FeatureTerm:
+    """The recipe's feature term between two taps; of every pair the student's comes first."""
+    d_s, d_t = widths
+    source, width = (d_t, d_s) if recipe.inverted else (d_s, d_t)
+    loss, correlation_loss = build_feature_loss(recipe)
+    return FeatureTerm(
+        *taps,
+        projector=build_projector(recipe, source, width),
+        input_norm=build_norm(recipe.input_norm, source),
+        student_norm=build_norm(recipe.student_norm, width),
+        teacher_norm=build_norm(recipe.teacher_norm, width),
+        inverted=recipe.inverted,
+        loss=loss,
+        correlation_loss=correlation_loss,
+        student_pool=pools[0],
+        teacher_pool=pools[1],
+    )
 
 
 def build_projector(recipe: Recipe, d_s: int, d_t: int) -> nn.Module:

@@ -14,7 +14,7 @@ from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.models import Model, Normalization
 from limbeck.models.detectors import heads_shape, trunk_only
-from limbeck.recipes.choices import build_feature_loss, build_norm, build_projector
+from limbeck.recipes.choices import build_feature_term
 from limbeck.recipes.recipe import Recipe
 from limbeck.rivals import FGDTerm, ReviewTerm
 from limbeck.rivals.fgd import Weights
@@ -173,26 +173,12 @@ def build_level_term(recipe: Recipe, ours: Level, theirs: Level) -> FeatureTerm 
 
 
 def _level_term(recipe: Recipe, ours: Level, theirs: Level, pool: pooling.Pool) -> FeatureTerm:
-    source, width = (theirs.width, ours.width) if recipe.inverted else (ours.width, theirs.width)
-    if recipe.projector == "identity" and source != width:
+    if recipe.projector == "identity" and ours.width != theirs.width:
         raise UserError(
             f'projector "identity" needs equal widths: the student\'s level of stride {ours.stride} has {ours.width} '
             f'channels, the teacher\'s {theirs.width}; use "linear"'
         )
-    loss, correlation_loss = build_feature_loss(recipe)
-    return FeatureTerm(
-        ours.tap,
-        theirs.tap,
-        projector=build_projector(recipe, source, width),
-        input_norm=build_norm(recipe.input_norm, source),
-        student_norm=build_norm(recipe.student_norm, width),
-        teacher_norm=build_norm(recipe.teacher_norm, width),
-        inverted=recipe.inverted,
-        loss=loss,
-        correlation_loss=correlation_loss,
-        student_pool=pool,
-        teacher_pool=pool,
-    )
+    return build_feature_term(recipe, (ours.tap, theirs.tap), (ours.width, theirs.width), (pool, pool))
 
 
 def build_rivals(recipe: Recipe, pairs: list[tuple[Level, Level]], name: str) -> dict[str, Term]:
