@@ -156,7 +156,7 @@ class Trials:
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if epoch not in known:  # an epoch that is made again after a kill
             trial.report(value, epoch)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     def _draw(self, trial: "Trial") -> dict[str, Value]:
         drawn: dict[str, Value] = {}

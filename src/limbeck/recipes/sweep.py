@@ -161,8 +161,8 @@ def _try(
 
     try:
         summary = run(recipe, place, if_begun=True, said=said, on_epoch=on_epoch)
-    except HeldError:  # another process was quicker
-        return
+    except HeldError:
+        say(f"{place.name}: another process was quicker, and has it")
     except StoppedEarlyError as stop:
         trials.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         say(f"{place.name}: {stop}")

@@ -55,7 +55,7 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
         "seed that chooses": plan.recipe.seed,
         "metric": metric,
         "trials": found,
-        "importance": importance(trials.study, plan.space, plan.recipe.seed),
+        "importance": importance(trials.study, plan.space, plan.recipe.seed) if len(found) >= plan.trials else {},
         "rows": rows,
         "by seed": {
             row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
