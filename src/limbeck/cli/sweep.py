@@ -18,14 +18,11 @@ from limbeck.recipes.study import Plan, Pruner, Sampler
 from limbeck.recipes.sweep import AS_GIVEN, BEST_FILE, make_plan, sweep
 from limbeck.records import is_share
 
-DESCRIPTION = """Search for good settings of a recipe; confirm the best on seeds that chose nothing.
+DESCRIPTION = """Search for good settings of a recipe; confirm the best on other seeds.
 
-  limbeck sweep --recipe digits --space alpha=1,2,4 feature_weight=0.1..10:log
-  limbeck sweep --recipe digits --space method=kd,projector lr=0.01,0.05 --sampler grid
+  limbeck sweep --recipe digits --space alpha=1,2,4 lr=0.01..0.1:log
 
-A list is SETTING=A,B,C; a range of numbers is SETTING=LOW..HIGH, with :log where factors count.
-Given again, it goes on where it was stopped. Given in several terminals, or on several machines
-that share the folder, the trials are divided among them."""
+Given again, it goes on; in several terminals the trials are divided."""
 
 SHOWN = 10  # trials in the printed table; sweep.md has all
 
