@@ -94,11 +94,16 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     ("command", "more", "less"),
     [
         ("compare", {"--methods", "--seeds"}, {"--method"}),
+        (
+            "sweep",
+            {"--space", "--sampler", "--trials", "--pruner", "--min-epochs", "--confirm", "--seeds"},
+            {"--resume", "--resume-if-begun"},
+        ),
         ("doctor", set[str](), {"--out", "--resume", "--resume-if-begun", "--dry-run"}),
         ("cache", {"--estimate", "--verify"}, {"--resume", "--resume-if-begun", "--dry-run"}),
     ],
 )
-def test_compare_doctor_and_cache_take_the_flags_of_distill(
+def test_commands_on_a_recipe_take_the_flags_of_distill(
     command: str, more: set[str], less: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -150,7 +155,7 @@ FAULTS: list[tuple[str, str]] = [
     ("distil", 'unknown command "distil" (did you mean "distill"?)'),
     (
         "frobnicate",
-        'unknown command "frobnicate"; expected one of distill, train, compare, cache, rerun, report',
+        'unknown command "frobnicate"; expected one of distill, train, compare, sweep, cache, rerun, report',
     ),
     ("distill --recipe digits --trust-remote-code", "--trust-remote-code: there is no such flag, since code of a"),
     ("--zzz digits", 'unknown flag "--zzz"; expected one of distill'),

@@ -1,6 +1,7 @@
 """Make one run: teacher, preflight, training, the run folder."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -44,6 +45,9 @@ from limbeck.untrusted import read_object
 SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
 CHANGEABLE = ("loggers", "process_timeout", "on_bad_numbers", "bad_number_limit")  # when a run is resumed
 
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Receives the number of epochs that are done, and the validation figures of the last one."""
+
 
 def run(
     recipe: Recipe,
@@ -53,6 +57,7 @@ def run(
     if_begun: bool = False,
     said: set[str] | None = None,
     shared: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Summary:
     """Train a recipe's student in a run folder.
 
@@ -69,6 +74,7 @@ def run(
         said: Notes that were printed for other runs and need not be printed again.
         shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
             run that is training it is waited for.
+        on_epoch: Called behind each epoch's checkpoint; what it raises ends the run, which ``resume`` goes on with.
 
     Returns:
         The summary.
@@ -93,10 +99,10 @@ def run(
         recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
         if shared and is_run(folder):
             return read_object(folder / "summary.json", "metric", "last", "best")
-        return _run(recipe, folder, said)
+        return _run(recipe, folder, said, on_epoch)
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
@@ -152,6 +158,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
+            on_epoch=on_epoch,
             probe=probe,
             cpu=device.type == "cpu",
         )
