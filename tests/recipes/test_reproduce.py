@@ -63,7 +63,8 @@ def test_every_row_of_every_table_is_a_recipe(name: str, scale: tables.Scale) ->
         recipes = [made.recipe(pair, row, seed=3, factor=1.0) for row in made.rows]
         assert {recipe.seed for recipe in recipes} == {3}
         assert len({recipe.to_yaml() for recipe in recipes}) == len(recipes)  # no row is another one
-        assert len({(recipe.student, recipe.epochs, recipe.lr, recipe.batch_size) for recipe in recipes}) == 1
+        students = {str(recipe.student).removesuffix("_distilled") for recipe in recipes}  # alone, it has one head
+        assert len({(recipe.epochs, recipe.lr, recipe.batch_size) for recipe in recipes}) == len(students) == 1
         taught = {recipe.teacher for recipe in recipes if recipe.method != "alone"}
         assert len(taught) == 1
 
@@ -293,6 +294,27 @@ def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: py
     assert max(map(len, said.splitlines())) <= 400
     assert main(words) == 0
     assert "the seeds that count]" not in capfd.readouterr().out
+
+
+def test_a_transformer_with_two_heads_is_alone_with_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "deit", "--scale", "tiny", "--pairs", "stem", "--seeds", "1", "--factors", "1"]
+    words += [
+        "--epochs",
+        "1",
+        "--teacher-epochs",
+        "3",
+        "--subset",
+        "0.3",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0, capfd.readouterr().err
+    record = json.loads((tmp_path / "out" / "deit-tiny" / "table.json").read_text())
+    names = {row["row"]: row["runs"]["0"].split("--")[0] for row in record["rows"]}
+    assert names["student"] == "deit-conv_stem_test"
+    assert names["KL"] == names["ours"] == "small-cnn-32-to-deit-conv_stem_test_distilled"
 
 
 def test_the_cost_is_told_and_nothing_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
