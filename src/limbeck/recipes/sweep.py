@@ -131,7 +131,7 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
             continue
         _try(plan, trials, *taken, said=said, say=say)
         save({})
-        _stop_where_all_fail(trials)
+        _stop_where_all_fail(trials, folder)
     return save(_confirm(plan, folder, trials, said=said, say=say, save=save))
 
 
@@ -176,10 +176,15 @@ def _try(
         say(f"{place.name}: {metric} {figure(metric, float(summary['last'][metric]))}")
 
 
-def _stop_where_all_fail(trials: Trials) -> None:
+def _stop_where_all_fail(trials: Trials, folder: Path) -> None:
+    """End a sweep that cannot begin, and leave no trace, so that the same command can be given again, corrected."""
     told = [trial for trial in trials.all() if trial.state.is_finished()]
     reasons = {trial.user_attrs.get(FAILED) for trial in told}
     if len(told) >= ALL_FAIL and len(reasons) == 1 and (reason := reasons.pop()) is not None:
+        if not any(path.is_dir() for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
         raise UserError(f"the first {len(told)} trials failed alike: {reason}")
 
 
