@@ -34,7 +34,7 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
     """
     if isinstance(task, SetScored):
         with evaluating(model):
-            return task.evaluate(model, arriving(_own_share(loader), device))
+            return task.evaluate(model, shared_batches(loader, device))
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
     with evaluating(model):
@@ -83,6 +83,11 @@ def validate(distiller: Distiller, model: nn.Module, loader: Iterable[Any], devi
     """The task's scores of ``model``; where the task has none, the terms' losses on the validation images."""
     scores = evaluate(model, distiller.task, loader, device)
     return scores if scores else evaluate_terms(distiller, model, loader, device)
+
+
+def shared_batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, bool]]:
+    """The batches of this process on the device, each with whether it is to be counted here (:class:`SetScored`)."""
+    return arriving(_own_share(loader), device)
 
 
 def _own_share(loader: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

@@ -1,6 +1,8 @@
 """The command line: help without torch, every fault in one line with exit code 2, and what reaches the parts below."""
 
+import dataclasses
 import errno
+import gc
 import json
 import os
 import re
@@ -545,6 +547,20 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
         parts.raises = bug
         with pytest.raises(type(bug)):
             call("distill --recipe digits")
+
+
+def test_a_command_leaves_nothing_behind_in_its_process(capsys: pytest.CaptureFixture[str]) -> None:
+    """The types of the flags were made anew by each command, and kept by tyro: 49 KB a training."""
+
+    def types_after(epochs: int) -> int:
+        words = ["distill", "--teacher", "small/cnn-32", "--student", "small/cnn-4", "--data", "digits", "--dry-run"]
+        assert main([*words, "--epochs", str(epochs)]) == 0
+        gc.collect()
+        return sum(type(each) is type and dataclasses.is_dataclass(each) for each in gc.get_objects())
+
+    types_after(1)
+    assert len({types_after(epochs) for epochs in range(2, 5)}) == 1
+    assert "epochs: 4" in capsys.readouterr().out
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:

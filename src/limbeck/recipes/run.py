@@ -16,6 +16,7 @@ from limbeck.data.detection import DetectionLoader
 from limbeck.errors import UserError
 from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
+from limbeck.recipes.boxes import BOXES, drawn_boxes
 from limbeck.recipes.build import (
     CARD,
     AnyData,
@@ -64,7 +65,7 @@ def run(
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
     and writes ``recipe.yaml``, ``log.jsonl``, ``checkpoint/``, ``student.safetensors`` (last epoch),
     ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors``,
-    ``samples.json`` (where student and teacher disagree) and ``summary.json``.
+    ``samples.json`` (where student and teacher disagree) or ``boxes.json`` (what detectors find), and ``summary.json``.
 
     Args:
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
@@ -163,12 +164,15 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             cpu=device.type == "cpu",
         )
         summary = summarize(parts, checked, result, log, device, origins)
+        boxes = drawn_boxes(parts, result.student, device)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
             if (samples := disagreements.of(result.student)) is not None:
                 save_json(samples, folder / SAMPLES)
+            if boxes is not None:
+                save_json(boxes, folder / BOXES)
             log.write("end", summary=summary)
             save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()
