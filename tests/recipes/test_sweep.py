@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.cli import main
 from limbeck.errors import UserError
-from limbeck.recipes import run, workers
+from limbeck.recipes import pool, run
 from limbeck.recipes import sweep as sweeps
 from limbeck.recipes.lock import HeldError
 from limbeck.recipes.recipe import Recipe
@@ -64,7 +64,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score, made: list[str] | Non
         return figures
 
     monkeypatch.setattr(run, "run", run_it)
-    monkeypatch.setattr(workers, "run", run_it)
 
 
 def quality(recipe: Recipe) -> float:
@@ -207,7 +206,7 @@ def test_a_trial_of_another_process_is_left_to_it_and_waited_for(
 
     monkeypatch.setattr(sweeps.time, "sleep", other_dies)
     record = sweep(chosen, tmp_path / "out", say=quiet)
-    assert waited == [workers.WAIT]
+    assert waited == [pool.WAIT]
     assert made == ["trial-001-seed0", "trial-002-seed0", "trial-000-seed0"]
     assert record["trials"][0]["settings"] == taken[1]
     assert {trial["state"] for trial in record["trials"]} == {"finished"}
