@@ -149,6 +149,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     seconds, out = _timed(["distill", "--help"])
     assert "LOADED []" in out
     assert seconds < 4  # measured: 0.5 s
+    assert "LOADED []" in _timed(["sweep", "--help"])[1]
 
 
 FAULTS: list[tuple[str, str]] = [

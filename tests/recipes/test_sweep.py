@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.cli import main
 from limbeck.errors import UserError
-from limbeck.recipes import run, workers
+from limbeck.recipes import pool, run
 from limbeck.recipes import sweep as sweeps
 from limbeck.recipes.lock import HeldError
 from limbeck.recipes.recipe import Recipe
@@ -64,7 +64,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score, made: list[str] | Non
         return figures
 
     monkeypatch.setattr(run, "run", run_it)
-    monkeypatch.setattr(workers, "run", run_it)
 
 
 def quality(recipe: Recipe) -> float:
@@ -207,7 +206,7 @@ def test_a_trial_of_another_process_is_left_to_it_and_waited_for(
 
     monkeypatch.setattr(sweeps.time, "sleep", other_dies)
     record = sweep(chosen, tmp_path / "out", say=quiet)
-    assert waited == [workers.WAIT]
+    assert waited == [pool.WAIT]
     assert made == ["trial-001-seed0", "trial-002-seed0", "trial-000-seed0"]
     assert record["trials"][0]["settings"] == taken[1]
     assert {trial["state"] for trial in record["trials"]} == {"finished"}
@@ -245,12 +244,13 @@ def test_a_run_that_fails_is_one_trial_but_all_alike_are_the_recipe(
     assert cells_of(failed, "top1") == ["2", "alpha 4", "failed", "0/5", "0"]
     assert record["best"]["settings"] == {"alpha": 2.0}
 
-    def broken(recipe: Recipe) -> float:
+    def broken(recipe: Recipe, folder: Path, **more: Any) -> Any:
         raise UserError(f"no images in {recipe.data}")
 
-    pretend(monkeypatch, broken)
+    monkeypatch.setattr(run, "run", broken)
     with pytest.raises(UserError, match="the first 3 trials failed alike: no images in digits"):
         sweep(plan(trials=20), tmp_path / "all", say=quiet)
+    assert not (tmp_path / "all").exists()  # the same command, corrected, may take it
 
 
 def test_the_recipe_as_given_is_no_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +274,7 @@ ERRORS: list[tuple[str, str]] = [
     ("--space: no combination is a recipe; teacher_norm layer", "--space teacher_norm=layer,none"),
     ("--sampler: expected one of tpe, random, grid, got 'bayes'", "--space alpha=1,2 --sampler bayes"),
     ("--pruner: expected one of median, halving, none, got 'medan' (did you", "--space alpha=1,2 --pruner medan"),
+    ("--resume: a sweep goes on by itself; give the same command again", "--space alpha=1,2 --resume runs/x"),
     ('unknown flag "--trails" (did you mean "--trials"?)', "--space alpha=1,2 --trails 2"),
     ("--epochs: expected a whole number of at least 1", "--space alpha=1,2 --epochs x"),
     ("--trials: expected a whole number or None, got 'many'", "--space alpha=1,2 --trials many"),

@@ -12,6 +12,7 @@ import tyro
 from limbeck.cli.compare import print_table
 from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_recipe
 from limbeck.cli.running import dry_run, say, write_report
+from limbeck.cli.words import given_flags
 from limbeck.errors import UserError
 from limbeck.recipes.space import MOST_CHECKED, check_space
 from limbeck.recipes.study import Plan, Pruner, Sampler
@@ -73,6 +74,8 @@ class Flags:
 
 def main(words: Sequence[str]) -> int:
     """Train what is missing, print the tables and what they allow to say; 1 where no trial came to its end."""
+    if given_flags(words).keys() & {"resume", "resume_if_begun"}:
+        raise UserError("--resume: a sweep goes on by itself; give the same command again")
     values, flags = parse_recipe(
         words, Flags(), command="sweep", description=DESCRIPTION, fields=all_fields(), fallback={}
     )

@@ -41,9 +41,7 @@ def run_all(
     what: str,
     on_run: Callable[[Mapping[Path, str]], object] = lambda failed: None,
 ) -> dict[Path, str]:
-    """Make every run that is not there; what another process has begun is waited for.
-
-    A run that fails is told; the others go on.
+    """Make every run that is not there, each in its :func:`place_of`; see :func:`run_each`.
 
     Args:
         folder: Where the runs lie.
@@ -55,13 +53,38 @@ def run_all(
     Returns:
         Place to why it failed.
     """
+    places = {place: recipe.changed({"name": place.name}) for recipe in recipes for place in [place_of(folder, recipe)]}
+    return run_each(places, say=say, what=what, on_run=on_run)
+
+
+def run_each(
+    places: Mapping[Path, Recipe],
+    *,
+    say: Say,
+    what: str,
+    said: set[str] | None = None,
+    on_run: Callable[[Mapping[Path, str]], object] = lambda failed: None,
+) -> dict[Path, str]:
+    """Make every run that is not there; what another process has begun is waited for.
+
+    A run that fails is told; the others go on.
+
+    Args:
+        places: Run folder to recipe, in the order in which they are made.
+        say: Told one line before each run.
+        what: Part of that line, what the runs are for.
+        said: Notes of other runs that need not be printed again.
+        on_run: Told after each run why which ones failed.
+
+    Returns:
+        Place to why it failed.
+    """
     from limbeck.recipes.build import is_run
     from limbeck.recipes.lock import HeldError, is_held
     from limbeck.recipes.run import run
 
     failed: dict[Path, str] = {}
-    said: set[str] = set()
-    places = {place_of(folder, recipe): recipe for recipe in recipes}
+    said = set[str]() if said is None else said
     pending = list(enumerate(places.items(), start=1))
     while pending:
         of_others: list[tuple[int, tuple[Path, Recipe]]] = []
@@ -74,7 +97,7 @@ def run_all(
             begun = (place / "recipe.yaml").is_file()
             say(f"[{number}/{len(places)}, {what}] {place.name}{': going on' if begun else ''}")
             try:
-                run(recipe.changed({"name": place.name}), place, resume=begun, said=said)
+                run(recipe, place, resume=begun, said=said)
             except HeldError:  # another process was quicker
                 of_others.append((number, (place, recipe)))
                 continue

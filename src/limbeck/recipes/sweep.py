@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UserError
+from limbeck.recipes.compare import Say
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.recipes.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
@@ -24,9 +25,6 @@ TRIALS = 20
 AS_GIVEN = "as given"
 PLAN_FILE, RESULT_FILE, BEST_FILE = "plan.json", "sweep.json", "best.yaml"
 ALL_FAIL = 3  # trials that fail alike before any has trained an epoch: it is the recipe, not their settings
-
-Say = Callable[[str], None]
-"""Receives one line about what happens next."""
 
 Confirmed = dict[str, dict[int, dict[str, Any]]]
 """Row to seed to the summary of the run."""
@@ -111,6 +109,7 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
     Raises:
         UserError: If the folder holds something else, or if nothing can be trained at all.
     """
+    from limbeck.recipes.pool import WAIT  # imports torch
     from limbeck.recipes.sweep_text import save_record
 
     require_optuna()
@@ -127,19 +126,12 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
         if taken is None:
             if not trials.is_running():
                 break
-            _wait()
+            time.sleep(WAIT)
             continue
         _try(plan, trials, *taken, said=said, say=say)
         save({})
-        _stop_where_all_fail(trials)
+        _stop_where_all_fail(trials, folder)
     return save(_confirm(plan, folder, trials, said=said, say=say, save=save))
-
-
-def _wait() -> None:
-    """For the trials of others."""
-    from limbeck.recipes.workers import WAIT
-
-    time.sleep(WAIT)
 
 
 def _try(
@@ -176,10 +168,15 @@ def _try(
         say(f"{place.name}: {metric} {figure(metric, float(summary['last'][metric]))}")
 
 
-def _stop_where_all_fail(trials: Trials) -> None:
+def _stop_where_all_fail(trials: Trials, folder: Path) -> None:
+    """End a sweep that cannot begin, and leave no trace, so that the same command can be given again, corrected."""
     told = [trial for trial in trials.all() if trial.state.is_finished()]
     reasons = {trial.user_attrs.get(FAILED) for trial in told}
     if len(told) >= ALL_FAIL and len(reasons) == 1 and (reason := reasons.pop()) is not None:
+        if not any(path.is_dir() for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
         raise UserError(f"the first {len(told)} trials failed alike: {reason}")
 
 
@@ -187,7 +184,7 @@ def _confirm(
     plan: Plan, folder: Path, trials: Trials, *, said: set[str], say: Say, save: Callable[[Confirmed], object]
 ) -> Confirmed:
     """Train the best settings, and the recipe as it is, with the seeds that chose nothing."""
-    from limbeck.recipes.workers import run_all
+    from limbeck.recipes.pool import run_each
 
     best = chosen(plan, trials)
     if not best or plan.seeds == 0:
@@ -207,7 +204,7 @@ def _confirm(
             found.setdefault(row, {}).update({} if summary is None else {seed: {**summary, "run": place.name}})
         return found
 
-    run_all(dict(cells.values()), what="confirming", said=said, say=say, on_run=lambda failed: save(gathered()))
+    run_each(dict(cells.values()), say=say, what="confirming", said=said, on_run=lambda failed: save(gathered()))
     return gathered()
 
 
