@@ -33,14 +33,14 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
     Of a task that is :class:`SetScored` what it makes of the set. Empty where the task has no scores or the loader no
     batch.
     """
-    share = _own_share(loader, in_step=sharding.is_sharded(model))
+    batches = shared_batches(loader, device, in_step=sharding.is_sharded(model))
     if isinstance(task, SetScored):
         with evaluating(model):
-            return task.evaluate(model, arriving(share, device))
+            return task.evaluate(model, batches)
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
     with evaluating(model):
-        for moved, is_own in arriving(share, device):
+        for moved, is_own in batches:
             scores = task.score(model(task.student_input(moved)), moved)
             if not scores:
                 return {}
@@ -85,6 +85,17 @@ def validate(distiller: Distiller, model: nn.Module, loader: Iterable[Any], devi
     """The task's scores of ``model``; where the task has none, the terms' losses on the validation images."""
     scores = evaluate(model, distiller.task, loader, device)
     return scores if scores else evaluate_terms(distiller, model, loader, device)
+
+
+def shared_batches(loader: Iterable[Any], device: torch.device, *, in_step: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The batches of this process on the device, each with whether it is to be counted here (:class:`SetScored`).
+
+    Args:
+        loader: All batches.
+        device: Where they go.
+        in_step: Every process gets as many, for a model whose shares all of them put together.
+    """
+    return arriving(_own_share(loader, in_step=in_step), device)
 
 
 def _own_share(loader: Iterable[Any], *, in_step: bool) -> Iterator[tuple[Any, bool]]:

@@ -82,6 +82,7 @@ def fit(
     log: RunLog | None = None,
     checkpoints: Checkpoints | None = None,
     on_best: Callable[[nn.Module], None] | None = None,
+    on_epoch: Callable[[int, Mapping[str, float]], None] | None = None,
     probe: Probing | None = None,
     shard: bool = False,
     cpu: bool = False,
@@ -114,6 +115,8 @@ def fit(
             mid-epoch (several processes: behind the step that the log records next). What the data set of a
             ``DataLoader`` without workers draws from the global random numbers is drawn anew then; its order is not.
         on_best: Called with the student after each epoch that is the best so far.
+        on_epoch: Called on every process with the number of epochs done and the validation figures, behind the epoch's
+            checkpoint; what it raises ends the training there, as early stopping needs.
         probe: Looks at the training as it goes; the bytes of the student are the same with it and without.
         shard: Of several processes each holds a share of every parameter, gradient and moment of the optimizer (FSDP2),
             and of the teacher, whose parts are put together one at a time: no device ever has all of it. The optimizer
@@ -240,6 +243,8 @@ def fit(
                     on_best(trained.evaluated)
             save({})
             collectives.barrier()
+            if on_epoch is not None:
+                on_epoch(epoch + 1, last)
             if epoch + 1 < epochs and (signum := stopping.agreed(device)):
                 stop(signum, counters, log)
     if not last:  # resumed behind the last epoch

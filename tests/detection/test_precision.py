@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.detection import Detections, Truth, average_precision
+from limbeck.detection import Detections, Truth, average_precision, measure_precision
 from limbeck.detection.precision import NAMES, dataset, rows
 from limbeck.errors import UserError
 
@@ -72,6 +72,41 @@ def test_equals_pycocotools_with_more_than_a_hundred_detections_and_equal_scores
     found = found._replace(scores=(found.scores * 10).round() / 10)
     ours = average_precision(truth, found, classes=4)
     assert list(ours.values()) == pytest.approx(by_pycocotools(truth, found, 4), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_curves_and_classes_belong_to_the_figures(seed: int):
+    """The mean over the recalls of a curve is the figure at its threshold, that over the classes the whole."""
+    truth, found = planted(12, seed)
+    truth = truth._replace(crowd=truth.crowd | (truth.labels == 2))  # a class of crowds alone is none
+    measured = measure_precision(truth, found, classes=5)
+    assert measured.figures == average_precision(truth, found, classes=5)
+    for iou, name in (("0.50", "ap50"), ("0.75", "ap75")):
+        curve = measured.curves[iou]
+        assert len(curve) == 101
+        assert sum(curve) / 101 == pytest.approx(measured.figures[name], abs=1e-6)
+        assert curve == sorted(curve, reverse=True)
+    assert [value is None for value in measured.classes] == [False, False, True, False, True]
+    known = [value for value in measured.classes if value is not None]
+    assert sum(known) / 3 == pytest.approx(measured.figures["ap"], abs=1e-6)
+
+
+def test_each_class_alone_has_its_own_figure():
+    truth, found = planted(12, 1)
+    classes = measure_precision(truth, found, classes=4).classes
+    for number, value in enumerate(classes):
+        objects, boxes = truth.labels == number, found.labels == number
+        alone = Truth(truth.images, *(column[objects] for column in truth[1:]))
+        ours = average_precision(alone, Detections(*(column[boxes] for column in found)), classes=4)
+        assert value == pytest.approx(ours["ap"], abs=1e-6)
+
+
+def test_nothing_found_has_curves_of_zeros():
+    truth, found = planted(3, 0)
+    measured = measure_precision(truth, Detections(*(column[:0] for column in found)), classes=5)
+    assert set(measured.figures.values()) == {0.0}
+    assert measured.curves == {"0.50": [0.0] * 101, "0.75": [0.0] * 101}
+    assert measured.classes[4] is None
 
 
 def test_detections_of_the_objects_themselves_are_perfect():

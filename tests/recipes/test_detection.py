@@ -1,5 +1,7 @@
 """Detection recipes: the same commands train, distil, score and resume detectors; what does not fit is told."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from safetensors.torch import load_file
 
 from limbeck import cli
 from limbeck.checkpoint import load_weights
-from limbeck.detection import DenseHeadTerm, ForegroundTerm, RegionTerm
+from limbeck.detection import DenseHeadTerm, Detections, ForegroundTerm, RegionTerm, Truth
 from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.models import Normalization
 from limbeck.models.detectors import build_detector
+from limbeck.recipes.boxes import choose, judge
 from limbeck.recipes.build import build_data, build_distiller, build_model, build_parts, load_student
 from limbeck.recipes.detection import paired_levels
 from limbeck.recipes.inspection import check, describe, evaluate
@@ -116,6 +119,63 @@ def test_every_method_takes_its_steps_and_leaves_the_teacher_alone(
     assert all(np.isfinite(list(parts.values())))
 
 
+def test_what_is_found_is_kept_for_the_report(alone: Recipe, teacher: Path, tmp_path: Path):
+    """The figures of the whole set, and boxes that lie on the rectangles of the images they are drawn on."""
+    summary = run(taught(alone, teacher, method="kd", epochs=2), tmp_path / "run")
+    boxes = json.loads((tmp_path / "run" / "boxes.json").read_text())
+    assert boxes["classes"] == ["red", "green"]
+    for who, figures in (("student", summary["last"]), ("teacher", summary["teacher"])):
+        model = boxes["models"][who]
+        assert model["figures"] == pytest.approx(figures, abs=1e-9)
+        assert np.mean(model["classes"]) == pytest.approx(figures["ap"], abs=1e-6)
+        assert np.mean(model["curves"]["0.50"]) == pytest.approx(figures["ap50"], abs=1e-6)
+        assert 0 < model["cut"] <= 1
+    assert len({image["index"] for image in boxes["images"]}) == len(boxes["images"]) > 2
+    truth = boxes_of_colors(boxes["images"])
+    assert truth > 0.95
+    right = [box for image in boxes["images"] for box in image["teacher"] if box["right"]]
+    assert len(right) > 3
+    assert all(box["score"] >= boxes["models"]["teacher"]["cut"] - 1e-4 for box in right)
+    quiet = taught(alone, teacher, train_limit=8, probe="off")
+    run(quiet, tmp_path / "quiet")
+    assert not (tmp_path / "quiet" / "boxes.json").exists()
+
+
+def boxes_of_colors(images: list[dict[str, Any]]) -> float:
+    """Share of the pixels of the boxes that have the color of their class."""
+    shares = []
+    for image in images:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["jpeg"]))), np.int64)
+        assert pixels.shape == (image["height"], image["width"], 3)
+        for entry in image["truth"]:
+            left, top, right, bottom = (round(side) for side in entry["box"])
+            inside = pixels[top:bottom, left:right]
+            shares.append((inside[:, :, entry["label"]] > inside.min(-1) + 60).mean())
+    return float(np.mean(shares))
+
+
+def test_images_are_chosen_for_what_they_show():
+    """One object each: found by both, by none, by the student, by the teacher, by both with one box too many."""
+    images = torch.arange(5)
+    square = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).double().repeat(5, 1)
+    there = Truth(images, images, square, torch.zeros(5).long(), torch.zeros(5).bool(), torch.full((5,), 100.0))
+
+    def found(*rows: int) -> Any:
+        image = torch.tensor(rows)
+        boxes = Detections(image, square[image], torch.full((len(rows),), 0.9), torch.zeros(len(rows)).long())
+        return judge(there, boxes, 1)
+
+    chosen = choose(there, {"student": found(0, 2, 4, 4), "teacher": found(0, 3, 4)})
+    assert chosen == [("missed", 3), ("gained", 2), ("neither", 1), ("both", 0)]
+    assert choose(there, {"student": found(0, 2, 3)}) == [
+        ("neither", 1),
+        ("neither", 4),
+        ("both", 0),
+        ("both", 2),
+        ("both", 3),
+    ]
+
+
 def test_a_run_that_is_resumed_ends_with_the_same_bytes(alone: Recipe, teacher: Path, tmp_path: Path):
     recipe = taught(alone, teacher, train_limit=16, epochs=2, augmentation="standard")
     run(recipe, tmp_path / "whole")
@@ -167,7 +227,7 @@ def test_levels_are_paired_by_stride(alone: Recipe, teacher: Path):
     assert [term.student_taps[0] for term in trunk.terms.values()] == [f"backbone.body.layer{n}" for n in (2, 3, 4)]
 
 
-def test_the_recipe_chooses_the_terms(alone: Recipe, teacher: Path):
+def test_the_recipechooses_the_terms(alone: Recipe, teacher: Path):
     def kinds(**changes: Any) -> set[type]:
         return {type(term) for term in built(taught(alone, teacher, **changes)).terms.values()}
 

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 VOID = {"meta", "br", "img", "input"}
+INSIDE = ("#", "data:image/png;base64,", "data:image/jpeg;base64,")
 EVIL = '<script>alert("x")</script>'
 
 
@@ -153,7 +154,7 @@ def check_page(text: str, page: Page) -> None:
         name
         for _, attributes in page.tags
         for name in attributes
-        if name in ("src", "href") and not str(attributes[name]).startswith(("#", "data:image/png;base64,"))
+        if name in ("src", "href") and not str(attributes[name]).startswith(INSIDE)
     ]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -303,13 +304,13 @@ def probe(step: int, of: int, *, terms: Sequence[str] = ("feature",), count: int
     }
 
 
-def picture(seed: int, size: int = 32) -> str:
+def picture(seed: int, size: int = 32, kind: str = "PNG") -> str:
     """A small image as base64."""
     pixels = bytes(
         (seed * 37 + x * (3 + c) + y * (5 - c)) % 256 for y in range(size) for x in range(size) for c in range(3)
     )
     file = io.BytesIO()
-    Image.frombytes("RGB", (size, size), pixels).save(file, format="PNG")
+    Image.frombytes("RGB", (size, size), pixels).save(file, format=kind)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -394,3 +395,48 @@ def make_faulty(folder: Path) -> Path:
         terms["gap"]["fit"]["correlation"]["mean"] = 0.3
         append(folder, record)
     return folder
+
+
+def make_detected(folder: Path, *, teacher: bool = True, classes: int = 3, **more: Any) -> Path:
+    """A run of a detector, with what it finds."""
+    make_run(folder, task="detection", **more)
+    boxes = detected(classes=classes, teacher=teacher)
+    (folder / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
+    return folder
+
+
+def detected(*, classes: int = 3, teacher: bool = True) -> dict[str, Any]:
+    """``boxes.json`` as a run writes it."""
+    who = {"student": 0.0, **({"teacher": 0.2} if teacher else {})}
+    return {
+        "classes": [
+            ("koala", "bullet train", "a class with a name that is far too long")[i % 3] for i in range(classes)
+        ],
+        "models": {
+            name: {
+                "cut": 0.25 + more / 4,
+                "figures": {"ap": 0.3 + more, "ap50": 0.6 + more, "ap75": 0.25 + more, "ap_small": 0.1 + more},
+                "curves": {iou: [max(0.0, 1 - r / 60 + more) for r in range(101)] for iou in ("0.50", "0.75")},
+                "classes": [None if i == 1 else 0.2 + more + 0.01 * i for i in range(classes)],
+            }
+            for name, more in who.items()
+        },
+        "images": [
+            {
+                "index": 3 * i,
+                "kind": ("missed", "gained", "neither", "both")[i % 4],
+                "jpeg": picture(i, 48, "JPEG"),
+                "width": 48,
+                "height": 48,
+                "truth": [{"box": [4.0, 4.0, 30.0, 40.0], "label": i % classes, "crowd": i == 2}],
+                **{
+                    name: [
+                        {"box": [5.0, 3.0, 31.5, 39.0], "label": i % classes, "score": 0.91, "right": True},
+                        {"box": [20.0, 20.0, 60.0, 47.0], "label": 0, "score": 0.4, "right": False},
+                    ]
+                    for name in who
+                },
+            }
+            for i in range(8)
+        ],
+    }

@@ -10,7 +10,7 @@ import pytest
 
 from limbeck.report import write_comparison, write_report
 from report.browser import Browser, find
-from report.planted import CHARTS, FAULTS, WHOLE, comparison, make_faulty, make_probed
+from report.planted import CHARTS, FAULTS, WHOLE, comparison, make_detected, make_faulty, make_probed
 
 PROGRAM = find()
 pytestmark = [
@@ -33,7 +33,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = make_probed(folder / "run", data="a-very-long-name-of-a-folder-of-images/" * 4, method="projector+kd")
     (folder / "compared").mkdir()
-    return {"run": write_report(run), "comparison": write_comparison(comparison(folder / "compared"))}
+    return {
+        "run": write_report(run),
+        "comparison": write_comparison(comparison(folder / "compared")),
+        "detector": write_report(make_detected(folder / "detector", classes=30)),
+    }
 
 
 def test_every_verdict_leads_to_a_figure_that_is_drawn(browser: Browser, tmp_path: Path):
@@ -56,7 +60,7 @@ def test_every_verdict_leads_to_a_figure_that_is_drawn(browser: Browser, tmp_pat
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("name", ["run", "comparison", "detector"])
 def test_a_page_is_sound(browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool):
     browser.open(pages[name], width=width, dark=dark)
     assert browser.ask("document.documentElement.scrollWidth") <= width
@@ -64,7 +68,7 @@ def test_a_page_is_sound(browser: Browser, pages: dict[str, Path], name: str, wi
         && e.getBoundingClientRect().right > {width} + 1).map(e => e.outerHTML.slice(0, 90))"""
     assert browser.ask(wider) == []
     assert browser.faults == []
-    asked = [url for url in browser.requests if not url.startswith("data:image/png;")]
+    asked = [url for url in browser.requests if not url.startswith(("data:image/png;", "data:image/jpeg;"))]
     assert asked == [pages[name].resolve().as_uri()]
 
 
@@ -77,6 +81,29 @@ def test_every_plot_is_drawn(browser: Browser, pages: dict[str, Path], width: in
             .map(svg => [...svg.querySelectorAll("path")].every(p => p.getTotalLength() > 0))"""
         assert browser.ask(seen) == [True], figure
     assert browser.ask("[...document.images].every(i => i.complete && i.naturalWidth == 32)")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_boxes_lie_on_their_images(browser: Browser, pages: dict[str, Path], width: int):
+    """Each panel has its image, and every box of it lies within; the teacher's panel reuses the student's image."""
+    browser.open(pages["detector"], width=width)
+    browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    seen = browser.ask("""[...document.querySelectorAll('.boxes svg')].map(svg => {
+        const own = svg.getBoundingClientRect(), inside = e => {
+            const r = e.getBoundingClientRect();
+            return r.width > 20 && r.left > own.left - 3 && r.right < own.right + 3 && r.bottom < own.bottom + 3;
+        };
+        const picture = svg.querySelector('image, use').getBoundingClientRect();
+        const covers = Math.abs(picture.width - own.width) < 1 && Math.abs(picture.height - own.height) < 1;
+        const boxes = [...svg.querySelectorAll('rect')];
+        return [covers, boxes.filter(e => !e.matches('.under')).length, boxes.every(inside)];
+    })""")
+    assert seen == [[True, 3, True]] * 16
+    for figure in ("precision-recall", "precision-figures", "precision-classes"):
+        tall = f"""[...document.getElementById("{figure}").querySelectorAll("svg")]
+            .map(svg => svg.getBoundingClientRect().height).filter(h => h > 100).length"""
+        assert browser.ask(tall) == 1
+    assert browser.faults == []
 
 
 def test_the_slider_by_keyboard(browser: Browser, pages: dict[str, Path]):

@@ -13,7 +13,7 @@ from limbeck.report.comparison import comparison_charts
 from limbeck.report.figures import COLORS, write_figures
 from limbeck.report.groups import read_comparison
 from limbeck.report.run import run_charts, run_samples
-from report.planted import CHARTS, WHOLE, comparison, make_probed, make_run
+from report.planted import CHARTS, WHOLE, comparison, make_detected, make_probed, make_run
 
 pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, an extra")
 
@@ -42,6 +42,13 @@ def test_the_same_figure_has_the_same_bytes(tmp_path: Path):
         write_figures(charts, tmp_path / folder, ["svg", "pdf"])
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_of_a_detector(tmp_path: Path):
+    written = write_figures(run_charts(make_detected(tmp_path / "run", classes=30)), tmp_path / "figures", ["svg"])
+    assert {"precision-recall", "precision-figures", "precision-classes"} <= {path.stem for path in written}
+    for path in written:
+        ElementTree.parse(path)
 
 
 def test_of_a_comparison(tmp_path: Path):

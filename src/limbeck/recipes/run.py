@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from limbeck.data.detection import DetectionLoader
 from limbeck.errors import UserError
 from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
+from limbeck.recipes.boxes import BOXES, drawn_boxes
 from limbeck.recipes.build import (
     CARD,
     AnyData,
@@ -44,6 +46,9 @@ from limbeck.sharding import shard_frozen
 from limbeck.train import fit
 from limbeck.untrusted import read_object
 
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Receives the number of epochs that are done, and the validation figures of the last one."""
+
 
 def run(
     recipe: Recipe,
@@ -53,13 +58,14 @@ def run(
     if_begun: bool = False,
     said: set[str] | None = None,
     shared: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Summary:
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
     and writes ``recipe.yaml``, ``log.jsonl``, ``checkpoint/``, ``student.safetensors`` (last epoch),
     ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors``,
-    ``samples.json`` (where student and teacher disagree) and ``summary.json``.
+    ``samples.json`` (where student and teacher disagree) or ``boxes.json`` (what detectors find), and ``summary.json``.
 
     Args:
         recipe: What to do; its "auto" fields are settled here, once, and kept in ``recipe.yaml``.
@@ -69,6 +75,7 @@ def run(
         said: Notes that were printed for other runs and need not be printed again.
         shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
             run that is training it is waited for.
+        on_epoch: Called behind each epoch's checkpoint; what it raises ends the run, which ``resume`` goes on with.
 
     Returns:
         The summary.
@@ -93,10 +100,10 @@ def run(
         recipe = claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
         if shared and is_run(folder):
             return read_object(folder / "summary.json", "metric", "last", "best")
-        return _run(recipe, folder, said)
+        return _run(recipe, folder, said, on_epoch)
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
@@ -152,17 +159,21 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
+            on_epoch=on_epoch,
             probe=probe,
             shard=recipe.shard,
             cpu=device.type == "cpu",
         )
         summary = summarize(parts, checked, result, log, device, origins)
+        boxes = drawn_boxes(parts, result.student, device)
         if collectives.rank() == 0:
             save_weights(result.student.state_dict(), folder / "student.safetensors")
             if len(distiller.term_modules) > 0:
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
             if (samples := disagreements.of(result.student)) is not None:
                 save_json(samples, folder / SAMPLES)
+            if boxes is not None:
+                save_json(boxes, folder / BOXES)
             log.write("end", summary=summary)
             save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()

@@ -75,6 +75,14 @@ class Cloud:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A row of a bar chart: its name, and a value a series; None where there is none."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True)
 class Frame:
     """One state of a chart with a slider.
 
@@ -134,7 +142,17 @@ class FramePlot:
     area: bool
 
 
-Plot = LinePlot | DotPlot | CloudPlot | FramePlot
+@dataclass(frozen=True)
+class BarPlot:
+    """The data of a bar chart; ``series`` are name and style of the bars of every row."""
+
+    rows: Sequence[Bar]
+    series: Sequence[tuple[str, str]]
+    x_title: str
+    fmt: Format
+
+
+Plot = LinePlot | DotPlot | CloudPlot | FramePlot | BarPlot
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,7 @@ class Stroke:
 
     path: str
     style: str
-    kind: str  # "line", "dashed", "faint", "level", "span", "band", "first", "frame", "area"
+    kind: str  # "line", "dashed", "faint", "level", "span", "band", "first", "frame", "area", "bar"
     series: int | None = None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UserError
 from limbeck.report.axes import pick
-from limbeck.report.chart import Chart, CloudPlot, DotPlot, FramePlot, LinePlot
+from limbeck.report.chart import BarPlot, Chart, CloudPlot, DotPlot, FramePlot, LinePlot, Plot
 from limbeck.report.samples import Sample
 from limbeck.report.words import Format
 
@@ -78,7 +78,7 @@ def write_figures(
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
         for chart in charts:
-            rows = len(chart.plot.spans) if isinstance(chart.plot, DotPlot) else 0
+            rows = _rows(chart.plot)
             figure = Figure(figsize=(WIDTH, max(HEIGHT, 0.35 * rows + 0.9) if rows else HEIGHT))
             _draw(chart, figure.add_subplot())
             written += _save(figure, folder / chart.id, formats)
@@ -87,6 +87,13 @@ def write_figures(
             _draw_samples(samples, figure)
             written += _save(figure, folder / "samples", formats)
     return written
+
+
+def _rows(plot: Plot) -> int:
+    """The rows of a chart that grows with them."""
+    if isinstance(plot, DotPlot):
+        return len(plot.spans)
+    return len(plot.rows) if isinstance(plot, BarPlot) else 0
 
 
 def _save(figure: Any, place: Path, formats: Sequence[str]) -> list[Path]:
@@ -105,6 +112,8 @@ def _draw(chart: Chart, axes: "Axes") -> None:
     plot = chart.plot
     if isinstance(plot, DotPlot):
         _draw_dots(plot, axes)
+    elif isinstance(plot, BarPlot):
+        _draw_bars(plot, axes)
     elif isinstance(plot, LinePlot):
         _draw_lines(plot, axes)
         _write_y(axes, chart.title, plot.fmt, log=plot.log)
@@ -212,6 +221,20 @@ def _draw_dots(plot: DotPlot, axes: "Axes") -> None:
     axes.set_yticks(range(len(plot.spans)), [span.name for span in plot.spans])
     axes.set_ylim(len(plot.spans) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(lambda value, _: plot.fmt.tick(round(value, 10)))
+
+
+def _draw_bars(plot: BarPlot, axes: "Axes") -> None:
+    thick = 0.8 / len(plot.series)
+    for which, (name, style) in enumerate(plot.series):
+        bars = [(row + thick * which, bar.values[which]) for row, bar in enumerate(plot.rows)]
+        there = [(y, value) for y, value in bars if value is not None]
+        color = COLORS.get(style, BLUE)
+        axes.barh([y for y, _ in there], [value for _, value in there], 0.9 * thick, color=color, label=name)
+    axes.set_yticks([row + 0.4 - thick / 2 for row in range(len(plot.rows))], [bar.name for bar in plot.rows])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: plot.fmt.tick(round(value, 10)))
+    if len(plot.series) > 1:
+        axes.legend(loc="lower right")
 
 
 def _draw_samples(samples: Sequence[Sample], figure: Any) -> None:

@@ -29,6 +29,7 @@ class RunRecord:
         probes: Records of the probe, one a step, by step.
         inputs: What the checks of the images found: records of the kinds "data" and "inputs".
         samples: Images on which student and teacher disagree, with the names of the classes.
+        boxes: What detectors find: curves, classes, images with boxes.
         log: All records of the log, in order.
         findings: What the preflight found.
         notes: Lines that the run said.
@@ -49,6 +50,7 @@ class RunRecord:
     probes: tuple[Record, ...] = ()
     inputs: tuple[Record, ...] = ()
     samples: Record = field(default_factory=dict)
+    boxes: Record = field(default_factory=dict)
     log: tuple[Record, ...] = ()
 
     @property
@@ -91,6 +93,7 @@ def read_run(folder: Path) -> RunRecord:
         probes=_by_step(by_kind["probe"]),
         inputs=by_kind["data"] + by_kind["inputs"],
         samples=read_json(folder / "samples.json"),
+        boxes=read_json(folder / "boxes.json"),
         log=tuple(records),
     )
 

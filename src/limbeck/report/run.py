@@ -10,11 +10,13 @@ from limbeck.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
 from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts
+from limbeck.report.boxes import cuts, drawn_images
 from limbeck.report.chart import Chart
 from limbeck.report.curves import course_curves, main_curves, part_curves, reading_curves, run_metric
 from limbeck.report.fitting import fit_charts
 from limbeck.report.images import image_lines
 from limbeck.report.page import REPORT_FILE, Section, distinct, write_page
+from limbeck.report.precision import precision_charts
 from limbeck.report.probes import figure_id, term_names
 from limbeck.report.projector import dynamics_charts, similarity_charts
 from limbeck.report.record import RunRecord, read_run
@@ -67,6 +69,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "thinned": _thinned(record),
         "epochs": epoch_table(record, metric),
         "samples": shown,
+        "boxes": drawn_images(record.boxes),
+        "cuts": [(who, f"{cut:.2f}") for who, cut in cuts(record.boxes)],
         "cost": cost(record),
         "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
@@ -100,6 +104,7 @@ def run_sections(record: RunRecord, metric: str) -> list[Section]:
 
     return [
         Section("s-curves", "Curves", main_curves(record, metric)),
+        Section("s-precision", "What is found", precision_charts(record.boxes)),
         Section("s-parts", "Parts of the loss", part_curves(record), "As they are, before their weights."),
         Section("s-spectrum", "Spectrum of the projector", of_terms(spectrum_charts), _projectors(probes, names)),
         Section("s-dynamics", "How the projector moves", of_terms(dynamics_charts)),

@@ -81,18 +81,24 @@ def _sample(item: Record, names: Sequence[str]) -> Sample | None:
 
 def _png(text: object) -> tuple[str, int, int] | None:
     """The base64 text without anything else in it, with the size of the image; None where it is no PNG."""
+    data = image_bytes(text, SIGNATURE, MOST_BYTES)
+    if data is None or len(data) < 24:
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    if not (0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS):
+        return None
+    return base64.b64encode(data).decode("ascii"), width, height
+
+
+def image_bytes(text: object, signature: bytes, most: int) -> bytes | None:
+    """The file that a base64 text holds; None where it is none, too large, or does not begin as its format does."""
     if not isinstance(text, str):
         return None
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    if len(data) > MOST_BYTES or len(data) < 24 or not data.startswith(SIGNATURE):
-        return None
-    width, height = struct.unpack(">II", data[16:24])
-    if not (0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS):
-        return None
-    return base64.b64encode(data).decode("ascii"), width, height
+    return data if len(data) <= most and data.startswith(signature) else None
 
 
 def _name(value: object, names: Sequence[str]) -> str:

@@ -82,6 +82,25 @@ class Detection(nn.Module):
         Raises:
             UserError: The model is no detector.
         """
+        collected = self.collect(model, batches)
+        if collected is None:
+            return {}
+        truth, found = collected
+        return average_precision(truth, found, classes=count_classes(truth, found))
+
+    def collect(self, model: nn.Module, batches: Iterable[tuple[Any, bool]]) -> tuple[Truth, Detections] | None:
+        """What is there and what a model finds, over the batches of all processes; the same on each of them.
+
+        Args:
+            model: As for :meth:`evaluate`.
+            batches: As for :meth:`evaluate`.
+
+        Returns:
+            Objects and detections in pixels of the files, in the order of the images; None without a batch.
+
+        Raises:
+            UserError: The model is no detector.
+        """
         if not isinstance(model, Detector):
             raise UserError(f"a {type(model).__name__} is no detector, so its average precision cannot be measured")
         found: list[Tensor] = []
@@ -95,11 +114,14 @@ class Detection(nn.Module):
             there.append(_there(truth_of(batch))[kept])
             seen.append(batch.index[kept])
         if not found:
-            return {}
+            return None
         detections, objects = _detections(_everywhere(found)), _objects(_everywhere(there))
-        images = collectives.gather_rows(torch.cat(seen)).unique()
-        classes = 1 + int(torch.cat([detections.labels, objects.labels, images.new_zeros(1)]).max())
-        return average_precision(objects._replace(images=images), detections, classes=classes)
+        return objects._replace(images=collectives.gather_rows(torch.cat(seen)).unique()), detections
+
+
+def count_classes(truth: Truth, found: Detections) -> int:
+    """As many classes as the largest number that occurs in either asks for; at least one."""
+    return 1 + int(torch.cat([found.labels, truth.labels, truth.labels.new_zeros(1)]).max())
 
 
 def frame_of(images: Float[Tensor, "n 3 h w"]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -151,9 +152,16 @@ class DetectionData:
 
     def sample(self, which: Literal["train", "val"], count: int, *, divisor: int = DIVISOR) -> DetectionBatch:
         """A fixed choice of images, the same in every run over these data, as they are: not augmented."""
-        part = self._parts[which]
-        chosen = np.sort(np.random.default_rng(0).permutation(len(part))[:count])
-        return next(iter(self._as_they_are(part.take(chosen), len(chosen), divisor)))
+        count = min(count, len(self._parts[which]))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(self._parts[which]))[:count])
+        return self.images(which, chosen.tolist(), divisor=divisor)
+
+    def images(
+        self, which: Literal["train", "val"], chosen: Sequence[int], *, divisor: int = DIVISOR
+    ) -> DetectionBatch:
+        """The images of these numbers as one batch, as they are; ``index`` says which of ``chosen`` each one is."""
+        part = self._parts[which].take(np.asarray(chosen, np.int64))
+        return next(iter(self._as_they_are(part, len(chosen), divisor)))
 
     def _as_they_are(self, part: BoxIndex, batch_size: int, divisor: int) -> DetectionLoader:
         plan = Plan(part, self.frame, batch_size, divisor=divisor, workers=_workers(self._spec))
