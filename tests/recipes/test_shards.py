@@ -12,8 +12,9 @@ import test_torchrun
 from limbeck.checkpoint import load_weights
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
+from tiny import same_bytes
 
-EPOCHS, STEPS = 2, 40
+EPOCHS, STEPS = 2, 25
 COMMON = f"""--data digits --train-limit {20 * STEPS} --batch-size 20 --precision float32 --memory-format contiguous
     --device cpu --probe off --resume-if-begun""".split()
 TEACHER = ["train", "--model", "small/cnn-8", "--epochs", "2", *COMMON]
@@ -58,17 +59,44 @@ def assert_like(folder: Path, alone: Path) -> None:
     assert ours["last"] == pytest.approx(theirs["last"], rel=0.02)
 
 
-@pytest.mark.processes
-def test_two_processes_in_shares_end_as_one(tmp_path: Path, teacher: Path, alone: Path) -> None:
-    folder = tmp_path / "run"
-    more = ("--teacher-weights", str(teacher), "--shard")
-    with test_torchrun.launched(folder, *more, flags=FLAGS) as process:
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """The run on two processes, in shares."""
+    folder = tmp_path_factory.mktemp("shares") / "run"
+    with test_torchrun.launched(folder, "--teacher-weights", str(teacher), "--shard", flags=FLAGS) as process:
         done = test_torchrun.ended(process, folder)
     assert done.code == 0, done.said
-    assert figures(folder)["machine"]["processes"] == 2
-    assert_like(folder, alone)
+    return folder
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.processes
+def test_two_processes_in_shares_end_as_one(shares: Path, alone: Path) -> None:
+    assert figures(shares)["machine"]["processes"] == 2
+    assert_like(shares, alone)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.processes
+def test_a_run_in_shares_that_lost_a_process_comes_back_to_the_same_bytes(
+    tmp_path: Path, teacher: Path, shares: Path
+) -> None:
+    folder = tmp_path / "run"
+    more = ("--teacher-weights", str(teacher), "--shard")
+    with test_torchrun.launched(folder, *more, flags=FLAGS, restarts=1) as process:
+        test_torchrun.when(lambda: any(step > STEPS for step in test_torchrun.steps(folder)), process)
+        test_torchrun.worker(process, 1).send_signal(signal.SIGKILL)
+        done = test_torchrun.ended(process, folder)
+    assert done.code == 0, done.said
+    assert "process 0 cannot go on: another one of the 2 has ended" in done.said
+    assert "going on from the end of epoch 1" in done.said
+    for name in ("student", "student_best", "terms"):
+        found, expected = (load_weights(place / f"{name}.safetensors") for place in (folder, shares))
+        assert same_bytes(found, expected), name
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.processes
 def test_a_run_that_is_stopped_goes_on_without_shards(tmp_path: Path, teacher: Path, alone: Path) -> None:
     folder = tmp_path / "run"
