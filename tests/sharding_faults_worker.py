@@ -16,6 +16,7 @@ from limbeck.bad_batch import broken_parameters
 from limbeck.checkpoint import Checkpoints
 from limbeck.distiller import shard_distiller
 from limbeck.errors import UserError
+from limbeck.evaluation import evaluate
 from limbeck.guard import Skip
 from limbeck.stopping import Stopped
 from limbeck.tasks import Classification
@@ -158,6 +159,36 @@ def refusals() -> dict[str, str]:
     return found
 
 
+class Reading(tiny.Net):
+    """A network that computes with the weight of its classifier and does not call it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x)))))
+        return x.mean((2, 3)) @ self.fc.weight.T + self.fc.bias
+
+
+def unfit() -> list[str]:
+    """What is said of a teacher that cannot be cut up, in a step and where it is scored by itself."""
+    said: list[str] = []
+    for step in (True, False):
+        teacher = Reading(60)  # so wide that the classifier is a part
+        subject = Distiller(tiny.Net(4), teacher, Classification(), terms={"logit": LogitTerm()})
+        sharding.LARGEST, was = 1.0, sharding.LARGEST
+        sharding.SMALLEST, least = 0.0, sharding.SMALLEST
+        try:
+            if step:
+                fit(subject, tiny.Loader(16, 8), epochs=1, shard=True, cpu=True)
+            else:
+                sharding.shard_frozen(teacher, CPU)
+                evaluate(teacher, Classification(), [tiny.Batch(*tiny.images(4))], CPU)
+            said.append("not refused")
+        except UserError as error:
+            said.append(str(error))
+        finally:
+            sharding.LARGEST, sharding.SMALLEST = was, least
+    return said
+
+
 def recorded(folder: Path) -> list[str]:
     """The collectives of this process in a sharded training with everything, in their order."""
     seen: list[str] = []
@@ -226,6 +257,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
         "left out": left_out(folder / "left out", shard=True),
         "stopped": stopped(folder / "stopped"),
         "refusals": refusals(),
+        "unfit": unfit(),
         "recorded": recorded(folder / "recorded"),
     }
     torch.save(found, folder / f"rank{rank}.pt")

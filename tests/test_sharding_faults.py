@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sharding_faults_worker as worker
 import sharding_worker
 import spawned
 import tiny
-from limbeck import meter
+from limbeck import meter, sharding
 from limbeck.checkpoint import Checkpoints, load_weights
 
 pytestmark = pytest.mark.processes
@@ -134,6 +134,26 @@ def test_what_cannot_be_combined_is_refused(two: list[dict[str, Any]], what: str
         assert found["refusals"][what].startswith("shard: ")
         assert said in found["refusals"][what]
         assert "\n" not in found["refusals"][what]
+
+
+def test_a_teacher_that_reads_the_weights_of_a_part_is_refused(two: list[dict[str, Any]]) -> None:
+    for found in two:
+        for line in found["unfit"]:
+            assert line.startswith("shard: Reading cannot be cut up, for it reads the weights of a part")
+            assert "\n" not in line
+
+
+def test_what_shares_a_parameter_stays_together() -> None:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    model = nn.Sequential(first, second, nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    assert sharding.units_of(model) == [model[2], model[3][0]]
+
+
+def test_a_list_of_modules_is_no_part_and_attention_is_not_cut_open() -> None:
+    blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
+    model = nn.Sequential(nn.ModuleDict({"blocks": blocks, "norm": nn.LayerNorm(2)}), nn.ReLU())
+    assert sharding.units_of(model) == list(blocks)
 
 
 def test_no_process_skips_a_collective(two: list[dict[str, Any]]) -> None:

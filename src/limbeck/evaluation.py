@@ -39,7 +39,7 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
             return task.evaluate(model, batches)
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
-    with evaluating(model):
+    with evaluating(model), sharding.explained(model):
         for moved, is_own in batches:
             scores = task.score(model(task.student_input(moved)), moved)
             if not scores:

@@ -5,7 +5,9 @@ gives what it gets, and nothing crosses processes; where something is, every pro
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -184,10 +186,30 @@ def shard_frozen(module: nn.Module, device: torch.device) -> None:
     shard(module, device, keeps=False)
 
 
+@contextmanager
+def explained(module: nn.Module) -> Generator[None, None, None]:
+    """Inside it, a model that cannot be cut up where it was is told of in one line.
+
+    Raises:
+        UserError: If a sharded module computes with a part's weights that nothing has put together.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_sharded(module) or "DTensor" not in str(error):
+            raise
+        kind = type(module).__name__.removeprefix("FSDP")
+        raise UserError(
+            f"shard: {kind} cannot be cut up, for it reads the weights of a part instead of calling it "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
 def units_of(module: nn.Module) -> list[nn.Module]:
     """The parts of a module that are gathered one at a time: from the top, those of at most an eighth of it.
 
-    What is smaller than a hundredth stays with the module around it, for a message costs more than it saves.
+    What is smaller than a hundredth stays with the module around it, for a message costs more than it saves. So does
+    what shares a parameter with another part.
 
     Example:
         >>> model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10)))
@@ -195,12 +217,14 @@ def units_of(module: nn.Module) -> list[nn.Module]:
         10
     """
     total = _numbers(module)
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     found: list[nn.Module] = []
 
     def walk(part: nn.Module) -> None:
         for child in part.children():
             size = _numbers(child)
             runs = not isinstance(child, (nn.ModuleList, nn.ModuleDict))  # a list of modules is never called
+            runs = runs and all(uses[id(parameter)] == 1 for parameter in child.parameters())
             inner = any(_numbers(grandchild) for grandchild in child.children())
             if size < SMALLEST * total or size == 0:
                 continue
@@ -210,7 +234,7 @@ def units_of(module: nn.Module) -> list[nn.Module]:
                 walk(child)
 
     walk(module)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _numbers(module: nn.Module) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck import collectives, sharding
 from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
@@ -201,7 +201,7 @@ class Distiller(nn.Module):
             return None
         self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
         taps = self._teacher_taps
-        with torch.no_grad():
+        with torch.no_grad(), sharding.explained(taps.model):
             images = self.task.teacher_input(batch)
             return self.clock(images.device, lambda: taps(images)) if self.training else taps(images)
 
