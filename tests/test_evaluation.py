@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from limbeck import Distiller
-from limbeck.evaluation import evaluate, evaluate_terms, to_device, validate
+from limbeck.evaluation import evaluate, evaluate_terms, shared_batches, to_device, validate
 from limbeck.tasks import Classification, LabelFree
 from tiny import Batch, Net
 
@@ -106,3 +106,20 @@ def test_a_loader_is_read_once_per_evaluation() -> None:
     distiller = tiny.distiller()
     validate(distiller, distiller.student, loader, CPU)
     assert loader.reads == 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9])
+def test_every_batch_is_counted_once_and_in_step_all_have_as_many(
+    monkeypatch: pytest.MonkeyPatch, world: int, count: int
+) -> None:
+    monkeypatch.setattr("limbeck.collectives.world_size", lambda: world)
+    for in_step in (False, True):
+        shares: list[list[tuple[int, bool]]] = []
+        for rank in range(world):
+            monkeypatch.setattr("limbeck.collectives.rank", lambda rank=rank: rank)
+            shares.append(list(shared_batches(range(count), torch.device("cpu"), in_step=in_step)))
+        assert sorted(batch for share in shares for batch, is_own in share if is_own) == list(range(count))
+        assert all(share for share in shares) or count == 0
+        if in_step:
+            assert len({len(share) for share in shares}) == 1

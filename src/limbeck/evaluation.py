@@ -1,6 +1,5 @@
 """Score a model on a loader, over all processes, in float32."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -106,13 +105,15 @@ def _own_share(loader: Iterable[Any], *, in_step: bool) -> Iterator[tuple[Any, b
         in_step: Every process gets as many, for a model whose shares all of them put together.
     """
     world, rank = collectives.world_size(), collectives.rank()
-    batches, first = iter(loader), True
-    while group := list(itertools.islice(batches, world)):
-        if rank < len(group):
-            yield group[rank], True
-        elif first or in_step:
-            yield group[0], False
-        first = False
+    lead, rounds, own = None, 0, 0
+    for number, batch in enumerate(loader):
+        if number % world == 0:
+            lead, rounds = batch, rounds + 1
+        if number % world == rank:
+            own += 1
+            yield batch, True
+    if own < rounds and (in_step or own == 0):
+        yield lead, False
 
 
 def arriving(batches: Iterable[Any], device: torch.device, *, ahead: bool = True) -> Iterator[Any]:
