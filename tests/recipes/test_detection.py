@@ -20,61 +20,18 @@ from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.models import Normalization
 from limbeck.models.detectors import build_detector
+from limbeck.recipes.agreement import DETECTION_METHODS
 from limbeck.recipes.boxes import choose, judge
 from limbeck.recipes.build import build_data, build_distiller, build_model, build_parts, load_student
 from limbeck.recipes.detection import paired_levels
 from limbeck.recipes.inspection import check, describe, evaluate
 from limbeck.recipes.published import named
-from limbeck.recipes.recipe import DETECTION_METHODS, Recipe
+from limbeck.recipes.published.detection import DETECTION
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
 from limbeck.rivals import FGDTerm, ReviewTerm
 from limbeck.terms import FeatureTerm
 from tasks import boxes
-
-TRAIN, VAL = 32, 8
-
-
-@pytest.fixture(scope="session")
-def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set of rectangles whose color is their class."""
-    folder = tmp_path_factory.mktemp("colored")
-    for name, count, seed in (("train", TRAIN, 0), ("val", VAL, 9)):
-        batch = boxes.batch(count, seed=seed)
-        images, annotations = [], []
-        for i, (pixels, found, labels) in enumerate(zip(batch.images, batch.boxes, batch.labels, strict=True)):
-            file = f"{name}{i:02}.png"
-            Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy().astype(np.uint8)).save(folder / file)
-            images.append({"id": i, "file_name": file, "height": 64, "width": 64})
-            for (left, top, right, bottom), label in zip(found.tolist(), labels.tolist(), strict=True):
-                if label >= 0:
-                    box = [left, top, right - left, bottom - top]
-                    entry = {"id": len(annotations), "image_id": i, "category_id": label, "bbox": box, "iscrowd": 0}
-                    annotations.append(entry)
-        categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"boxes-{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def alone(colored: Path) -> Recipe:
-    return Recipe(
-        name="boxes",
-        task="detection",
-        data=str(colored),
-        student="fcos-32/cifar/resnet8",
-        method="alone",
-        size=64,
-        augmentation="none",
-        epochs=14,
-        batch_size=8,
-        optimizer="adamw",
-        lr=3e-3,
-        clip=10.0,
-        precision="float32",
-        memory_format="contiguous",
-        device="cpu",
-    )
 
 
 @pytest.fixture(scope="session")
@@ -432,7 +389,7 @@ def test_a_two_stage_detector_is_handed_on_as_weights_alone(alone: Recipe, tmp_p
     assert export(tmp_path / "run", format="safetensors").parity == 0.0
 
 
-@pytest.mark.parametrize("name", ["coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "small-boxes"])
+@pytest.mark.parametrize("name", DETECTION)
 def test_the_named_recipes_are_built_with_their_models(name: str):
     """At their widths, with classes of COCO; the schedule is that of ReviewKD in epochs."""
     recipe = named(name)
