@@ -212,6 +212,20 @@ def test_a_trial_of_another_process_is_left_to_it_and_waited_for(
     assert {trial["state"] for trial in record["trials"]} == {"finished"}
 
 
+def test_a_kill_right_behind_a_draw_leaves_nothing_that_cannot_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, quality)
+    words = ("feature_loss=log_correlation,log_sum", "teacher_norm=none,batch")
+    chosen = plan(words, sampler="grid", pruner="none", seeds=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / sweeps.PLAN_FILE).write_text(json.dumps(chosen.record()))
+    dead = Trials(chosen, tmp_path / "out").study.ask()  # which contradicts itself, and is not passed over yet
+    assert dead.suggest_categorical("feature_loss", ("log_correlation", "log_sum")) == "log_correlation"
+    record = sweep(chosen, tmp_path / "out", say=quiet)
+    assert [trial["trial"] for trial in record["trials"]] == [1, 2, 3]
+
+
 def test_who_was_quicker_has_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, quality)
     trained = run.run
