@@ -105,7 +105,7 @@ def check_shards(*, optimizer: object, precision: torch.dtype, accumulate: int, 
     if isinstance(optimizer, Optimizer):
         raise UserError(
             "shard: the optimizer is over parameters that have not been cut up yet; give a function that makes it, "
-            "optimizer=functools.partial(limbeck.optim.sgd, lr=0.1)"
+            "optimizer=functools.partial(optim.sgd, lr=0.1)"
         )
     if precision == torch.float16:
         raise UserError("shard: the loss is not scaled in shards, which float16 needs; use bfloat16 or float32")

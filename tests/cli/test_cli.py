@@ -41,7 +41,7 @@ FLAGS = {
         --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --cache-views --cache-seed --cache-top-k --cache-precision --cache-limit --cache-folder
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
+        --seed --precision --memory-format --compile --device --shard --no-shard --checkpoint-every --process-timeout
     """,
     "train": """
         --recipe --out --resume --resume-if-begun --dry-run --name --task --model --weights --pretrained --no-pretrained
@@ -51,7 +51,7 @@ FLAGS = {
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --probe --probe-images --loggers
-        --seed --precision --memory-format --compile --device --checkpoint-every --process-timeout
+        --seed --precision --memory-format --compile --device --shard --no-shard --checkpoint-every --process-timeout
     """,
     "watch": "--once",
     "evaluate": "--data",

@@ -58,11 +58,17 @@ def over_all(
     if not by_rows:
         y_s, y_t, *more_rows = (collectives.gather_rows(side) for side in (y_s, y_t, *more))
         return OverAll(loss(y_s, y_t, *more_rows), _agreement(y_s, y_t))
-    count = y_s.shape[:-1].numel()
-    # Without rows there is nothing to mean; the sum over none is 0, and reaches every parameter, as DDP wants it.
-    value = loss(y_s, y_t, *more) if count or collectives.world_size() == 1 else y_s.sum()
-    both = torch.stack([value, _agreement(y_s, y_t)])
-    return OverAll(*collectives.global_mean(both, count).unbind())
+    both = torch.stack([mean_of_rows(loss, y_s, y_t, *more), _agreement(y_s, y_t)])
+    return OverAll(*collectives.global_mean(both, y_s.shape[:-1].numel()).unbind())
+
+
+def mean_of_rows(loss: Callable[..., Tensor], z_s: Tensor, *others: Tensor) -> Float[Tensor, ""]:
+    """A loss that is a mean over the rows of this process, for :func:`limbeck.collectives.global_mean`.
+
+    Without rows, as one of several processes may be, it is the sum over none: 0, which reaches every parameter, as DDP
+    wants it.
+    """
+    return loss(z_s, *others) if z_s.numel() or collectives.world_size() == 1 else z_s.sum()
 
 
 def _agreement(y_s: Tensor, y_t: Tensor) -> Tensor:
