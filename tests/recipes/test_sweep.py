@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -357,6 +358,7 @@ def test_the_command_searches_and_prints_what_fits_a_terminal(
     said = capfd.readouterr().out
     assert "[1/2] trial-000-seed0: feature_weight " in said
     assert "[1/2, confirming] as-given-seed1" in said
+    assert re.search(r"^teacher top1: \d+\.\d\d%$", said, re.MULTILINE)
     assert "2 trials (2 finished), top1 in % of seed 0" in said
     assert "from one seed: no interval, so nothing can be concluded" in said
     assert f"train with the best: limbeck distill --recipe {tmp_path / 'out' / 'best.yaml'}" in said

@@ -61,6 +61,7 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
             row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
         },
         "best": _best(found, rows, [row_name(trial.number) for trial in best]),
+        "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
         "commit": summaries[0].get("commit") if summaries else None,
         "device": summaries[0].get("device") if summaries else None,
     }
