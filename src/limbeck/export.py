@@ -15,7 +15,7 @@ from limbeck.checkpoint import load_weights, replacing, save_weights
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.detectors import Decoded, OneStage, TwoStage, build_detector
+from limbeck.models.detectors import Decoded, OneStage, Queries, TwoStage, build_detector
 from limbeck.recipes.build import load_student
 
 Format = Literal["safetensors", "onnx", "torch-export"]
@@ -54,7 +54,7 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
 
     Raises:
         UserError: If the folder is no finished run, the file is there already or has another ending, the format's
-            package is missing, or a program is asked for of a detector of two stages.
+            package is missing, or a program is asked for of a detector of two stages or of queries.
     """
     student = load_student(run)
     path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
@@ -83,10 +83,12 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
 
 def _handed_on(student: Model, format: Format) -> tuple[nn.Module, list[str]]:
     """The module that is written, and names of its outputs; of a one-stage detector its decoded form."""
-    if format == "safetensors" or not isinstance(student.module, OneStage | TwoStage):
+    if format == "safetensors" or not isinstance(student.module, OneStage | Queries | TwoStage):
         return student.module, ["output"]
     if isinstance(student.module, TwoStage):
         raise UserError(f"{student.name} has two stages, which {format} does not hold; use --format safetensors")
+    if isinstance(student.module, Queries):
+        raise UserError(f"{student.name}: transformers' code has one fixed batch as {format}; use --format safetensors")
     frame = (student.input.size, student.input.size)
     return Decoded(student.module, frame), ["boxes", "scores"]
 
@@ -99,7 +101,7 @@ def _difference(ours: Outputs, theirs: Outputs) -> float:
 
 def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs]:
     save_weights(student.module.state_dict(), path)
-    build = build_detector if isinstance(student.module, OneStage | TwoStage) else models.build
+    build = build_detector if isinstance(student.module, OneStage | Queries | TwoStage) else models.build
     fresh = build(student.name, num_classes=student.num_classes, size=student.input.size)
     fresh.module.load_state_dict(load_weights(path), strict=True)
     return fresh.module.eval()

@@ -32,37 +32,6 @@ from limbeck.rivals import FGDTerm, ReviewTerm
 from limbeck.terms import FeatureTerm
 from tasks import boxes
 
-TRAIN, VAL = 32, 8
-
-
-@pytest.fixture(scope="session")
-def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set of rectangles whose color is their class."""
-    folder = tmp_path_factory.mktemp("colored")
-    boxes.write_coco(folder, train=TRAIN, val=VAL)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def alone(colored: Path) -> Recipe:
-    return Recipe(
-        name="boxes",
-        task="detection",
-        data=str(colored),
-        student="fcos-32/cifar/resnet8",
-        method="alone",
-        size=64,
-        augmentation="none",
-        epochs=14,
-        batch_size=8,
-        optimizer="adamw",
-        lr=3e-3,
-        clip=10.0,
-        precision="float32",
-        memory_format="contiguous",
-        device="cpu",
-    )
-
 
 @pytest.fixture(scope="session")
 def teacher(alone: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:

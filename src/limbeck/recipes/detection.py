@@ -30,9 +30,10 @@ FGD = {
     "retinanet": (Weights(1e-3, 5e-4, 5e-4, 5e-6), 0.5),
     "fcos": (Weights(1.6e-3, 8e-4, 8e-4, 8e-6), 0.8),
     "ssdlite": (Weights(1e-3, 5e-4, 5e-4, 5e-6), 0.5),
+    "rtdetr": (Weights(1e-3, 5e-4, 5e-4, 5e-6), 0.5),
 }
-"""Weights and temperature of FGD's code for each kind of detector (ResNet101 to ResNet50); SSDlite, which it has not,
-as RetinaNet."""
+"""Weights and temperature of FGD's code for each kind of detector (ResNet101 to ResNet50); SSDlite and RT-DETR, which
+it has not, as RetinaNet."""
 
 
 def build_detection_data(recipe: Recipe) -> DetectionData:

@@ -77,7 +77,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _Number]
 Open = Annotated[float, Field(gt=0, lt=1), _Number]
 
 
-ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite")
+ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
 """First words of the names of detectors; `limbeck.models.detectors`, which imports torch, has the same."""
 
 

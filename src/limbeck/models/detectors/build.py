@@ -19,12 +19,15 @@ from limbeck.detection import Level
 from limbeck.errors import UserError, did_you_mean
 from limbeck.models.detectors.one_stage import OneStage, fcos, retinanet, ssd
 from limbeck.models.detectors.pyramid import BuiltPyramid, build_pyramid
+from limbeck.models.detectors.queries import Encoded, Queries
+from limbeck.models.detectors.rtdetr import HEADS as _QUERY_HEADS
+from limbeck.models.detectors.rtdetr import UNUSED, build_rtdetr, input_spec
 from limbeck.models.detectors.trunk import StageTrunk, Trunk, as_list, shapes
 from limbeck.models.detectors.two_stage import TwoStage
 from limbeck.models.spec import InputSpec, Model
 from limbeck.models.weights import WeightsUnavailable, fit_weights, read_weights
 
-ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite")
+ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
 WIDTH = 256  # of the pyramid, in every paper of these detectors
 LARGEST = 800  # shorter side of the COCO literature; where nothing else is asked for
 SSDLITE = "ssdlite/torchvision/mobilenet_v3_large"
@@ -40,7 +43,7 @@ class _Name(NamedTuple):
 
 
 class _Made(NamedTuple):
-    module: OneStage | TwoStage
+    module: OneStage | TwoStage | Queries
     name: str
     input: InputSpec
     trunk: Trunk | None
@@ -65,6 +68,7 @@ def build_detector(
     | `retinanet/FAMILY/NAME`, `fcos/FAMILY/NAME` | RetinaNet, FCOS, likewise |
     | `fcos-64/FAMILY/NAME` | with a pyramid of 64 channels in the place of 256, for small images; likewise the others |
     | `ssdlite/torchvision/mobilenet_v3_large` | SSDlite as torchvision has it |
+    | `rtdetr/transformers/r50vd` | RT-DETR of transformers; also r18vd, r34vd, r101vd, `rtdetr-64/...` |
 
     On one of torchvision's ResNets the state dict is that of torchvision's own detector (`fasterrcnn_resnet50_fpn`).
 
@@ -97,10 +101,14 @@ def build_detector(
         raise UserError(f"{name}: give weights or pretrained, not both")
     loaded = read_weights(Path(weights)) if weights is not None else None
     wanted = parse(name)
-    made = _make(wanted, num_classes, pretrained)
+    if wanted.architecture == "rtdetr":
+        made = _rtdetr(wanted, num_classes, size or LARGEST, pretrained, frozen_norms)
+    else:
+        made = _make(wanted, num_classes, pretrained)
     origin, new_head = ("hub" if pretrained else "random"), pretrained
     if loaded is not None:
         origin = loaded.origin
+        loaded = replace(loaded, state={key: own for key, own in loaded.state.items() if UNUSED not in key})
         whole = any(key.rpartition("backbone.")[2].startswith(("body.", "fpn.", "features.")) for key in loaded.state)
         if whole or made.trunk is None:
             new_head = fit_weights(made.module, loaded, heads=made.heads, name=made.name, allow_new_head=allow_new_head)
@@ -109,7 +117,7 @@ def build_detector(
             inner = body.model if isinstance(body, StageTrunk) else body
             fit_weights(inner, loaded, heads=made.trunk.heads, name=made.trunk.name, allow_new_head=True)
             new_head = True
-    if frozen_norms:
+    if frozen_norms and not isinstance(made.module, Queries):
         _freeze(made)
     return Model(
         module=made.module,
@@ -158,8 +166,7 @@ def _make(name: _Name, num_classes: int, pretrained: bool) -> _Made:
         raise UserError(f"{name.architecture}-{name.width}: expected {wanted}")
     dense = name.architecture != "fasterrcnn"
     built = build_pyramid(name.trunk, width=name.width, dense=dense, pretrained=pretrained)
-    width = "" if name.width == WIDTH else f"-{name.width}"
-    full = f"{name.architecture}{width}/{built.trunk.name}"
+    full = f"{_prefix(name)}/{built.trunk.name}"
     match name.architecture:
         case "retinanet":
             return _Made(_retinanet(built, num_classes), full, built.trunk.input, built.trunk, _DENSE_HEADS)
@@ -167,6 +174,11 @@ def _make(name: _Name, num_classes: int, pretrained: bool) -> _Made:
             return _Made(_fcos(built, num_classes), full, built.trunk.input, built.trunk, _DENSE_HEADS)
         case _:
             return _Made(_faster_rcnn(built, num_classes, name.width), full, built.trunk.input, built.trunk, _BOX_HEADS)
+
+
+def _prefix(name: _Name) -> str:
+    """The architecture, with the width of the pyramid where it is not the usual one."""
+    return name.architecture if name.width == WIDTH else f"{name.architecture}-{name.width}"
 
 
 _DENSE_HEADS = ("head.classification_head.cls_logits",)
@@ -234,6 +246,14 @@ def _ssdlite(name: _Name, num_classes: int, pretrained: bool) -> _Made:
     return _Made(module, SSDLITE, InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 320, "bilinear"), None, _SSD_HEADS)
 
 
+def _rtdetr(name: _Name, num_classes: int, size: int, pretrained: bool, frozen_norms: bool) -> _Made:
+    full = f"{_prefix(name)}/{name.trunk.lower()}"
+    if pretrained:
+        raise WeightsUnavailable(f"{full}: give the weights as a file")
+    module = build_rtdetr(name.trunk, width=name.width, num_classes=num_classes, size=size, frozen_norms=frozen_norms)
+    return _Made(module, full, input_spec(), None, _QUERY_HEADS)
+
+
 def _freeze(made: _Made) -> None:
     """Put batch norms whose statistics and parameters are fixed in the place of the trunk's."""
     body: Any = made.trunk.module if made.trunk is not None else made.module.backbone
@@ -250,6 +270,8 @@ def trunk_only(module: nn.Module) -> nn.Module:
     Raises:
         UserError: The module is no detector of this package.
     """
+    if isinstance(module, Queries):
+        return Encoded(module)
     if not isinstance(module, OneStage | TwoStage):
         raise UserError(f"a {type(module).__name__} has no trunk that is known")
     backbone: Any = module.backbone
