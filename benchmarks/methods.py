@@ -50,8 +50,9 @@ from limbeck.hardware import PRECISIONS, Settings, apply_settings
 from limbeck.intervals import Interval, interval, paired
 from limbeck.models import InputTransform, Model
 from limbeck.optim import check_finite, check_gradients, check_optimizer, set_rate
+from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.build import build_data, build_optimizer, build_parts, build_rate
-from limbeck.recipes.recipe import GROUPS, TEACHER_SETTINGS, Recipe
+from limbeck.recipes.recipe import GROUPS, Recipe
 from limbeck.recipes.run import device_of, train_teacher
 from limbeck.recipes.summary import count_parameters
 from limbeck.recipes.teacher import build_teacher

@@ -15,9 +15,10 @@ from limbeck.checkpoint import Checkpoints
 from limbeck.cli import main
 from limbeck.errors import UserError
 from limbeck.recipes import run as runs
+from limbeck.recipes.agreement import CACHE_SETTINGS
 from limbeck.recipes.compare import compare
 from limbeck.recipes.precompute import precompute
-from limbeck.recipes.recipe import CACHE_SETTINGS, Recipe
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.teacher import _key, teacher_recipe
 
 

@@ -20,13 +20,14 @@ from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.models import Normalization
 from limbeck.models.detectors import build_detector
+from limbeck.recipes.agreement import DETECTION_METHODS
 from limbeck.recipes.boxes import choose, judge
 from limbeck.recipes.build import build_data, build_distiller, build_model, build_parts, load_student
 from limbeck.recipes.detection import paired_levels
 from limbeck.recipes.inspection import check, describe, evaluate
 from limbeck.recipes.published import named
 from limbeck.recipes.published.detection import DETECTION
-from limbeck.recipes.recipe import DETECTION_METHODS, Recipe
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
 from limbeck.rivals import FGDTerm, ReviewTerm
 from limbeck.terms import FeatureTerm

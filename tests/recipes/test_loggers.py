@@ -21,9 +21,10 @@ from limbeck.cli import main
 from limbeck.errors import UserError
 from limbeck.recipes.backends import Backend
 from limbeck.recipes.loggers import IDENTITIES, PACKAGES, Logger, attach_loggers, require_loggers
-from limbeck.recipes.recipe import LoggerName, Recipe
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
 from limbeck.recipes.teacher import teacher_recipe
+from limbeck.recipes.values import LoggerName
 from limbeck.runlog import RunLog
 from limbeck.sinks import PASSED_ON, Sink, histograms, scalars
 from tiny import records

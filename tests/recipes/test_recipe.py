@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.recipes import NAMED, Recipe, named
-from limbeck.recipes.recipe import GROUPS, FeatureLoss, Method, Norm, Pool
+from limbeck.recipes.recipe import GROUPS
+from limbeck.recipes.values import FeatureLoss, Method, Norm, Pool
 
 GOOD: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "teacher": "small/cnn-32"}
 ALONE: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "method": "alone"}

@@ -11,8 +11,9 @@ from limbeck.errors import UserError
 from limbeck.models import Model, build
 from limbeck.optim import check_gradients
 from limbeck.recipes.build import Parts, build_data, build_parts
-from limbeck.recipes.recipe import FeatureLoss, LogitLoss, Norm, Projector, Recipe, Rival
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.rivals import WEIGHTS
+from limbeck.recipes.values import FeatureLoss, LogitLoss, Norm, Projector, Rival
 
 RIVALS = [rival for rival in get_args(Rival) if rival not in ("fgd", "pkd")]  # those are of detectors
 

@@ -20,8 +20,10 @@ from limbeck.cli.flags import (
 )
 from limbeck.cli.running import dry_run, say, write_report
 from limbeck.errors import UserError
+from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
-from limbeck.recipes.recipe import TEACHER_SETTINGS, Count, Method, Recipe
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.values import Count, Method
 from limbeck.records import figure, is_share
 
 DESCRIPTION = """Train each method with each seed; compare them in pairs, seed by seed.

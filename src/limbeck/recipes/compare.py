@@ -10,7 +10,9 @@ from typing import Any
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
-from limbeck.recipes.recipe import LOGIT_METHODS, TEACHER_SETTINGS, Method, Recipe
+from limbeck.recipes.agreement import TEACHER_SETTINGS
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.values import LOGIT_METHODS, Method
 from limbeck.records import is_share, mapping
 from limbeck.untrusted import read_object
 

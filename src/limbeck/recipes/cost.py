@@ -7,8 +7,9 @@ import torch
 
 from limbeck import models
 from limbeck.errors import UserError
+from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.build import build_data, build_distiller, build_optimizer
-from limbeck.recipes.recipe import TEACHER_SETTINGS, Recipe
+from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.reproduce import Plan
 from limbeck.recipes.run import device_of
 from limbeck.recipes.summary import device_name

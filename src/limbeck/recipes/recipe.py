@@ -13,72 +13,34 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.errors import UserError
+from limbeck.recipes.agreement import plain, problem_of
 from limbeck.recipes.reading import explain, load_mapping, read_text
-from limbeck.recipes.shards import check_shards
-
-TaskName = Literal["classification", "detection"]
-Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
-Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", Rival]
-LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "dkd", "dist")
-"""Those that compare logits, so that the teacher's head has to fit."""
-
-FeatureLoss = Literal[
-    "log_sum",
-    "log_correlation",
-    "correlation_power",
-    "squared_error",
-    "mean_squared_error",
-    "l1",
-    "smooth_l1",
-    "cosine",
-    "feature_kl",
-    "gaussian_wasserstein",
-]
-LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-Projector = Literal["identity", "linear", "mlp", "orthogonal", "ensemble", "low_rank", "ridge"]
-LogitLoss = Literal["kl", "standardized_kl", "dkd", "nkd", "dist", "mlkd"]
-Norm = Literal["batch", "layer", "group", "l2", "zca", "cholesky", "none"]
-Pool = Literal[
-    "automatic",
-    "vector",
-    "spatial_mean",
-    "spatial_mean_nhwc",
-    "token_mean",
-    "class_token",
-    "spatial_positions",
-    "token_positions",
-]
-
-
-def _no_bool(value: object) -> object:
-    """True would pass for 1: a slip such as ``epochs: yes`` must not train one epoch."""
-    if isinstance(value, bool):
-        raise ValueError("not a number")
-    return value
-
-
-def _no_switch(value: object) -> object:
-    """YAML reads a bare on or off as true or false."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-_Number = BeforeValidator(_no_bool)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
-Count = Annotated[int, Field(ge=1), _Number]
-Amount = Annotated[int, Field(ge=0), _Number]
-Side = Annotated[int, Field(ge=4, le=4096), _Number]
-Weight = Annotated[float, Field(ge=0), _Number]
-Positive = Annotated[float, Field(gt=0), _Number]
-Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
-Share = Annotated[float, Field(gt=0, le=1), _Number]
-Part = Annotated[float, Field(ge=0, le=1), _Number]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _Number]
-Open = Annotated[float, Field(gt=0, lt=1), _Number]
-
-
-ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
-"""First words of the names of detectors; `limbeck.models.detectors`, which imports torch, has the same."""
+from limbeck.recipes.values import (
+    LOGIT_METHODS,
+    Amount,
+    Count,
+    FeatureLoss,
+    Fraction,
+    Line,
+    LoggerName,
+    LogitLoss,
+    Method,
+    Name,
+    Norm,
+    Number,
+    Open,
+    Part,
+    Pool,
+    Positive,
+    Projector,
+    Rival,
+    Seed,
+    Share,
+    Side,
+    TaskName,
+    Weight,
+    no_switch,
+)
 
 
 class Recipe(BaseModel):
@@ -209,7 +171,7 @@ class Recipe(BaseModel):
     feature_loss: FeatureLoss = Field(
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
-    alpha: Annotated[float, Field(ge=1), _Number] = Field(
+    alpha: Annotated[float, Field(ge=1), Number] = Field(
         default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
     feature_weight: Weight = Field(default=2.0, description="Weight of the feature loss (published ImageNet code).")
@@ -317,11 +279,11 @@ class Recipe(BaseModel):
         default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
     )
 
-    probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_no_switch)] = Field(
+    probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(no_switch)] = Field(
         default="auto",
         description="Measure what the projector learns: auto (in at most 1% of the time), off, or every so many steps.",
     )
-    probe_images: Annotated[int, Field(ge=4), _Number] = Field(
+    probe_images: Annotated[int, Field(ge=4), Number] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
     )
     loggers: tuple[LoggerName, ...] = Field(
@@ -338,7 +300,7 @@ class Recipe(BaseModel):
         default="auto",
         description="Layout of images in memory; auto: what was measured to be quicker.",
     )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_no_switch)] = Field(
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(no_switch)] = Field(
         default="auto",
         description="torch.compile of models and terms; auto: on a GPU, where it is won back within the run.",
     )
@@ -349,7 +311,7 @@ class Recipe(BaseModel):
         default=False,
         description="Several processes: each holds a share of student, terms, optimizer and teacher (FSDP2).",
     )
-    checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
+    checkpoint_every: Annotated[int, Field(ge=0), Number] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
     )
     process_timeout: Count = Field(
@@ -366,9 +328,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
-        for check in (_check_models, _check_terms, _check_data, _check_schedule, _check_task, check_shards):
-            if (problem := check(self)) is not None:
-                raise ValueError(problem)
+        if (problem := problem_of(self)) is not None:
+            raise ValueError(problem)
         return self
 
     @property
@@ -416,7 +377,7 @@ class Recipe(BaseModel):
         """What is not the same in another recipe, as lines ``field: this -> other``; empty when they are equal."""
         mine, theirs = self.model_dump(), other.model_dump()
         changed = [name for name in mine if mine[name] != theirs[name]]
-        return [f"{name}: {_plain(mine[name])} -> {_plain(theirs[name])}" for name in changed]
+        return [f"{name}: {plain(mine[name])} -> {plain(theirs[name])}" for name in changed]
 
     def to_yaml(self) -> str:
         """Every setting, grouped, as YAML from which `from_yaml` makes an equal recipe again."""
@@ -462,155 +423,3 @@ def _groups() -> dict[str, tuple[str, ...]]:
 
 GROUPS = _groups()
 """Group -> its settings, in the order of the fields above; the YAML and the help show them so."""
-
-CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
-"""What there is none of where the teacher runs live, or where there is no teacher."""
-
-TEACHER_SETTINGS = (
-    "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_size", "teacher_tap", "student_logit_tap",
-    *CACHE_SETTINGS,
-)  # fmt: skip
-"""What a model that is trained alone has none of: all of these are None."""
-
-
-def _plain(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return " ".join(item if isinstance(item, str) else f"{item:g}" for item in value) or "()"
-
-
-def _check_models(recipe: Recipe) -> str | None:
-    if recipe.student is None:
-        return "student: missing; name the model to train, for example timm/resnet18"
-    if recipe.method == "alone" and recipe.teacher is not None:
-        return f"method: alone uses no teacher, got teacher {recipe.teacher!r}; `limbeck train` trains a model alone"
-    if recipe.method != "alone" and recipe.teacher is None:
-        return f"teacher: missing; method {recipe.method} needs one (method alone does not)"
-    if recipe.pretrained and recipe.student_weights is not None:
-        return (
-            f"pretrained: the student starts from student_weights {recipe.student_weights!r} or from the hub, not both"
-        )
-    for name in TEACHER_SETTINGS:
-        if recipe.teacher is None and getattr(recipe, name) is not None:
-            return f"{name}: given without a teacher"
-    for name in CACHE_SETTINGS:
-        if recipe.cache_views is None and getattr(recipe, name) is not None:
-            return f"{name}: given without cache_views, the number of views that are kept"
-    return None
-
-
-def _check_terms(recipe: Recipe) -> str | None:
-    norms = {"student_norm": recipe.student_norm, "teacher_norm": recipe.teacher_norm}
-    if recipe.uses_features and recipe.feature_loss in ("log_correlation", "correlation_power"):
-        for name, norm in norms.items():
-            if norm != "batch":
-                return (
-                    f"{name}: feature_loss {recipe.feature_loss} is defined on batch norm on both sides, got {norm!r}"
-                )
-    if recipe.has_logit_term and recipe.logit_loss in ("dkd", "nkd") and not recipe.labels:
-        return f"logit_loss: {recipe.logit_loss} needs labels (it treats the true class apart); kl does without"
-    if recipe.rival == "dkd" and not recipe.labels:
-        return "labels: method dkd treats the true class apart, so it needs them; kd and dist do without"
-    if recipe.student_logit_tap is not None and not recipe.uses_logits:
-        return f"student_logit_tap: method {recipe.method} compares no logits, got {recipe.student_logit_tap!r}"
-    if recipe.uses_features and recipe.feature_loss == "gaussian_wasserstein":
-        for name, pool in {"student_pool": recipe.student_pool, "teacher_pool": recipe.teacher_pool}.items():
-            if pool not in ("spatial_positions", "token_positions"):
-                return (
-                    f"{name}: feature_loss gaussian_wasserstein compares positions; use spatial_positions, got {pool!r}"
-                )
-    if recipe.method == "alone" and not recipe.labels:
-        return "labels: method alone learns from the labels only; without them choose kd or projector"
-    if not recipe.labels and recipe.label_smoothing > 0:
-        return f"label_smoothing: smooths labels, and there are none (labels false), got {recipe.label_smoothing}"
-    weights = {
-        "task_weight": recipe.task_weight if recipe.labels else 0.0,
-        "feature_weight": recipe.feature_weight if recipe.uses_features else 0.0,
-        "logit_weight": recipe.logit_weight if recipe.has_logit_term else 0.0,
-        "rival_weight": (1.0 if recipe.rival_weight is None else recipe.rival_weight) if recipe.rival else 0.0,
-    }
-    if not any(weights.values()):
-        return f"method: every weight of {recipe.method} is zero, so nothing would be learned"
-    return None
-
-
-def _check_data(recipe: Recipe) -> str | None:
-    if recipe.train_limit is not None and recipe.subset < 1:
-        return f"train_limit: give either train_limit ({recipe.train_limit}) or subset ({recipe.subset}), not both"
-    if recipe.precision == "fp16" and recipe.device == "cpu":
-        return "precision: fp16 is for a GPU, got device cpu; expected auto, bf16 or float32"
-    if len(set(recipe.loggers)) < len(recipe.loggers):
-        return f"loggers: expected each once, got {_plain(recipe.loggers)}"
-    return None
-
-
-def _check_schedule(recipe: Recipe) -> str | None:
-    marks = recipe.milestones
-    if recipe.bad_number_limit is not None and recipe.on_bad_numbers == "stop":
-        return "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"
-    if recipe.schedule == "step" and not marks:
-        return "milestones: schedule step needs the epochs of its steps, for example 30 60 90"
-    if recipe.schedule != "step" and marks:
-        return f"milestones: only for schedule step, got schedule {recipe.schedule} with milestones {_plain(marks)}"
-    if list(marks) != sorted(set(marks)) or (marks and marks[-1] >= recipe.epochs):
-        return f"milestones: expected rising epochs below epochs ({recipe.epochs}), got {_plain(marks)}"
-    if recipe.warmup_epochs >= recipe.epochs:
-        return f"warmup_epochs: expected less than epochs ({recipe.epochs}), got {recipe.warmup_epochs:g}"
-    return None
-
-
-DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
-DETECTION_SETTINGS = ("frozen_norms", "longest", "scales", "classes", "on_bad_boxes", "levels", "background")
-CLASSIFICATION_SETTINGS = (
-    "teacher_size",
-    "teacher_pool",
-    "student_pool",
-    "labels",
-    "label_smoothing",
-    "cache_views",
-    "logit_loss",
-)
-"""What one of the tasks knows, and the other has at its default."""
-
-
-def _check_task(recipe: Recipe) -> str | None:
-    detectors = [name for name in ("student", "teacher") if _names_detector(getattr(recipe, name))]
-    if not recipe.detects:
-        if detectors:
-            return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
-        if recipe.method in ("fgd", "pkd"):
-            return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
-        return _not_default(recipe)
-    for name in ("student", "teacher"):
-        if getattr(recipe, name) is not None and name not in detectors:
-            return (
-                f"{name}: expected a detector, ARCHITECTURE/FAMILY/MODEL as in fcos/timm/resnet18, "
-                f"got {getattr(recipe, name)!r}"
-            )
-    if recipe.method not in DETECTION_METHODS:
-        return f"method: for detection expected one of {', '.join(DETECTION_METHODS)}, got {recipe.method}"
-    if recipe.augmentation == "strong":
-        return "augmentation: for detection expected none or standard, got strong"
-    if (recipe.student_tap is None) != (recipe.teacher_tap is None) and recipe.teacher is not None:
-        return "student_tap: for detection give both taps or none, then all levels are paired by their strides"
-    if len(recipe.scales) == 1 or list(recipe.scales) != sorted(recipe.scales):
-        return f"scales: expected a smallest and a largest factor, got {_plain(recipe.scales)}"
-    if recipe.longest is not None and (recipe.size is None or recipe.longest < recipe.size):
-        return f"longest: expected at least size, the shorter side, got {recipe.longest} and size {recipe.size}"
-    if recipe.background < 1 and not recipe.uses_features:
-        return f"background: belongs to the feature loss, which method {recipe.method} has not"
-    if recipe.accumulate > 1 and recipe.method != "alone":
-        return "accumulate: with a teacher, detection takes one batch a step (its second stage and frames differ)"
-    return _not_default(recipe)
-
-
-def _not_default(recipe: Recipe) -> str | None:
-    """The first setting that the recipe's task has no use for and that is not at its default."""
-    for name in CLASSIFICATION_SETTINGS if recipe.detects else DETECTION_SETTINGS:
-        if getattr(recipe, name) != Recipe.model_fields[name].default:
-            return f"{name}: has no meaning for task {recipe.task}, got {_plain(getattr(recipe, name))}"
-    return None
-
-
-def _names_detector(name: str | None) -> bool:
-    return name is not None and name.partition("/")[0].lower().partition("-")[0] in ARCHITECTURES

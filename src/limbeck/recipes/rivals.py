@@ -14,7 +14,8 @@ from limbeck.distiller import Weight, evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.models.stages import stages
-from limbeck.recipes.recipe import Recipe, Rival
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.values import Rival
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.taps import Taps
 from limbeck.terms import LabelledLogitTerm, LogitTerm, RelationTerm, Term

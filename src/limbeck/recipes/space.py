@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.compare import method_changes
 from limbeck.recipes.reading import explain_value, read_value
-from limbeck.recipes.recipe import LOGIT_METHODS, Recipe
+from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.values import LOGIT_METHODS
 
 Value = str | float | int | bool | None
 Settings = Mapping[str, Value]

@@ -8,8 +8,9 @@ from pathlib import Path
 from limbeck import models
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
+from limbeck.recipes.agreement import CACHE_SETTINGS
 from limbeck.recipes.build import CARD, AnyData, Parts, build_model, build_parts, is_run, student_size
-from limbeck.recipes.recipe import CACHE_SETTINGS, GROUPS, Recipe
+from limbeck.recipes.recipe import GROUPS, Recipe
 from limbeck.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.published import named
-from limbeck.recipes.recipe import TEACHER_SETTINGS, Recipe
+from limbeck.recipes.recipe import Recipe
 
 Scale = Literal["tiny", "small", "full"]
 Changes = Mapping[str, object]

@@ -1,0 +1,65 @@
+"""Types of the recipe's settings: the words that each may be, and the numbers that are allowed."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+TaskName = Literal["classification", "detection"]
+Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
+Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", Rival]
+LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "dkd", "dist")
+"""Those that compare logits, so that the teacher's head has to fit."""
+
+FeatureLoss = Literal[
+    "log_sum",
+    "log_correlation",
+    "correlation_power",
+    "squared_error",
+    "mean_squared_error",
+    "l1",
+    "smooth_l1",
+    "cosine",
+    "feature_kl",
+    "gaussian_wasserstein",
+]
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Projector = Literal["identity", "linear", "mlp", "orthogonal", "ensemble", "low_rank", "ridge"]
+LogitLoss = Literal["kl", "standardized_kl", "dkd", "nkd", "dist", "mlkd"]
+Norm = Literal["batch", "layer", "group", "l2", "zca", "cholesky", "none"]
+Pool = Literal[
+    "automatic",
+    "vector",
+    "spatial_mean",
+    "spatial_mean_nhwc",
+    "token_mean",
+    "class_token",
+    "spatial_positions",
+    "token_positions",
+]
+
+
+def _no_bool(value: object) -> object:
+    """True would pass for 1: a slip such as ``epochs: yes`` must not train one epoch."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+def no_switch(value: object) -> object:
+    """YAML reads a bare on or off as true or false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Number = BeforeValidator(_no_bool)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
+Count = Annotated[int, Field(ge=1), Number]
+Amount = Annotated[int, Field(ge=0), Number]
+Side = Annotated[int, Field(ge=4, le=4096), Number]
+Weight = Annotated[float, Field(ge=0), Number]
+Positive = Annotated[float, Field(gt=0), Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), Number]
+Share = Annotated[float, Field(gt=0, le=1), Number]
+Part = Annotated[float, Field(ge=0, le=1), Number]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
+Open = Annotated[float, Field(gt=0, lt=1), Number]
