@@ -251,6 +251,13 @@ class Page:
         """Every table of ``limbeck reproduce`` in the folder ``tables``."""
         return "\n".join(table_text.markdown(_json(path)) for path in sorted((self.folder / "tables").glob("*.json")))
 
+    def of_sweep(self, name: str, *keys: str) -> str:
+        """A share that a sweep's record has below some keys, in percent."""
+        value: Any = _json(self.folder / "sweeps" / f"{name}.json")
+        for key in keys:
+            value = value[key]
+        return f"{100 * value:.2f}"
+
     def swept(self, name: str) -> str:
         """A sweep in the folder ``sweeps``."""
         return sweep_text.markdown(_json(self.folder / "sweeps" / f"{name}.json")).rstrip("\n")

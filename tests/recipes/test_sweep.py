@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,20 @@ def test_a_trial_of_another_process_is_left_to_it_and_waited_for(
     assert {trial["state"] for trial in record["trials"]} == {"finished"}
 
 
+def test_a_kill_right_behind_a_draw_leaves_nothing_that_cannot_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, quality)
+    words = ("feature_loss=log_correlation,log_sum", "teacher_norm=none,batch")
+    chosen = plan(words, sampler="grid", pruner="none", seeds=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / sweeps.PLAN_FILE).write_text(json.dumps(chosen.record()))
+    dead = Trials(chosen, tmp_path / "out").study.ask()  # which contradicts itself, and is not passed over yet
+    assert dead.suggest_categorical("feature_loss", ("log_correlation", "log_sum")) == "log_correlation"
+    record = sweep(chosen, tmp_path / "out", say=quiet)
+    assert [trial["trial"] for trial in record["trials"]] == [1, 2, 3]
+
+
 def test_who_was_quicker_has_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, quality)
     trained = run.run
@@ -343,6 +358,7 @@ def test_the_command_searches_and_prints_what_fits_a_terminal(
     said = capfd.readouterr().out
     assert "[1/2] trial-000-seed0: feature_weight " in said
     assert "[1/2, confirming] as-given-seed1" in said
+    assert re.search(r"^teacher top1: \d+\.\d\d%$", said, re.MULTILINE)
     assert "2 trials (2 finished), top1 in % of seed 0" in said
     assert "from one seed: no interval, so nothing can be concluded" in said
     assert f"train with the best: limbeck distill --recipe {tmp_path / 'out' / 'best.yaml'}" in said

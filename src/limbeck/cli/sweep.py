@@ -129,9 +129,7 @@ def _sweep(plan: Plan, folder: Path, command: str) -> int:
             write_report(folder / name)
     _print_trials(record)
     if record["rows"]:
-        print_table(
-            {**record, "teacher": None}, head=("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec")
-        )
+        print_table(record, head=("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec"))
     for line in sentences(record):
         say(line)
     say(f"all trials: {folder / 'sweep.md'}")

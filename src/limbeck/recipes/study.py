@@ -134,17 +134,15 @@ class Trials:
             for trial in trials:
                 if trial.state == optuna.trial.TrialState.RUNNING and not is_held(self.place(trial.number)):
                     begun = optuna.trial.Trial(self.study, trial._trial_id)
-                    return begun, self._draw(begun)
+                    if (settings := self._accepted(begun)) is not None:
+                        return begun, settings
             for number in itertools.count(len(trials)):
                 if number == len(trials) + DRAWS or len(self.all()) >= self._plan.trials or self._is_through():
                     return None
                 self.study.sampler = _sampler(self._plan, number)
                 new = self.study.ask()
-                settings = self._draw(new)
-                if not (reason := self._objection(new.number, settings)):
+                if (settings := self._accepted(new)) is not None:
                     return new, settings
-                new.set_user_attr(PASSED_OVER, reason)
-                self.study.tell(new, state=optuna.trial.TrialState.FAIL)
         return None
 
     def is_running(self) -> bool:
@@ -157,6 +155,17 @@ class Trials:
         if epoch not in known:  # an epoch that is made again after a kill
             trial.report(value, epoch)
         return bool(trial.should_prune())
+
+    def _accepted(self, trial: "Trial") -> dict[str, Value] | None:
+        """The settings of a trial, drawn where they were not; None where it is passed over, which is written down."""
+        from optuna.trial import TrialState
+
+        settings = self._draw(trial)
+        if not (reason := self._objection(trial.number, settings)):
+            return settings
+        trial.set_user_attr(PASSED_OVER, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return None
 
     def _draw(self, trial: "Trial") -> dict[str, Value]:
         drawn: dict[str, Value] = {}

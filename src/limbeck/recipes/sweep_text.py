@@ -61,22 +61,24 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
             row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
         },
         "best": _best(found, rows, [row_name(trial.number) for trial in best]),
+        "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
         "commit": summaries[0].get("commit") if summaries else None,
         "device": summaries[0].get("device") if summaries else None,
     }
 
 
 def _trial(trial: "FrozenTrial", trials: Trials, plan: Plan) -> dict[str, Any]:
+    settings = trials.settings(trial)
     curve = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
     return {
         "trial": trial.number,
         "run": trials.place(trial.number).name,
-        "settings": trials.settings(trial),
+        "settings": settings,
         "state": STATES[trial.state.name],
         "last": trial.value if trial.state.name == "COMPLETE" else None,
         "curve": curve,
         "epochs": max(trial.intermediate_values, default=0),
-        "of": trials.recipe(trials.settings(trial)).epochs if len(trial.params) == len(plan.space) else None,
+        "of": settings.get("epochs", plan.recipe.epochs),
         "seconds": round(seconds_of(trials.place(trial.number)), 1),
         "failed": trial.user_attrs.get(FAILED, ""),
     }
@@ -109,7 +111,7 @@ def cells_of(trial: Mapping[str, Any], metric: str) -> list[str]:
     last = "" if trial["last"] is None else percent(metric, trial["last"])
     if trial["state"] in ("failed", "begun"):
         last = trial["state"]
-    epochs = f"{trial['epochs']}/{trial['of']}" if trial["of"] is not None else ""
+    epochs = f"{trial['epochs']}/{trial['of']}"
     return [str(trial["trial"]), described(trial["settings"]), last, epochs, f"{trial['seconds']:.0f}"]
 
 
