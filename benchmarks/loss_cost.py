@@ -1,6 +1,6 @@
 """What a loss costs alone: time and memory of forward and backward, every form in the same run.
 
-    python benchmarks/loss_cost.py --out benchmarks/results/loss_cost.json
+    python benchmarks/loss_cost.py --out docs/results/loss_cost.json
 
 For each shape (N rows, D_s and D_t channels) the correlation loss and the elementwise LogSum of projected,
 batch-normalized features: as the term chooses, in each of its forms, as published (an einsum for the diagonal), and as

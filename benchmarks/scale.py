@@ -109,12 +109,14 @@ def messages_of(term: str, count: int, flags: argparse.Namespace) -> list[traffi
         "gradients": traffic.gradients(flags.parameters + d_s * d_t),
         "moments": traffic.by_moments(d_s, d_t),
         "LogSum in blocks": traffic.in_blocks(d_s, d_t),
-        "logits": traffic.logits(rows, flags.classes, count),
+        "logits, by rows": traffic.logits(),
+        "logits, gathered (DIST)": traffic.gathered_logits(rows, flags.classes, count),
         "norm in front of the projector": traffic.relation(rows, d_s, d_t, count),
     }[term]
 
 
-PARTS = ("gradients", "moments", "LogSum in blocks", "logits", "norm in front of the projector")
+LOGITS = ("logits, by rows", "logits, gathered (DIST)")
+PARTS = ("gradients", "moments", "LogSum in blocks", *LOGITS, "norm in front of the projector")
 
 
 def step(flags: argparse.Namespace) -> None:

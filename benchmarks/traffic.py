@@ -60,16 +60,17 @@ def guard() -> list[Message]:
     return [Message("all_reduce", INTEGER)]
 
 
-def by_moments(d_s: int, d_t: int) -> list[Message]:
+def by_moments(d_s: int, d_t: int, *, cross: bool = True) -> list[Message]:
     """A feature term by moments: the count; two means and the centered sums; the gradient of each of the three."""
-    sizes = [FLOAT * d_s, FLOAT * d_t, FLOAT * (d_s * d_s + d_s * d_t + d_t)]
+    sizes = [FLOAT * d_s, FLOAT * d_t, FLOAT * (d_s * d_s + (d_s * d_t if cross else 0) + d_t)]
     return [Message("all_reduce", size) for size in (INTEGER, *sizes, *sizes)]
 
 
 def in_blocks(d_s: int, d_t: int, *, log_sum: bool = True) -> list[Message]:
-    """A feature term in blocks, with batch norm: what moments send, two counts more, the value, and its gradient."""
+    """A feature term in blocks, with batch norm: moments without the cross-covariance, two counts more, the value, and
+    its gradient."""
     scalars = [INTEGER, INTEGER, FLOAT] + [FLOAT] * (3 if log_sum else 2)
-    return [*by_moments(d_s, d_t), *(Message("all_reduce", size) for size in scalars)]
+    return [*by_moments(d_s, d_t, cross=False), *(Message("all_reduce", size) for size in scalars)]
 
 
 def gathered(rows: int, width: int, processes: int, *, trains: bool) -> list[Message]:
@@ -79,8 +80,13 @@ def gathered(rows: int, width: int, processes: int, *, trains: bool) -> list[Mes
     return [*there, Message("all_reduce", own * processes)] if trains else there
 
 
-def logits(rows: int, classes: int, processes: int) -> list[Message]:
-    """A term of the logits: both sides are gathered."""
+def logits() -> list[Message]:
+    """A term of the logits whose loss is a mean over rows: value, agreement and rows, and their gradient."""
+    return [Message("all_reduce", 3 * FLOAT)] * 2
+
+
+def gathered_logits(rows: int, classes: int, processes: int) -> list[Message]:
+    """A term of the logits whose loss is none (DIST): both sides are gathered."""
     return [*gathered(rows, classes, processes, trains=True), *gathered(rows, classes, processes, trains=False)]
 
 

@@ -1,6 +1,7 @@
 """What each of several processes does in ``test_moments_processes``; one process gives what is expected."""
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distributed_worker import averaged, draw, own
 from limbeck import (
     Distiller,
     FeatureTerm,
+    LabelledLogitTerm,
     LogitTerm,
     chunked,
     collectives,
@@ -32,7 +34,7 @@ from tiny import Batch
 D_S, D_T, ROWS = 3, 5, 9
 SPLITS = {2: [[1, 8], [0, 9]], 4: [[1, 0, 5, 3], [2, 1, 0, 6], [0, 0, 9, 0]]}
 
-Make = Callable[[], FeatureTerm | RelationTerm | LogitTerm]
+Make = Callable[[], FeatureTerm | RelationTerm | LogitTerm | LabelledLogitTerm]
 
 
 def feature(projector: nn.Module, *, norm: str = "batch", pool: pooling.Pool = pooling.automatic, **more: Any) -> Make:
@@ -52,6 +54,16 @@ def feature(projector: nn.Module, *, norm: str = "batch", pool: pooling.Pool = p
         ).double()
 
     return build
+
+
+def largest_difference(y_s: Tensor, y_t: Tensor) -> Tensor:
+    """A loss that is no mean over rows."""
+    return (y_s - y_t).abs().sum(1).max()
+
+
+def mean_difference(y_s: Tensor, y_t: Tensor) -> Tensor:
+    """A loss that is one, which nobody can know but its author."""
+    return (y_s - y_t).abs().mean()
 
 
 def cases() -> dict[str, Make]:
@@ -89,7 +101,13 @@ def cases() -> dict[str, Make]:
         "Ridge": feature(projectors.Ridge(D_S, D_T), loss=losses.mean_squared_error),
         "Ridge, dense": feature(projectors.Ridge(D_S, D_T), loss=losses.log_sum, norm="none", pool=dense),
         "relation": lambda: RelationTerm("z", "z", loss=losses.similarity_preserving),
-        "logit": lambda: LogitTerm(losses.pearson_distance),
+        "logit, of the batch": lambda: LogitTerm(losses.pearson_distance),
+        "logit, by rows": LogitTerm,
+        "logit, by rows, standardized": lambda: LogitTerm(functools.partial(losses.standardized_kl, temperature=1.5)),
+        "logit, by rows, dkd": LabelledLogitTerm,
+        "logit, by rows, nkd": lambda: LabelledLogitTerm(losses.normalized_kl),
+        "logit, own": lambda: LogitTerm(largest_difference),
+        "logit, own, by rows": lambda: LogitTerm(mean_difference, mean_over_rows=True),
     }
 
 
@@ -104,16 +122,40 @@ def of_term(make: Make, split: list[int]) -> dict[str, Tensor]:
     # Logits of as many classes as the teacher has channels, from the same leaf.
     head = draw(D_T, D_S, seed=4)
     y_s, y_t = z_s.mean((2, 3)) @ head.T, z_t.mean((2, 3))
-    value = term(Captured(y_s, {"z": z_s}), Captured(y_t, {"z": z_t}))
+    target = own(torch.arange(ROWS) % D_T, split)
+    value = term(Captured(y_s, {"z": z_s}, target), Captured(y_t, {"z": z_t}, target))
     value.backward()
     grads = torch.zeros_like(whole_s)
     assert z_s.grad is not None
     own(grads, split).copy_(z_s.grad)
     found = {"value": value.detach(), "dz_s": averaged(grads)}
+    found |= {f"reading {name}": reading for name, reading in term.readings.items()}
     if isinstance(term, FeatureTerm):
-        found |= {f"reading {name}": reading for name, reading in term.readings.items()}
         found |= {f"d{name}": averaged(p.grad) for name, p in term.named_parameters()}
         found |= {f"state {name}": value for name, value in term.state_dict().items()}
+    return found
+
+
+def gathered_rows() -> dict[str, int]:
+    """How often rows are gathered for each term of the logits, on a share of the batch."""
+    calls = 0
+    original = collectives.gather_rows
+
+    def counting(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return original(x)
+
+    found: dict[str, int] = {}
+    collectives.gather_rows = counting
+    try:
+        for name, make in cases().items():
+            calls = 0
+            if name.startswith("logit"):
+                of_term(make, SPLITS[max(collectives.world_size(), 2)][0])
+                found[name] = calls
+    finally:
+        collectives.gather_rows = original
     return found
 
 
@@ -199,7 +241,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     chunked.BLOCK_ELEMENTS_CPU = 2 * D_T  # several blocks of each share
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    found: dict[str, Any] = {"terms": everything(world_size), "forms": forms()}
+    found: dict[str, Any] = {"terms": everything(world_size), "forms": forms(), "gathered": gathered_rows()}
     if world_size == 2:
         found |= {"sharded": sharded(in_units=False), "sharded in units": sharded(in_units=True)}
     torch.save(found, folder / f"rank{rank}.pt")

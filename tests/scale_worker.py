@@ -44,6 +44,7 @@ TERMS: dict[str, Callable[[], Any]] = {
     "norm in front": whitened,
     "relation": lambda: RelationTerm("fc:input", "fc:input", loss=losses.similarity_preserving),
     "logit": LogitTerm,
+    "logit, gathered": lambda: LogitTerm(losses.pearson_distance),
 }
 
 

@@ -20,6 +20,7 @@ ORDER = (
     "records",
     "untrusted",
     "collectives",
+    "sharding",
     "losses",
     "moments",
     "norms",
@@ -32,6 +33,7 @@ ORDER = (
     "random_state",
     "accumulation",
     "manifest",
+    "files",
     "checkpoint",
     "stopping",
     "sinks",
@@ -42,10 +44,13 @@ ORDER = (
     "evaluation",
     "loading",
     "bad_batch",
+    "buffers",
     "guard",
     "meter",
     "hardware",
     "compiling",
+    "trained",
+    "resuming",
     "train",
     "detection",
     ("models", "data", "tasks", "rivals"),
@@ -61,7 +66,7 @@ CORE = ORDER[: ORDER.index("train") + 1]
 
 # What the core may import besides the standard library, so that it drops into anyone's loop.
 EVERYWHERE = {"torch", "jaxtyping", "limbeck"}
-FURTHER = {"checkpoint": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}, "live": {"rich"}}
+FURTHER = {"files": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}, "live": {"rich"}}
 
 # Command-line help must not wait for torch.
 LIGHT = (

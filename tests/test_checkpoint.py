@@ -79,7 +79,7 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
     assert loaded[0]["optimizer"]["lr"] == 11.0
 
 
-@pytest.mark.parametrize("failing", ["_save_tensors", "torch.save", "os.fsync"])
+@pytest.mark.parametrize("failing", ["write_tensors", "torch.save", "os.fsync"])
 def test_a_failure_in_the_middle_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:

@@ -66,6 +66,15 @@ def test_no_process_sends_its_rows_where_it_need_not(several: list[dict[str, Any
         assert forms["ZCA in front, moments"] == Form.MOMENTS.value
 
 
+def test_logits_are_gathered_only_for_losses_that_are_no_mean_over_rows(several: list[dict[str, Any]]) -> None:
+    """And a user's own loss is gathered unless it is said to be one."""
+    for found in several:
+        assert {name: calls > 0 for name, calls in found["gathered"].items()} == {
+            name: "by rows" not in name for name in found["gathered"]
+        }
+        assert len(found["gathered"]) == 7
+
+
 @pytest.mark.parametrize("what", ["sharded", "sharded in units"])
 def test_a_distiller_sharded_by_fsdp_takes_the_same_step(two: list[dict[str, Any]], what: str) -> None:
     if "unsupported" in two[0][what]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,12 @@ class Ended:
 
 
 @contextlib.contextmanager
-def launched(folder: Path, *more: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """``torchrun`` with two processes; nothing of it is left behind."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    command = [sys.executable, "-m", *launcher, "-m", "limbeck.cli", *FLAGS, "--out", str(folder), *more]
+def launched(
+    folder: Path, *more: str, restarts: int = 0, flags: Sequence[str] = FLAGS, count: int = 2
+) -> Iterator[subprocess.Popen[str]]:
+    """``torchrun`` with two processes, or others; nothing of it is left behind."""
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", f"--max-restarts={restarts}"]
+    command = [sys.executable, "-m", *launcher, "-m", "limbeck.cli", *flags, "--out", str(folder), *more]
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "LIMBECK_CACHE": str(folder.parent)}
     with (folder.parent / f"{folder.name}.txt").open("w+", encoding="utf-8") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True)

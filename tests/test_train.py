@@ -1,7 +1,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +333,35 @@ def test_best_is_the_highest_top1_and_last_is_the_last(tmp_path: Path, monkeypat
     assert result.best == {"epoch": 2, "top1": 0.6}  # the first of equals
     assert result.last == {"top1": 0.4}
     assert len(called) == 2
+
+
+def test_what_an_epoch_ends_with_may_end_the_training_which_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Early stopping from outside: told behind the checkpoint, so that nothing is lost."""
+
+    class EnoughError(Exception):
+        pass
+
+    monkeypatch.setattr("limbeck.train.validate", lambda *_: {"top1": 0.5})
+    told: list[tuple[int, dict[str, float]]] = []
+
+    def stop(epoch: int, figures: Mapping[str, float]) -> None:
+        told.append((epoch, dict(figures)))
+        if epoch == 2:
+            raise EnoughError
+
+    broken = Checkpoints(tmp_path / "broken")
+    with pytest.raises(EnoughError):
+        fit(alone(), Loader(16, 8), [], epochs=4, on_epoch=stop, checkpoints=broken, log=RunLog(tmp_path), cpu=True)
+    assert told == [(1, {"top1": 0.5}), (2, {"top1": 0.5})]
+    assert [record["epoch"] for record in records(tmp_path) if record["kind"] == "epoch"] == [1, 2]
+    ended, whole = alone(), alone()
+    fit(ended, Loader(16, 8), [], epochs=4, on_epoch=stop, checkpoints=broken, cpu=True)
+    assert [epoch for epoch, _ in told] == [1, 2, 3, 4]  # of a training that goes on the epochs to come
+    fit(whole, Loader(16, 8), [], epochs=4, checkpoints=Checkpoints(tmp_path / "whole"), cpu=True)
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(value, ended.student.state_dict()[name]), name
 
 
 def test_without_validation_there_is_no_best() -> None:

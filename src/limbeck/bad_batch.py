@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck import collectives
+from limbeck import collectives, sharding
 from limbeck.checkpoint import save_json, save_weights
 from limbeck.distiller import Distiller, Task
 from limbeck.errors import UserError
@@ -123,8 +123,7 @@ def retrace(
     for batch in batches:
         if (images := images_of(batch)) is not None:
             look("input", images)
-    for parameter in distiller.trainable_parameters().values():
-        look("parameters", parameter)
+    found["parameters"] = all(sharding.finite(distiller.trainable_parameters().values()))
     before = random_state(device)
     for batch in batches:
         with autocast():
@@ -140,12 +139,11 @@ def retrace(
 
 def broken_parameters(distiller: Distiller) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the trainable parameters that are not finite, and of those whose gradient is not."""
-    named_parameters = distiller.trainable_parameters()
-    values = [name for name, p in named_parameters.items() if not bool(p.detach().isfinite().all())]
-    gradients = [
-        name for name, p in named_parameters.items() if p.grad is not None and not bool(p.grad.isfinite().all())
-    ]
-    return tuple(values), tuple(gradients)
+    parameters = distiller.trainable_parameters()
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    values = zip(parameters, sharding.finite(parameters.values()), strict=True)
+    slopes = zip(gradients, sharding.finite(gradients.values()), strict=True)
+    return tuple(name for name, fine in values if not fine), tuple(name for name, fine in slopes if not fine)
 
 
 def images_of(batch: Any) -> Tensor | None:

@@ -1,106 +1,29 @@
-"""Write and read weights and training state: atomically, and never as code."""
+"""Write and read training state: atomically, and never as code."""
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
-from limbeck import collectives, manifest
+from limbeck import collectives, manifest, sharding
 from limbeck.errors import UserError
+from limbeck.files import load_weights, replacing, save_json, save_text, save_weights, write_state, write_tensors
 from limbeck.random_state import random_state, set_random_state, state_of_this, states_of_all
-from limbeck.untrusted import check_tensor_file, check_torch_file
+from limbeck.untrusted import check_torch_file
+
+__all__ = ["Checkpoints", "Counters", "load_weights", "replacing", "save_json", "save_text", "save_weights"]
 
 KEPT = 2
 LAYOUT = 2  # of a state's folder: 1 has no manifest
 _COUNTERS = "counters.json"
 _STATE = "trainer.pt"
-
-
-@contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
-    """A temporary path beside ``path``; what is written there takes the place of ``path`` at once, or not at all.
-
-    Raises:
-        UserError: If the disk is full or the folder cannot be written; the message names the path.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes its files readable for their owner only
-        temporary.replace(path)
-        manifest.flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict to a safetensors file that loads with ``strict=True``; tied tensors are written twice."""
-    with replacing(path) as temporary:
-        _save_tensors(state, temporary)
-
-
-def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)
-    except Exception as error:  # the Rust writer reports a full disk as its own SafetensorError
-        raise OSError(None, str(error)) from error
-
-
-def _save_trainer(state: Mapping[str, Any], path: Path) -> None:
-    try:
-        with path.open("wb") as file:  # given a name, torch would not say that the disk is full
-            torch.save(dict(state), file)
-    except RuntimeError as error:
-        cause = error.__context__
-        raise cause if isinstance(cause, OSError) else OSError(None, str(error).splitlines()[0]) from error
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: If the file is missing, cut off or no safetensors file.
-    """
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
-    try:
-        check_tensor_file(path)
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own type for every defect of a file
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def save_json(value: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file atomically."""
-    save_text(json.dumps(value, indent=2) + "\n", path)
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @dataclass
@@ -159,7 +82,8 @@ class Checkpoints:
     ) -> Path:
         """Write one state and remove all but the last two, and states of later steps, which can only be damaged ones.
 
-        Every process calls it, and the first one writes: the random numbers of all of them belong to the state.
+        Every process calls it, and the first one writes: the random numbers of all of them belong to the state. What is
+        sharded is put together for it, so that a state looks alike however it was trained.
 
         Args:
             modules: Name to module; each becomes one safetensors file.
@@ -172,6 +96,8 @@ class Checkpoints:
         """
         target = self.folder / f"step-{counters.step:09d}"
         random = states_of_all(random_state(device), device)
+        weights = {name: sharding.gathered(module.state_dict()) for name, module in modules.items()}
+        state = sharding.gathered(dict(trainer))
         self._newest_step = counters.step
         if collectives.rank() > 0:
             return target
@@ -182,9 +108,9 @@ class Checkpoints:
             self._clear()
             temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
             try:
-                for name, module in modules.items():
-                    _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
-                _save_trainer({**trainer, "random": random}, temporary / _STATE)
+                for name in modules:
+                    write_tensors(weights[name], temporary / f"{name}.safetensors")
+                write_state({**state, "random": random}, temporary / _STATE)
                 text = json.dumps({**asdict(counters), "layout": LAYOUT})
                 (temporary / _COUNTERS).write_text(text, encoding="utf-8")
                 manifest.seal(temporary)
@@ -255,7 +181,7 @@ class Checkpoints:
             if name not in weights:
                 raise UserError(f"checkpoint {state} does not fit this run: it has no {name}")
             try:
-                module.load_state_dict(weights.pop(name), strict=True)
+                sharding.load(module, weights.pop(name))
             except RuntimeError as error:
                 first = str(error).splitlines()[0]
                 raise UserError(f"checkpoint {state} does not fit this run's {name}: {first}") from error

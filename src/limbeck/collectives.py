@@ -227,6 +227,26 @@ def share_of_mean(
     return mean * (count * world_size() / rows).to(mean.dtype), rows
 
 
+def global_mean(mean: Float[Tensor, "*shape"], count: int) -> Float[Tensor, "*shape"]:
+    """The mean over the rows of all processes, from each one's mean and count, which may be 0; differentiable.
+
+    For what treats each row by itself: nothing but the sums and the counts cross, in one message.
+
+    Args:
+        mean: Over the rows of this process, of one shape on every process; without any rows, anything.
+        count: How many these are.
+
+    Returns:
+        The mean, the same on every process, and with the gradient that :func:`all_sum` has.
+    """
+    if world_size() == 1:
+        return mean
+    finite = mean if count else torch.nan_to_num(mean)  # a mean over no rows
+    counted = torch.full((1,), float(count), dtype=mean.dtype, device=mean.device)
+    totals = all_sum(torch.cat([finite.flatten() * count, counted]))
+    return (totals[:-1] / totals[-1]).view(mean.shape)
+
+
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors, of one shape on every process, by those of the first process."""
     if world_size() == 1:

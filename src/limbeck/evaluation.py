@@ -1,12 +1,13 @@
 """Score a model on a loader, over all processes, in float32."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck import collectives, sharding
 from limbeck.distiller import Distiller, Task, evaluating
 from limbeck.prefetch import in_background
 
@@ -32,13 +33,14 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
     Of a task that is :class:`SetScored` what it makes of the set. Empty where the task has no scores or the loader no
     batch.
     """
+    batches = shared_batches(loader, device, in_step=sharding.is_sharded(model))
     if isinstance(task, SetScored):
         with evaluating(model):
-            return task.evaluate(model, shared_batches(loader, device))
+            return task.evaluate(model, batches)
     totals: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64)
     with evaluating(model):
-        for moved, is_own in arriving(_own_share(loader), device):
+        for moved, is_own in batches:
             scores = task.score(model(task.student_input(moved)), moved)
             if not scores:
                 return {}
@@ -85,22 +87,32 @@ def validate(distiller: Distiller, model: nn.Module, loader: Iterable[Any], devi
     return scores if scores else evaluate_terms(distiller, model, loader, device)
 
 
-def shared_batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, bool]]:
-    """The batches of this process on the device, each with whether it is to be counted here (:class:`SetScored`)."""
-    return arriving(_own_share(loader), device)
+def shared_batches(loader: Iterable[Any], device: torch.device, *, in_step: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The batches of this process on the device, each with whether it is to be counted here (:class:`SetScored`).
+
+    Args:
+        loader: All batches.
+        device: Where they go.
+        in_step: Every process gets as many, for a model whose shares all of them put together.
+    """
+    return arriving(_own_share(loader, in_step=in_step), device)
 
 
-def _own_share(loader: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """The batches of this process; where it would have none, one of another, not to be counted, for its names."""
-    first, seen = None, False
-    for index, batch in enumerate(loader):
-        if index == 0:
-            first = batch
-        if index % collectives.world_size() == collectives.rank():
-            seen = True
-            yield batch, True
-    if first is not None and not seen:
-        yield first, False
+def _own_share(loader: Iterable[Any], *, in_step: bool) -> Iterator[tuple[Any, bool]]:
+    """The batches of this process; where it would have none, one of another, not to be counted, for its names.
+
+    Args:
+        loader: All batches.
+        in_step: Every process gets as many, for a model whose shares all of them put together.
+    """
+    world, rank = collectives.world_size(), collectives.rank()
+    batches, first = iter(loader), True
+    while group := list(itertools.islice(batches, world)):
+        if rank < len(group):
+            yield group[rank], True
+        elif first or in_step:
+            yield group[0], False
+        first = False
 
 
 def arriving(batches: Iterable[Any], device: torch.device, *, ahead: bool = True) -> Iterator[Any]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck import collectives
+from limbeck import collectives, sharding
 from limbeck.bad_batch import Finding, broken_parameters, images_of, listed, numbers_of, retrace, save
+from limbeck.buffers import Buffers
 from limbeck.checkpoint import Counters
 from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
@@ -113,7 +114,7 @@ class Guard:
         self._autocast = autocast
         self._scaler = scaler
         self._parameters = list(distiller.trainable_parameters().values())
-        self._memory = _Memory(distiller) if skip is not None else None
+        self._memory = Buffers(distiller) if skip is not None else None
         self._reads_at_once = device.type == "cpu" or skip is not None
         self._pending: list[_Seen] = []
 
@@ -189,10 +190,7 @@ class Guard:
     def _gradient_norm(self) -> Tensor:
         if self._scaler.is_enabled():
             return torch.zeros((), device=self._device)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
-        norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore
-        return torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore
+        return sharding.norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _highest(self, code: int) -> int:
         if collectives.world_size() == 1:
@@ -221,8 +219,9 @@ class Guard:
         return _Told(*json.loads(collectives.from_rank(text, -worst % world, self._device)))
 
     def _leave_out(self, result: StepResult, batches: Sequence[Any], norm: float, is_bad: bool) -> None:
-        # On every process: what the models compute may cross processes.
+        # On every process: what the models compute may cross processes, and so do the shares of a parameter.
         finite = retrace(self._distiller, batches, self._device, self._autocast)
+        broken = broken_parameters(self._distiller)
         if self._memory is not None:
             self._memory.put_back()
         step, epoch = self._counters.step + 1, self._counters.epoch + 1
@@ -230,7 +229,7 @@ class Guard:
         if is_bad:
             losses = {"loss": float(result.loss.detach())} | {name: float(part) for name, part in result.parts.items()}
             images = listed(numbers_of(self._distiller.task, batches))
-            finding = Finding(step, epoch, losses, norm, finite, images, *broken_parameters(self._distiller))
+            finding = Finding(step, epoch, losses, norm, finite, images, *broken)
         told = self._agreed(finding, batches)
         assert told is not None  # the step is bad on some process
         if self._skip is None:
@@ -243,28 +242,6 @@ class Guard:
         self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, **more)
         slower = f", and the learning rate is {self.factor:.3g} of what it would be" if self.factor < 1 else ""
         self._log.note(f"left out, {skipped} of at most {limit}{slower}: {told.text}{told.where}")
-
-
-@final
-class _Memory:
-    """The buffers that belong to a checkpoint, of student and terms, as they were before a step."""
-
-    def __init__(self, distiller: Distiller) -> None:
-        self._places: list[tuple[nn.Module, str]] = []
-        for root in (distiller.student, distiller.term_modules):
-            for path, value in root.state_dict(keep_vars=True).items():
-                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                    module, _, name = path.rpartition(".")
-                    self._places.append((root.get_submodule(module), name))
-        self._kept: list[Tensor] = []
-
-    def keep(self) -> None:
-        self._kept = [module.get_buffer(name).clone() for module, name in self._places]
-
-    def put_back(self) -> None:
-        with torch.no_grad():
-            for (module, name), kept in zip(self._places, self._kept, strict=True):
-                module.get_buffer(name).copy_(kept)  # the module may have replaced it
 
 
 def _seen(step: int, result: StepResult, norm: Tensor, distiller: Distiller, batches: Sequence[Any]) -> _Seen:
@@ -291,14 +268,8 @@ def _broken(kept: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:
     tensors = {f"{part}.{name}": value for part, module in kept.items() for name, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    found: dict[str, Tensor] = {
-        name: value.isfinite().all()
-        for name, value in tensors.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
-    device = next((flag.device for flag in found.values() if flag.device.type != "cpu"), torch.device("cpu"))
-    flags = torch.stack([flag.to(device) for flag in found.values()]).cpu() if found else torch.ones(0)  # one read
-    return [name for name, fine in zip(found, flags, strict=True) if not fine]
+    found = {name: x for name, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    return [name for name, fine in zip(found, sharding.finite(found.values()), strict=True) if not fine]
 
 
 def read_rows(rows: Sequence[Tensor]) -> list[list[float]]:

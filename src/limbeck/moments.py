@@ -58,7 +58,8 @@ def moments(z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross
     Args:
         z_s: Features of the side that is projected, in front of its projector.
         z_t: Features of the other side.
-        cross: Also take the cross-covariance; without it ``cov_st`` is zero, and most of the work is saved.
+        cross: Also take the cross-covariance; without it ``cov_st`` is zero, and most of the work and of what crosses
+            processes is saved.
 
     Returns:
         The moments, in at least float32.
@@ -90,11 +91,12 @@ def moments(z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross
         joint_s = collectives.all_sum(local * mean_s) / count
         joint_t = collectives.all_sum(local * mean_t) / count
         off_s, off_t = mean_s - joint_s, mean_t - joint_t
-        scatter_s, scatter_st, scatter_t = _all_sum(
-            scatter_s + local * torch.outer(off_s, off_s),
-            scatter_st + local * torch.outer(off_s, off_t) if cross else scatter_st,
-            scatter_t + local * off_t.square(),
-        )
+        own_s, own_t = scatter_s + local * torch.outer(off_s, off_s), scatter_t + local * off_t.square()
+        if cross:
+            own_st = scatter_st + local * torch.outer(off_s, off_t)
+            scatter_s, scatter_t, scatter_st = _all_sum(own_s, own_t, own_st)
+        else:
+            scatter_s, scatter_t = _all_sum(own_s, own_t)
         mean_s, mean_t = joint_s, joint_t
     return Moments(count, mean_s, mean_t, scatter_s / count, scatter_st / count, scatter_t / count)
 

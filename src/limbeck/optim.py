@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from limbeck import sharding
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 
@@ -33,7 +34,8 @@ def sgd(
             makes overflow it writes into the momentum although the step is skipped (torch 2.15).
     """
     parameters = list(distiller.trainable_parameters().values())
-    fused = None if scaled else _can_be_fused(parameters)
+    in_shares = any(sharding.is_sharded(parameter) for parameter in parameters)  # for which torch 2.15 has no kernel
+    fused = None if scaled or in_shares else _can_be_fused(parameters)
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
@@ -101,6 +103,17 @@ def set_rate(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
+def clip_gradients(distiller: Distiller, most: float) -> None:
+    """Scale all gradients down together, where their norm is above a number, the shares of all processes included."""
+    parameters = list(distiller.trainable_parameters().values())
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not any(sharding.is_sharded(gradient) for gradient in gradients):
+        nn.utils.clip_grad_norm_(parameters, most)
+        return
+    factor = (most / (sharding.norm(gradients) + 1e-6)).clamp(max=1)  # as torch's
+    torch._foreach_mul_([sharding.local(gradient) for gradient in gradients], factor)  # pyright: ignore
+
+
 def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:
     """Refuse an optimizer that forgets a trainable parameter, a projector's for instance."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -121,8 +134,7 @@ def check_scaled(optimizer: Optimizer) -> None:
 def check_finite(distiller: Distiller) -> None:
     """Refuse parameters that are not finite: a finite loss can have a gradient that is not."""
     parameters = distiller.trainable_parameters()
-    finite = torch.stack([torch.isfinite(p.detach()).all() for p in parameters.values()]).cpu()  # one read
-    broken = [name for name, fine in zip(parameters, finite, strict=True) if not fine]
+    broken = [name for name, fine in zip(parameters, sharding.finite(parameters.values()), strict=True) if not fine]
     if broken:
         raise UserError(
             f"not finite after the last step: {named(broken)}; the last checkpoint is from before it. "

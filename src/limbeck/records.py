@@ -29,6 +29,16 @@ def is_share(metric: str) -> bool:
     return metric.startswith(("top", "ap"))
 
 
+def figure(metric: str, value: float) -> str:
+    """A metric for people: accuracies and average precisions in percent.
+
+    Example:
+        >>> figure("top1", 0.5), figure("loss", 1.25)
+        ('50.00%', '1.2500')
+    """
+    return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4f}"
+
+
 def mapping(record: Record, *keys: str) -> Record:
     """The mapping below a path of keys; empty where there is none.
 

@@ -97,6 +97,11 @@ class Taps:
         """
         self._compiled = torch.compile(self._run, options=COMPILE_OPTIONS)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model is run compiled."""
+        return self._compiled is not None
+
     def __call__(self, x: Tensor) -> Captured:
         """Run the model on ``x`` and return its output with the tapped features.
 

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 from limbeck import collectives
@@ -25,11 +24,13 @@ from limbeck.evaluation import validate
 from limbeck.guard import Guard, Skip
 from limbeck.loading import ShardedLoader, remaining, sharded
 from limbeck.meter import Meter
-from limbeck.optim import Rate, check_gradients, check_optimizer, check_scaled, set_rate, sgd
-from limbeck.random_state import random_state, state_of_this, states_of_all
+from limbeck.optim import Rate, check_gradients, check_optimizer, check_scaled, clip_gradients, set_rate, sgd
+from limbeck.random_state import random_state, states_of_all
 from limbeck.records import headline
+from limbeck.resuming import check_processes, resume, stop
 from limbeck.runlog import RunLog
-from limbeck.stopping import Stopped, Stopping
+from limbeck.stopping import Stopping
+from limbeck.trained import MakeOptimizer, check_shards, in_shares, in_whole
 
 
 @runtime_checkable
@@ -71,7 +72,7 @@ def fit(
     val_loader: Iterable[Any] | None = None,
     *,
     epochs: int,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | MakeOptimizer | None = None,
     rate: Rate | None = None,
     precision: torch.dtype = torch.float32,
     clip: float | None = None,
@@ -81,7 +82,9 @@ def fit(
     log: RunLog | None = None,
     checkpoints: Checkpoints | None = None,
     on_best: Callable[[nn.Module], None] | None = None,
+    on_epoch: Callable[[int, Mapping[str, float]], None] | None = None,
     probe: Probing | None = None,
+    shard: bool = False,
     cpu: bool = False,
 ) -> FitResult:
     """Train a distiller's student and terms.
@@ -95,7 +98,8 @@ def fit(
             :class:`ShardedLoader` (the processes divide each batch, so their number changes nothing).
         val_loader: Batches that can be iterated again and again; every process evaluates its share of them.
         epochs: Passes over ``train_loader``.
-        optimizer: Over ``distiller.trainable_parameters()``; by default :func:`sgd`.
+        optimizer: Over ``distiller.trainable_parameters()``, or a function that makes one for the distiller that it is
+            given; by default :func:`sgd`.
         rate: Factor on the learning rate, for instance :func:`cosine`; constant by default.
         precision: ``torch.float32``, or ``bfloat16`` or ``float16`` for autocast. Evaluation is always in float32.
         clip: Largest gradient norm over all trainable parameters, applied after unscaling.
@@ -111,13 +115,21 @@ def fit(
             mid-epoch (several processes: behind the step that the log records next). What the data set of a
             ``DataLoader`` without workers draws from the global random numbers is drawn anew then; its order is not.
         on_best: Called with the student after each epoch that is the best so far.
+        on_epoch: Called on every process with the number of epochs done and the validation figures, behind the epoch's
+            checkpoint; what it raises ends the training there, as early stopping needs.
         probe: Looks at the training as it goes; the bytes of the student are the same with it and without.
+        shard: Of several processes each holds a share of every parameter, gradient and moment of the optimizer (FSDP2),
+            and of the teacher, whose parts are put together one at a time: no device ever has all of it. The optimizer
+            is then given as a function, for the parameters become others. Student and terms that were given have the
+            values of the training at the end of each epoch; checkpoints are those of a training without it, and either
+            goes on with the other's. Not with float16, ``accumulate``, ``probe``, or a compiled distiller.
         cpu: Stay on the CPU where there is a GPU.
 
     Raises:
         UserError: If a trainable parameter is not in the optimizer or gets no gradient, if SGD is fused in float16, if
             there is no batch, if the checkpoint is of another run, or if a loss, a gradient or a parameter is not
-            finite (the message says at which step and in which part; the checkpoints are from before it).
+            finite (the message says at which step and in which part; the checkpoints are from before it); with
+            ``shard``, if it cannot be.
         Stopped: By SIGTERM or SIGINT; a KeyboardInterrupt that knows the signal.
 
     Deviates from: the published DeiT code, which clips gradients that are still scaled (its ``main.py``, lines
@@ -130,20 +142,18 @@ def fit(
     device: torch.device = accelerator.device
     if accelerator.num_processes != collectives.world_size():
         raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
+    if shard:
+        check_shards(optimizer=optimizer, precision=precision, accumulate=accumulate, probe=probe)
     log = log if log is not None else RunLog()
-    distiller.to(device)
+    trained = (in_shares if shard else in_whole)(distiller, accelerator, ema_decay)
+    distiller, model, average, kept = trained.distiller, trained.model, trained.average, trained.kept
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    optimizer = optimizer if optimizer is not None else sgd(distiller, scaled=scaler.is_enabled())
+    optimizer = optimizer if optimizer is not None else functools.partial(sgd, scaled=scaler.is_enabled())
+    optimizer = optimizer if isinstance(optimizer, Optimizer) else optimizer(distiller)
     check_optimizer(distiller, optimizer)
     if scaler.is_enabled():
         check_scaled(optimizer)
-    average = None
-    if ema_decay is not None:
-        blend: Any = get_ema_multi_avg_fn(ema_decay)  # pyright: ignore[reportUnknownVariableType]
-        average = AveragedModel(distiller.student, multi_avg_fn=blend, use_buffers=True)
-    evaluated = average.module if average is not None else distiller.student
-    kept = {"student": distiller.student, "terms": distiller.term_modules} | ({"average": average} if average else {})
-    counters, midway = _resume(checkpoints, kept, optimizer, scaler, device, log)
+    counters, midway = resume(checkpoints, kept, optimizer, scaler, device, log)
 
     def save(within: Mapping[str, Any]) -> None:
         if checkpoints is not None:
@@ -151,15 +161,10 @@ def fit(
             checkpoints.save(kept, trainer, counters, device)
 
     loader = sharded(train_loader, accelerator, device)
-    if midway and isinstance(train_loader, DataLoader) and midway["processes"] != accelerator.num_processes:
-        raise UserError(
-            f"the checkpoint is of {midway['processes']} processes in mid-epoch, here are {accelerator.num_processes}; "
-            "a DataLoader gives each of them batches of its own, so it takes as many to go on"
-        )
+    check_processes(midway, train_loader, accelerator.num_processes)
     # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
     ahead = accelerator.num_processes == 1 or not is_sent
-    model: nn.Module = accelerator.prepare_model(distiller)
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
     no_sync = functools.partial(accelerator.no_sync, model)
     as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
@@ -178,9 +183,9 @@ def fit(
             model.train()
             meter = Meter(log, counters, epoch, device, guard, distiller.clock)
             log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
-            begun = midway["begun"] if midway else random_state(device)
+            begun = midway.begun if midway else random_state(device)
             if midway:
-                meter.go_on(midway["meter"])
+                meter.go_on(midway.meter)
             midway = None
             first = math.ceil(counters.batches / accumulate)
             # Without a name of its own for the iterator, an error or a stop in the loop ends the thread behind it.
@@ -202,7 +207,7 @@ def fit(
                 if taken := guard.allows(result, batches):
                     if clip is not None:
                         scaler.unscale_(optimizer)
-                        nn.utils.clip_grad_norm_(distiller.trainable_parameters().values(), clip)
+                        clip_gradients(distiller, clip)
                     scaler.step(optimizer)
                     scaler.update()
                     if average is not None:
@@ -221,14 +226,13 @@ def fit(
                     counters.seconds = time.perf_counter() - since
                     save({"begun": states_of_all(begun, device), "meter": meter.state()})
                 if signum:
-                    _stop(signum, counters, log)
+                    stop(signum, counters, log)
             train = meter.finish()
             if probe is not None and epoch + 1 == epochs:
                 probe.run(counters.step, float(epochs))
             guard.check_state()
-            # A batch norm of the student's own has seen one process's images: all score, and keep, the first one's.
-            collectives.copy_from_first(buffer for module in kept.values() for buffer in module.buffers())
-            last = validate(distiller, evaluated, val_loader, device) if val_loader is not None else {}
+            trained.settle()
+            last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
             counters.epoch, counters.batches = epoch + 1, 0
             counters.seconds = time.perf_counter() - since
             is_best = _keep_best(counters, last)
@@ -236,14 +240,17 @@ def fit(
                 record = {"step": counters.step, "train": train, "val": last, "seconds": counters.seconds}
                 log.epoch_ends(epoch + 1, epochs, record)
                 if is_best and on_best is not None:
-                    on_best(evaluated)
+                    on_best(trained.evaluated)
             save({})
             collectives.barrier()
+            if on_epoch is not None:
+                on_epoch(epoch + 1, last)
             if epoch + 1 < epochs and (signum := stopping.agreed(device)):
-                _stop(signum, counters, log)
-    if not last and val_loader is not None:  # resumed behind the last epoch
-        last = validate(distiller, evaluated, val_loader, device)
-    return FitResult(evaluated, last, counters.best, counters)
+                stop(signum, counters, log)
+    if not last:  # resumed behind the last epoch
+        trained.settle()
+        last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
+    return FitResult(trained.evaluated, last, counters.best, counters)
 
 
 def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -262,45 +269,3 @@ def _keep_best(counters: Counters, figures: Mapping[str, float]) -> bool:
     if better:
         counters.best = {"epoch": counters.epoch, **figures}
     return better
-
-
-def _resume(
-    checkpoints: Checkpoints | None,
-    kept: Mapping[str, nn.Module],
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    log: RunLog,
-) -> tuple[Counters, dict[str, Any] | None]:
-    """Where the run stands, and within an epoch what is needed to go on there."""
-    if checkpoints is None:
-        return Counters(), None
-    state = checkpoints.load(kept, device)
-    if checkpoints.skipped:
-        log.note(f"skipped damaged checkpoints: {'; '.join(checkpoints.skipped)}")
-    if state is None:
-        log.rewind(0)  # a run that was killed in its first epoch begins again
-        return Counters(), None
-    trainer, counters = state
-    try:
-        optimizer.load_state_dict(trainer["optimizer"])
-        scaler.load_state_dict(trainer["scaler"])
-    except (ValueError, KeyError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"the checkpoint in {checkpoints.folder} is of another optimizer: {first}") from error
-    log.rewind(counters.step)
-    where = f"batch {counters.batches} of epoch {counters.epoch + 1}"
-    where = where if counters.batches else f"the end of epoch {counters.epoch}"
-    log.note(f"going on from {where}, step {counters.step}")
-    if counters.batches == 0:
-        return counters, None
-    begun = trainer["begun"]
-    return counters, {"begun": state_of_this(begun), "processes": len(begun), "meter": trainer["meter"]}
-
-
-def _stop(signum: int, counters: Counters, log: RunLog) -> None:
-    """End a training that has just been saved, on every process when the first one is done with it."""
-    collectives.barrier()
-    stopped = Stopped(signum)
-    log.note(f"stopped by {stopped.reason} behind step {counters.step}; the checkpoint is written")
-    raise stopped

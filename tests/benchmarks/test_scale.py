@@ -56,7 +56,8 @@ PARTS: dict[str, tuple[str | None, Callable[[Any], Any]]] = {
     "direct": ("direct", lambda t: t.relation(ROWS, TEACHER, TEACHER, 2)),
     "norm in front": ("direct", lambda t: t.relation(ROWS, STUDENT, TEACHER, 2)),
     "relation": (None, lambda t: t.relation(ROWS, STUDENT, TEACHER, 2)),
-    "logit": (None, lambda t: t.logits(ROWS, CLASSES, 2)),
+    "logit": (None, lambda t: t.logits()),
+    "logit, gathered": (None, lambda t: t.gathered_logits(ROWS, CLASSES, 2)),
 }
 
 
@@ -104,7 +105,7 @@ def test_a_ring_and_a_tree_by_hand(traffic: Any) -> None:
 @pytest.mark.parametrize("count", [2, 8, 64])
 def test_a_simulated_step_without_noise_is_the_closed_form(traffic: Any, count: int) -> None:
     network = traffic.Network(count, rate=1e9, latency=1e-5)
-    messages = [*traffic.by_moments(16, 32), *traffic.logits(8, 10, count), *traffic.gradients(10**7)]
+    messages = [*traffic.by_moments(16, 32), *traffic.gathered_logits(8, 10, count), *traffic.gradients(10**7)]
     kinds = {message.kind for message in messages}
     assert kinds == {"all_reduce", "all_gather"}
     random = np.random.default_rng(0)

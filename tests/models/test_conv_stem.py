@@ -51,6 +51,20 @@ def test_names_and_shapes_are_the_released_models(name: str, width: int, depth: 
     assert found == published(width, depth, 1000, 196, second="head_conv")
 
 
+def test_one_for_small_images() -> None:
+    """Blocks, width and tokens are those of small/vit-64, so that a difference between them is the stem's."""
+    stem, plain = (build(name, num_classes=10, size=32).module for name in ("deit/conv-stem-mini", "small/vit-64"))
+
+    def blocks(module: nn.Module) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for name, p in module.named_parameters() if name.startswith("blocks.")]
+
+    assert blocks(stem) == blocks(plain)
+    assert stem.get_parameter("pos_embed").shape == (1, 1 + 64, 64)
+    assert plain.get_parameter("pos_embed").shape == (1, 64, 64)
+    with pytest.raises(UserError, match="28 and 32 would fit"):
+        build("deit/conv-stem-mini", num_classes=10, size=30)
+
+
 @pytest.mark.parametrize("kind", ["paper", "vkd"])
 def test_released_checkpoints_load(kind: str, tmp_path: Path) -> None:
     """The paper's keeps its loss in the student, VkD's its projector, under DDP, with another name of the head."""

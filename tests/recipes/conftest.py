@@ -1,11 +1,8 @@
 """A small recipe on real, embedded images, and a finished run of it; a small recipe of detection on rectangles."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
@@ -46,21 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO data set of rectangles whose color is their class."""
     folder = tmp_path_factory.mktemp("colored")
-    for name, count, seed in (("train", TRAIN, 0), ("val", VAL, 9)):
-        batch = boxes.batch(count, seed=seed)
-        images, annotations = [], []
-        for i, (pixels, found, labels) in enumerate(zip(batch.images, batch.boxes, batch.labels, strict=True)):
-            file = f"{name}{i:02}.png"
-            Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy().astype(np.uint8)).save(folder / file)
-            images.append({"id": i, "file_name": file, "height": 64, "width": 64})
-            for (left, top, right, bottom), label in zip(found.tolist(), labels.tolist(), strict=True):
-                if label >= 0:
-                    box = [left, top, right - left, bottom - top]
-                    entry = {"id": len(annotations), "image_id": i, "category_id": label, "bbox": box, "iscrowd": 0}
-                    annotations.append(entry)
-        categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"boxes-{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    boxes.write_coco(folder, train=TRAIN, val=VAL)
     return folder
 
 

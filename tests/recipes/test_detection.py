@@ -25,6 +25,7 @@ from limbeck.recipes.build import build_data, build_distiller, build_model, buil
 from limbeck.recipes.detection import paired_levels
 from limbeck.recipes.inspection import check, describe, evaluate
 from limbeck.recipes.published import named
+from limbeck.recipes.published.detection import DETECTION
 from limbeck.recipes.recipe import DETECTION_METHODS, Recipe
 from limbeck.recipes.run import run
 from limbeck.rivals import FGDTerm, ReviewTerm
@@ -387,7 +388,7 @@ def test_a_two_stage_detector_is_handed_on_as_weights_alone(alone: Recipe, tmp_p
     assert export(tmp_path / "run", format="safetensors").parity == 0.0
 
 
-@pytest.mark.parametrize("name", ["coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "small-boxes"])
+@pytest.mark.parametrize("name", DETECTION)
 def test_the_named_recipes_are_built_with_their_models(name: str):
     """At their widths, with classes of COCO; the schedule is that of ReviewKD in epochs."""
     recipe = named(name)

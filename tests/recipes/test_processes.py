@@ -26,7 +26,7 @@ def test_several_machines_with_one_store_for_all_starts_are_refused(monkeypatch:
 
 
 def test_a_run_may_go_on_with_another_patience() -> None:
-    from limbeck.recipes.run import CHANGEABLE
+    from limbeck.recipes.claim import CHANGEABLE
 
     assert "process_timeout" in CHANGEABLE
     with pytest.raises(UserError, match="process_timeout"):

@@ -1,7 +1,8 @@
 """Every published recipe runs: two steps, a kill between them and a resume to the same bytes, and an export.
 
 Loss, projector, norms, taps, optimizer, schedule and augmentation are the recipe's. Images, batch and epochs are few,
-the side is 32, and the largest models give way to a smaller one of their family, with features of the same kind.
+the side is 32, and the largest models give way to a smaller one of their family, with features of the same kind. Those
+of detection have their own trunks, with narrow pyramids and 64 pixels.
 """
 
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ import tiny
 from data.images import folder as make_images
 from limbeck import models
 from limbeck.export import export
-from limbeck.recipes import NAMED, Recipe, named
+from limbeck.recipes import NAMED, Recipe, named, preflight
+from limbeck.recipes.build import build_model
 from limbeck.recipes.published.detection import DETECTION
 from limbeck.recipes.run import run
+from tasks import boxes
 
-NAMES = [name for name in NAMED if name not in DETECTION]  # those are in test_detection
+NAMES = [name for name in NAMED if name not in DETECTION]
 
 RELATIVES = {
     "timm/regnety_160.deit_in1k": "timm/regnety_002",
@@ -108,22 +111,79 @@ def killed_in_step(number: int) -> Iterator[None]:
         handle.remove()
 
 
+def run_twice(recipe: Recipe, folder: Path) -> None:
+    """As a whole and with a kill in its second step; the bytes are the same, and the weights can be handed on."""
+    run(recipe, folder / "whole")
+    with killed_in_step(2):
+        run(recipe, folder / "killed")
+    run(recipe, folder / "killed", resume=True)
+    for file in ("student.safetensors", "terms.safetensors"):
+        if (folder / "whole" / file).is_file():
+            assert tiny.same_bytes(load_file(folder / "whole" / file), load_file(folder / "killed" / file))
+    assert export(folder / "killed", format="safetensors").parity == 0.0
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in NAMES]
 )
 def test_two_steps_a_resume_and_an_export(name: str, images: Path, tmp_path: Path) -> None:
     recipe = in_small(named(name), images, tmp_path)
-    run(recipe, tmp_path / "whole")
-    with killed_in_step(2):
-        run(recipe, tmp_path / "killed")
-    run(recipe, tmp_path / "killed", resume=True)
-    for file in ("student.safetensors", "terms.safetensors"):
-        if (tmp_path / "whole" / file).is_file():
-            assert tiny.same_bytes(load_file(tmp_path / "whole" / file), load_file(tmp_path / "killed" / file))
-    assert export(tmp_path / "killed", format="safetensors").parity == 0.0
+    run_twice(recipe, tmp_path)
     torch.manual_seed(recipe.seed)
     assert recipe.student is not None
     first = models.build(recipe.student, num_classes=2 if recipe.labels else 0, size=32).module.state_dict()
     last = load_file(tmp_path / "whole" / "student.safetensors")
     assert all(torch.isfinite(value).all() for value in last.values())
     assert any(not torch.equal(first[key], value) for key, value in last.items())
+
+
+def narrow(model: str, width: int) -> str:
+    """A detector with another width of its pyramid."""
+    kind, _, trunk = model.partition("/")
+    return f"{kind.partition('-')[0]}-{width}/{trunk}"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "small-boxes" else pytest.mark.long) for name in DETECTION]
+)
+def test_two_steps_a_resume_and_an_export_of_a_detector(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "LEAST_PRECISION", 0.0)  # of an untrained teacher
+    (tmp_path / "images").mkdir()
+    boxes.write_coco(tmp_path / "images", train=8, val=4)
+    recipe = named(name)
+    assert recipe.teacher is not None
+    assert recipe.student is not None
+    small = recipe.changed(
+        {
+            "data": str(tmp_path / "images"),
+            "teacher": narrow(recipe.teacher, 64),
+            "student": narrow(recipe.student, 32),
+            "teacher_weights": str(tmp_path / "teacher.safetensors"),
+            "pretrained": False,
+            "size": 64,
+            "longest": None if recipe.longest is None else 64,
+            "workers": 0,
+            "batch_size": 4,
+            "lr": recipe.lr / 100,
+            "epochs": 1,
+            "milestones": tuple(milestone / recipe.epochs for milestone in recipe.milestones),
+            "warmup_epochs": recipe.warmup_epochs / recipe.epochs,
+            "probe": "off",
+            "device": "cpu",
+            "precision": "float32",
+            "memory_format": "contiguous",
+            "compile": "off",
+            "checkpoint_every": 1,
+        }
+    )
+    torch.manual_seed(1)
+    teacher = build_model(small, str(small.teacher), num_classes=2, size=small.size)
+    weights = {key: value.contiguous() for key, value in teacher.module.state_dict().items()}
+    save_file(weights, tmp_path / "teacher.safetensors")
+    run_twice(small, tmp_path)
+    last = load_file(tmp_path / "whole" / "student.safetensors")
+    assert all(torch.isfinite(value).all() for value in last.values())
+    terms = load_file(tmp_path / "whole" / "terms.safetensors")
+    assert {value.shape for key, value in terms.items() if key.endswith("projector.weight")} == {(64, 32)}

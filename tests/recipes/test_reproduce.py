@@ -10,11 +10,13 @@ from filelock import FileLock
 
 from limbeck.cli import main
 from limbeck.errors import UserError
-from limbeck.recipes import lock, reproduce, run, tables
+from limbeck.recipes import lock, pool, reproduce, run, tables
+from limbeck.recipes.pool import place_of
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.reproduce import Cell, Plan, judge, make_plan, weighted
+from limbeck.recipes.reproduce import Plan, make_plan, table_folder, weighted
 from limbeck.recipes.table_text import cells_of, markdown, table_record
 from limbeck.recipes.teacher import teacher_recipe
+from limbeck.recipes.verdicts import Cell, judge
 
 Scores = Callable[[Recipe], float]
 
@@ -24,13 +26,13 @@ def plan(**more: Any) -> Plan:
     return make_plan("normalization", "tiny", {"epochs": 1}, **given)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, score: Scores, made: list[str] | None = None) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, score: Scores, made: list[Recipe] | None = None) -> None:
     """Runs that take no time, and whose top-1 is a function of the recipe."""
 
     def run_it(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> None:
         del resume, said
         if made is not None:
-            made.append(folder.name)
+            made.append(recipe)
         figures = {"metric": "top1", "last": {"top1": score(recipe)}, "best": {"top1": score(recipe)}, "seconds": 2.0}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(figures))
@@ -61,7 +63,8 @@ def test_every_row_of_every_table_is_a_recipe(name: str, scale: tables.Scale) ->
         recipes = [made.recipe(pair, row, seed=3, factor=1.0) for row in made.rows]
         assert {recipe.seed for recipe in recipes} == {3}
         assert len({recipe.to_yaml() for recipe in recipes}) == len(recipes)  # no row is another one
-        assert len({(recipe.student, recipe.epochs, recipe.lr, recipe.batch_size) for recipe in recipes}) == 1
+        students = {str(recipe.student).removesuffix("_distilled") for recipe in recipes}  # alone, it has one head
+        assert len({(recipe.epochs, recipe.lr, recipe.batch_size) for recipe in recipes}) == len(students) == 1
         taught = {recipe.teacher for recipe in recipes if recipe.method != "alone"}
         assert len(taught) == 1
 
@@ -92,20 +95,66 @@ def test_the_weight_is_chosen_on_a_seed_that_does_not_count(tmp_path: Path, monk
             return 0.6 + 0.01 * recipe.feature_weight
         return 0.7 - 0.1 * abs(recipe.feature_weight - 2.0) + 0.001 * recipe.seed
 
-    made: list[str] = []
+    made: list[Recipe] = []
     pretend(monkeypatch, score, made)
     cells = make(plan(), tmp_path / "out")
     assert len(made) == 2 * 3 + 3 * 3
-    assert [name for name in made if "-x" in name] == made[:6]
-    assert all(name.endswith("seed100") for name in made[:6])
+    assert [recipe.seed for recipe in made] == [reproduce.TUNING_SEED] * 6 + [0] * 3 + [1] * 3 + [2] * 3
     assert (cells["no distillation"].factor, cells["no distillation"].is_edge) == (None, False)
     assert (cells["L2"].factor, cells["L2"].is_edge) == (4.0, True)
     assert (cells["BatchNorm"].factor, cells["BatchNorm"].is_edge) == (1.0, False)
     assert cells["L2"].last == pytest.approx({0: 0.68, 1: 0.68, 2: 0.68})
-    again: list[str] = []
+    assert all((tmp_path / "out" / "runs" / name).is_dir() for cell in cells.values() for name in cell.runs.values())
+    again: list[Recipe] = []
     pretend(monkeypatch, score, again)
     make(plan(seeds=[0, 1, 2, 3]), tmp_path / "out")
-    assert again == [f"cnn-32-cnn-4--{row}-seed3" for row in ("no-distillation", "L2", "BatchNorm")]
+    assert [(recipe.seed, recipe.method) for recipe in again] == [(3, "alone"), (3, "projector"), (3, "projector")]
+
+
+def test_tables_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student alone and the mean squared error with batch norm are in both, under other names."""
+    made: list[Recipe] = []
+    pretend(monkeypatch, lambda recipe: 0.5, made)
+    norms = make(plan(factors=[1.0]), tmp_path)
+    assert len(made) == 9
+    logsum = make_plan("logsum", "tiny", {"epochs": 1}, pairs=["cnn-32-cnn-4"], seeds=[0, 1, 2], factors=[1.0])
+    cells = make(logsum, tmp_path)
+    assert len(made) == 12
+    assert {recipe.feature_loss for recipe in made[9:]} == {"log_sum"}
+    assert cells["without LogSum"].runs == norms["BatchNorm"].runs
+    assert cells["no distillation"].runs == norms["no distillation"].runs
+    assert table_folder(logsum, tmp_path) != table_folder(plan(), tmp_path)
+
+
+def test_what_is_another_run() -> None:
+    recipe = Recipe(teacher="small/cnn-32", student="small/cnn-4", data="digits", seed=1)
+    place = place_of(Path(), recipe)
+    assert place.name.startswith("small-cnn-32-to-small-cnn-4--projector")
+    assert place.name.endswith("-seed1")
+    for same in ({"name": "mine"}, {"workers": 2}, {"device": "cpu"}, {"probe": 7}):
+        assert place_of(Path(), recipe.changed(same)) == place
+    for other in ({"seed": 2}, {"lr": 0.3}, {"feature_weight": 3.0}, {"precision": "float32"}, {"cache_views": 2}):
+        assert place_of(Path(), recipe.changed(other)) != place
+
+
+def test_teachers_are_named_where_there_are_several() -> None:
+    def teachers(*words: str, pairs: tuple[str, ...] = ()) -> dict[str, str]:
+        return dict(make_plan("logsum", "small", {}, pairs=pairs, seeds=[0], teacher_weights=words).teachers)
+
+    one = ("vgg8-resnet8",)
+    assert teachers("t.safetensors", pairs=one) == {"cifar/vgg8": "t.safetensors"}
+    assert teachers("cifar/vgg8=a=b", pairs=one) == {"cifar/vgg8": "a=b"}
+    assert teachers("cifar/vgg8=a", "cifar/resnet20=b") == {"cifar/vgg8": "a", "cifar/resnet20": "b"}
+    with pytest.raises(UserError, match="of which teacher"):
+        teachers("t.safetensors")
+    with pytest.raises(UserError, match=r"no 'cifar/vgg' \(did you mean"):
+        teachers("cifar/vgg=a")
+    made = make_plan("logsum", "small", {}, seeds=[0], teacher_weights=["cifar/vgg8=a"])
+    weights = {(p, r): made.recipe(p, r, seed=0, factor=1.0).teacher_weights for p in made.pairs for r in made.rows}
+    assert {key for key, value in weights.items() if value == "a"} == {
+        ("vgg8-resnet8", "without LogSum"),
+        ("vgg8-resnet8", "with LogSum"),
+    }
 
 
 def test_a_single_factor_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,29 +184,33 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, monke
     assert cells["L2"].failed == "the loss is not finite at step 7"
     assert cells["L2"].factor == 1.0
     assert len(cells["BatchNorm"].last) == 3
-    text = markdown(table_record(chosen, list(cells.values()), judge(chosen, list(cells.values())), command="x"))
+    text = markdown(table_record(chosen, list(cells.values()), command="x"))
     assert "| L2 | failed |" in text
     assert "- failed: cnn-32-cnn-4, L2: the loss is not finite at step 7" in text
 
 
 def test_what_another_process_has_begun_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+    made: list[Recipe] = []
     pretend(monkeypatch, lambda recipe: 0.5, made)
-    place = tmp_path / "cnn-32-cnn-4--L2-seed0"
-    place.mkdir()
-    (tmp_path / reproduce.PLAN_FILE).write_text(json.dumps(plan(factors=[1.0]).record()))
+    chosen = plan(factors=[1.0], seeds=[0])
+    place = place_of(tmp_path / reproduce.RUNS, chosen.recipe("cnn-32-cnn-4", "L2", seed=0, factor=1.0))
+    place.mkdir(parents=True)
+    own = table_folder(chosen, tmp_path)
+    own.mkdir()
+    (own / reproduce.PLAN_FILE).write_text(json.dumps(chosen.record()))
     held = FileLock(place / lock.LOCK)
     held.acquire()
     assert lock.is_held(place)
 
     def other_is_done(seconds: float) -> None:
-        assert seconds == reproduce.WAIT
+        assert seconds == pool.WAIT
         held.release()
 
-    monkeypatch.setattr(reproduce.time, "sleep", other_is_done)
-    make(plan(factors=[1.0], seeds=[0]), tmp_path)
+    monkeypatch.setattr(pool.time, "sleep", other_is_done)
+    make(chosen, tmp_path)
     assert not lock.is_held(place)
-    assert made == [f"cnn-32-cnn-4--{row}-seed0" for row in ("no-distillation", "BatchNorm", "L2")]
+    losses = [recipe.feature_loss for recipe in made if recipe.method != "alone"]
+    assert losses == ["mean_squared_error", "cosine"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +227,7 @@ def test_verdicts(differences: tuple[float, ...], verdict: str) -> None:
     last = {"L2": dict(enumerate([0.5] * len(differences)))}
     last["BatchNorm"] = {seed: 0.5 + more for seed, more in enumerate(differences)}
     cells = [Cell("cnn-32-cnn-4", row, 1.0, False, values, values, 1.0) for row, values in last.items()]
-    (found,) = judge(chosen, cells)
+    (found,) = judge(tables.table("normalization").claims, chosen.pairs, cells)
     assert (found.better, found.worse, found.verdict) == ("BatchNorm", "L2", verdict)
     assert found.difference is not None
     assert found.difference.mean == pytest.approx(100 * sum(differences) / len(differences))
@@ -183,7 +236,7 @@ def test_verdicts(differences: tuple[float, ...], verdict: str) -> None:
 def test_a_row_in_words() -> None:
     cell = Cell("R34-R18", "KL", 4.0, True, {0: 0.71, 1: 0.72}, {0: 0.72, 1: 0.73}, 12.3)
     chosen = make_plan("metrics", "full", {"data": "imagenet:images"}, rows=["KL"], seeds=[0, 1])
-    (row,) = table_record(chosen, [cell], [], command="limbeck reproduce metrics")["rows"]
+    (row,) = table_record(chosen, [cell], command="limbeck reproduce metrics")["rows"]
     assert cells_of(row) == ["KL", "71.50 ± 0.71", "65.1..77.9", "72.50", "x4*", "71.37", "12"]
 
 
@@ -194,7 +247,8 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
     "--seeds: expected a whole number of at least 1, got 0": ("alpha", "--seeds", "0"),
     "--seeds: expected 1 to 100": ("alpha", "--scale", "tiny", "--seeds", "101"),
     "--factors: expected one or more numbers above 0": ("alpha", "--scale", "tiny", "--factors", "0"),
-    "--teacher-weights: of which pair?": ("alpha", "--teacher-weights", "t.safetensors"),
+    "--teacher-weights: of which teacher?": ("logsum", "--teacher-weights", "t.safetensors"),
+    "--teacher-weights: there is no 'vgg8'; there are": ("logsum", "--teacher-weights", "vgg8=t"),
     "expected a share": ("alpha", "--subset", "2"),
 }
 
@@ -216,8 +270,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="is not empty and holds no table"):
         make(plan(), tmp_path)
     make(plan(), tmp_path / "a")
-    with pytest.raises(UserError, match=r"holds a table with factors \[0.25, 1.0, 4.0\], not \[1.0\]"):
-        make(plan(factors=[1.0]), tmp_path / "a")
+    other = make_plan("normalization", "tiny", {"epochs": 2}, seeds=[0])
+    with pytest.raises(UserError, match=r"is a table with changes \{'epochs': 1\}, not \{'epochs': 2\}"):
+        make(other, tmp_path / "a")
 
 
 def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -227,16 +282,39 @@ def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: py
     words += ["--out", str(tmp_path / "out")]
     assert main(words) == 0
     said = capfd.readouterr().out
-    assert "[1/2, the seeds that count] cnn-32-cnn-4--no-distillation-seed0" in said
-    record = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert "[1/2, the seeds that count] small-cnn-4--alone-" in said
+    own = tmp_path / "out" / "normalization-tiny"
+    record = json.loads((own / "table.json").read_text())
     assert [row["row"] for row in record["rows"]] == ["no distillation", "BatchNorm"]
     assert all(row["last"]["n"] == 1 for row in record["rows"])
     assert record["claims"][0]["verdict"] == "not decided"
-    assert (tmp_path / "out" / "table.md").read_text().startswith("### Normalization on both sides")
-    assert len(list((tmp_path / "out" / "teachers").iterdir())) == 1
+    assert len(record["devices"]) == 1
+    assert (own / "table.md").read_text().startswith("### Normalization on both sides")
+    assert len(list((tmp_path / "out" / "runs" / "teachers").iterdir())) == 1
     assert max(map(len, said.splitlines())) <= 400
     assert main(words) == 0
     assert "the seeds that count]" not in capfd.readouterr().out
+
+
+def test_a_transformer_with_two_heads_is_alone_with_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "deit", "--scale", "tiny", "--pairs", "stem", "--seeds", "1", "--factors", "1"]
+    words += [
+        "--epochs",
+        "1",
+        "--teacher-epochs",
+        "3",
+        "--subset",
+        "0.3",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0, capfd.readouterr().err
+    record = json.loads((tmp_path / "out" / "deit-tiny" / "table.json").read_text())
+    names = {row["row"]: row["runs"]["0"].split("--")[0] for row in record["rows"]}
+    assert names["student"] == "deit-conv_stem_test"
+    assert names["KL"] == names["ours"] == "small-cnn-32-to-deit-conv_stem_test_distilled"
 
 
 def test_the_cost_is_told_and_nothing_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from limbeck.errors import UserError
 from limbeck.hardware import Settings
 from limbeck.recipes import run as runs
 from limbeck.recipes import settings
+from limbeck.recipes.claim import claim
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.settings import Settled, settle
 
@@ -215,7 +216,7 @@ def test_a_run_keeps_what_was_settled_and_goes_on_with_it(
     runs.run(recipe, tmp_path / "run")
     kept = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
     assert (kept.precision, kept.memory_format, kept.compile) == ("bf16", "contiguous", "off")
-    assert runs._claim(recipe, tmp_path / "run", True) == kept
+    assert claim(recipe, tmp_path / "run", True) == kept
     again = settle(kept, tiny.distiller(), tiny.Batch(*tiny.images(8)), CPU, steps=1)
     assert again.settings.name == "bf16 contiguous"
     assert len(measured) == 1

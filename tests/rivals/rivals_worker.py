@@ -17,6 +17,7 @@ from limbeck.taps import Captured
 from limbeck.tasks import Classification
 
 SPLIT = [3, 5]  # unequal local batches
+SPLITS = [SPLIT, [8, 0], [0, 8]]  # of each step
 IMAGES, NEGATIVES = 20, 7
 # Image 4 comes to both processes in the first batch.
 INDICES = [[4, 1, 9, 4, 12, 0, 19, 7], [1, 2, 3, 5, 4, 6, 8, 9], [7, 7, 7, 10, 11, 12, 4, 0]]
@@ -55,11 +56,11 @@ def alone_and_together() -> dict[str, Tensor]:
     """Value, readings, gradients and buffers of each term over three batches in unequal shares."""
     found: dict[str, Tensor] = {}
     for name, term in terms().items():
-        for step, index in enumerate(INDICES):
+        for step, (index, split) in enumerate(zip(INDICES, SPLITS, strict=True)):
             shapes_s, shapes_t = {"map": (3, 4, 4), "vector": (4,)}, {"map": (5, 3, 3), "vector": (6,)}
-            x_s = {tap: own(draw(8, *s, seed=step), SPLIT).clone().requires_grad_() for tap, s in shapes_s.items()}
-            x_t = {tap: own(draw(8, *s, seed=step + 9), SPLIT) for tap, s in shapes_t.items()}
-            numbers = own(torch.tensor(index), SPLIT)
+            x_s = {tap: own(draw(8, *s, seed=step), split).clone().requires_grad_() for tap, s in shapes_s.items()}
+            x_t = {tap: own(draw(8, *s, seed=step + 9), split) for tap, s in shapes_t.items()}
+            numbers = own(torch.tensor(index), split)
             output = torch.zeros(len(numbers), 2)
             term.zero_grad()
             value = term(Captured(output, x_s, index=numbers), Captured(output, x_t, index=numbers))
@@ -71,7 +72,7 @@ def alone_and_together() -> dict[str, Tensor]:
             found |= {f"{here} {key}": buffer.clone() for key, buffer in term.named_buffers()}
             for tap, x in x_s.items():
                 grads = torch.zeros(8, *x.shape[1:], dtype=x.dtype)
-                own(grads, SPLIT).copy_(x.grad if x.grad is not None else torch.zeros_like(x))
+                own(grads, split).copy_(x.grad if x.grad is not None else torch.zeros_like(x))
                 found[f"{here} d{tap}"] = averaged(grads)
     return found
 

@@ -1,6 +1,11 @@
 """Batches of bright rectangles on dark images, which a small detector learns in a few steps; for tests of detection."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from limbeck.detection import DetectionBatch
@@ -39,3 +44,22 @@ def from_parts(images: Tensor, boxes: Tensor, labels: Tensor, *, first: int = 0)
         scales=torch.ones(count, 2),
         index=torch.arange(first, first + count),
     )
+
+
+def write_coco(folder: Path, *, train: int, val: int) -> None:
+    """A COCO data set of such images, ``boxes-train.json`` and ``boxes-val.json``."""
+    for name, count, seed in (("train", train, 0), ("val", val, 9)):
+        made = batch(count, seed=seed)
+        images, annotations = [], []
+        for i, (pixels, found, labels) in enumerate(zip(made.images, made.boxes, made.labels, strict=True)):
+            file = f"{name}{i:02}.png"
+            Image.fromarray((pixels.permute(1, 2, 0) * 255).byte().numpy().astype(np.uint8)).save(folder / file)
+            images.append({"id": i, "file_name": file, "height": SIDE, "width": SIDE})
+            for (left, top, right, bottom), label in zip(found.tolist(), labels.tolist(), strict=True):
+                if label >= 0:
+                    box = [left, top, right - left, bottom - top]
+                    entry = {"id": len(annotations), "image_id": i, "category_id": label, "bbox": box, "iscrowd": 0}
+                    annotations.append(entry)
+        categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "green"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"boxes-{name}.json").write_text(json.dumps(content), encoding="utf-8")

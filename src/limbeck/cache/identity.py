@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck import sharding
 from limbeck.data.loader import Loader
 
 Identity = Mapping[str, Any]
@@ -18,14 +19,14 @@ def checksum_of(tensors: Mapping[str, Tensor]) -> str:
     """A digest of names, shapes and every byte, whatever the order of the names."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = sharding.whole(tensors[name]).cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def digest_of(module: nn.Module) -> str:
-    """The checksum of a module's parameters and buffers."""
+    """The checksum of a module's parameters and buffers; of one that is sharded every process calls it."""
     return checksum_of(module.state_dict())
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "distill": "train a student with a teacher, into a run folder",
     "train": "train a model alone: a teacher, or a baseline",
     "compare": "methods x seeds on one recipe: a table with intervals",
+    "sweep": "search for good settings, with early stopping, and confirm the best",
     "cache": "compute a teacher's outputs once, for runs to come",
     "rerun": "make a finished run again, and say what came out the same",
     "report": "make a run's page again, or compare runs on one page",

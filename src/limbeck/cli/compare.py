@@ -18,11 +18,11 @@ from limbeck.cli.flags import (
     resumed_folder,
     run_folder,
 )
-from limbeck.cli.running import dry_run, figure, say, write_report
+from limbeck.cli.running import dry_run, say, write_report
 from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
 from limbeck.recipes.recipe import TEACHER_SETTINGS, Count, Method, Recipe
-from limbeck.records import is_share
+from limbeck.records import figure, is_share
 
 DESCRIPTION = """Train each method with each seed; compare them in pairs, seed by seed.
 
@@ -121,7 +121,7 @@ def shared_recipe(values: Mapping[str, object], methods: Sequence[Method], flags
     return make_recipe({**values, **without, "method": taught or "alone"}, flags)
 
 
-def print_table(result: Mapping[str, Any]) -> None:
+def print_table(result: Mapping[str, Any], *, head: Sequence[str] = COLUMNS) -> None:
     """The table, by rich: one row a method, at most 80 columns wide."""
     from rich import box
     from rich.console import Console
@@ -136,8 +136,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
     )
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in result["rows"]:
         pair = row["paired"]
         table.add_row(

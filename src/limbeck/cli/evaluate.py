@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from limbeck.cli.flags import parse
-from limbeck.cli.running import figure, say
+from limbeck.cli.running import say
+from limbeck.records import figure
 
 DESCRIPTION = """Score a run's student on its validation images, or on others of its classes."""
 

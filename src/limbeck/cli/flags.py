@@ -6,6 +6,7 @@ A flag is a field of the recipe (``batch_size`` is ``--batch-size``) with the fi
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -94,8 +95,17 @@ class RecipeFlag:
     ] = None
 
 
-def parse(kind: type[Parsed], words: Sequence[str], *, command: str, description: str) -> Parsed:
+def parse(
+    kind: type[Parsed], words: Sequence[str], *, command: str, description: str, default: Parsed | None = None
+) -> Parsed:
     """Read a command's flags into an object of ``kind``, a dataclass whose fields are the flags.
+
+    Args:
+        kind: The dataclass.
+        words: The command line behind the command.
+        command: The command's name.
+        description: The first lines of its help.
+        default: What the flags are that are not given; None: as ``kind`` says.
 
     Raises:
         UserError: A flag is unknown (the nearest is named), lacks its value, or has one of another type.
@@ -109,6 +119,7 @@ def parse(kind: type[Parsed], words: Sequence[str], *, command: str, description
                 prog=f"limbeck {command}",
                 description=description,
                 args=with_bare_resume(words),
+                default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
@@ -141,8 +152,15 @@ def parse_recipe(
     """
     base = _base(words)
     defaults = base.model_dump() if base is not None else {**_defaults(), **fallback}
-    kind = _flags_type(command, options, fields, defaults)
-    parsed: Any = parse(kind, words, command=command, description=description)
+    kind, groups = _flags_types(command, type(options), tuple(fields.items()))
+    default = kind(
+        run=options,
+        **{
+            group: of_group(**{fields[name]: defaults[name] for name in GROUPS[group] if name in fields})
+            for group, of_group in groups.items()
+        },
+    )
+    parsed: Any = parse(kind, words, command=command, description=description, default=default)
     values = dict(defaults)
     for group in GROUPS:
         if (part := getattr(parsed, group, None)) is not None:
@@ -223,18 +241,18 @@ def _defaults() -> dict[str, object]:
     return {name: None if field.is_required() else field.default for name, field in Recipe.model_fields.items()}
 
 
-def _flags_type(command: str, options: Any, fields: Mapping[str, str], defaults: Mapping[str, object]) -> type[Any]:
-    parts: list[tuple[str, Any, Any]] = [("run", type(options), dataclasses.field(default=options))]
+@functools.cache  # tyro keeps every type that it has seen: there is one of each command, whatever its defaults
+def _flags_types(
+    command: str, options: type[Any], fields: tuple[tuple[str, str], ...]
+) -> tuple[type[Any], dict[str, type[Any]]]:
+    """The dataclass of a command's flags, and those of its groups; none has defaults."""
+    flags = dict(fields)
+    groups: dict[str, type[Any]] = {}
     for group, names in GROUPS.items():
-        members = [
-            (fields[name], _annotation(name), dataclasses.field(default=cast(Any, defaults[name])))
-            for name in names
-            if name in fields
-        ]
+        members = [(flags[name], _annotation(name)) for name in names if name in flags]
         if members:
-            kind = dataclasses.make_dataclass(group, members, frozen=True)
-            parts.append((group, kind, dataclasses.field(default=kind())))
-    return dataclasses.make_dataclass(command, parts, frozen=True)
+            groups[group] = dataclasses.make_dataclass(group, members, frozen=True)
+    return dataclasses.make_dataclass(command, [("run", options), *groups.items()], frozen=True), groups
 
 
 def _annotation(name: str) -> Any:

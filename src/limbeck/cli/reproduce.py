@@ -24,7 +24,7 @@ Given again, it goes on where it was stopped. Given in several terminals, or on 
 that share the folder, the runs are divided among them."""
 
 SETTINGS = (
-    "data", "val", "size", "teacher_weights", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views",
+    "data", "val", "size", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views",
     "workers", "precision", "device",
 )  # fmt: skip
 """Settings of the recipe that are flags here."""
@@ -53,9 +53,10 @@ class Flags:
             help="Each row's weight is the best of these times its own, on a seed that does not count.",
         ),
     ] = (0.25, 1.0, 4.0)
-    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help="Where it goes; None: runs/table-TABLE-SCALE.")] = (
-        None
-    )
+    out: Annotated[
+        str,
+        tyro.conf.arg(metavar="FOLDER", help="Where it goes; tables in one folder share their runs."),
+    ] = "runs/reproduce"
     dry_run: Annotated[
         bool,
         tyro.conf.arg(help="Say how many runs there are, and what they cost on this device; train nothing."),
@@ -68,8 +69,12 @@ class Flags:
     val: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
     size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Side of the images in pixels.")] = None
     teacher_weights: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE|RUN", help="The teacher's weights, where one pair is chosen.")
-    ] = None
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="[MODEL=]FILE|RUN ...",
+            help="A teacher's weights; of several teachers each by its name.",
+        ),
+    ] = ()
     subset: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help="Share of each class's images.")] = None
     epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Epochs of a student.")] = None
     teacher_epochs: Annotated[
@@ -105,27 +110,28 @@ def main(words: Sequence[str]) -> int:
         rows=flags.rows,
         seeds=range(flags.seeds),
         factors=flags.factors,
+        teacher_weights=flags.teacher_weights,
     )
-    if flags.teacher_weights and len(plan.pairs) > 1:
-        raise UserError(f"--teacher-weights: of which pair? choose one with --pairs: {', '.join(plan.pairs)}")
     if flags.dry_run:
         return _say_cost(plan)
-    folder = Path(flags.out or Path("runs") / f"table-{flags.table}-{flags.scale}")
-    return _make(plan, folder, shlex.join(["limbeck", "reproduce", *words]))
+    return _make(plan, Path(flags.out), shlex.join(["limbeck", "reproduce", *words]))
 
 
 def _make(plan: Any, folder: Path, command: str) -> int:
     from limbeck.checkpoint import save_json, save_text
-    from limbeck.recipes.reproduce import RESULT_FILE, Cell, judge, reproduce
+    from limbeck.recipes.reproduce import RESULT_FILE, reproduce, table_folder
     from limbeck.recipes.table_text import markdown, table_record, verdict_line
+    from limbeck.recipes.verdicts import Cell
+
+    own = table_folder(plan, folder)
 
     def write(cells: Sequence[Cell]) -> dict[str, Any]:
-        record = table_record(plan, cells, judge(plan, cells), command=command)
-        save_json(record, folder / RESULT_FILE)
-        save_text(markdown(record), folder / "table.md")
+        record = table_record(plan, cells, command=command)
+        save_json(record, own / RESULT_FILE)
+        save_text(markdown(record), own / "table.md")
         return record
 
-    say(f"table folder: {folder}")
+    say(f"table folder: {own}")
     try:
         cells = reproduce(plan, folder, say=say, on_run=write)
     except KeyboardInterrupt as stop:
@@ -135,7 +141,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
     _print(record)
     for claim in record["claims"]:
         say(verdict_line(claim))
-    say(f"table: {folder / 'table.md'}")
+    say(f"table: {own / 'table.md'}")
     return 1 if any(cell.failed for cell in cells) else 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.recipes.recipe import Recipe
-from limbeck.records import is_share
+from limbeck.records import figure
 
 
 def is_first() -> bool:
@@ -88,8 +88,3 @@ def verdict_lines(folder: Path) -> list[str]:
         return []
     found = verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))])
     return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
-
-
-def figure(metric: str, value: float) -> str:
-    """A metric for people: accuracies and average precisions in percent."""
-    return f"{100 * value:.2f}%" if is_share(metric) else f"{value:.4f}"

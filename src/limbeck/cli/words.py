@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import did_you_mean
-from limbeck.recipes.reading import expected, explain_value
+from limbeck.recipes.reading import expected, explain_value, read_value
 
 NO_REMOTE_CODE = (
     "--trust-remote-code: there is no such flag, since code of a repository is never run; to use a model that needs "
@@ -101,18 +101,11 @@ def _diagnose_flag(name: str, values: Sequence[str], flags: Mapping[str, FieldIn
         return f"{shown}: its value is missing; expected {expected(field)}"
     one = FieldInfo(annotation=get_args(field.annotation)[0]) if many else field
     for value in values:
-        if value == "None" and type(None) in get_args(one.annotation):
-            continue
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(_annotated(one))
-            adapter.validate_python(value)
+            read_value(value, one)
         except ValidationError:
             return f"{shown}: {explain_value(value, one)}"
     return None
-
-
-def _annotated(field: FieldInfo) -> Any:
-    return Annotated[cast(Any, field.annotation), Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _is_positional(hint: Any) -> bool:

@@ -19,9 +19,9 @@ class Distiller(nn.Module):
     """A student, a frozen teacher and the terms between them; everything trainable computes in one ``forward``.
 
     ``forward(batch)`` runs the student through its taps, the teacher through its own without gradient, and returns the
-    weighted sum of the task loss and of every term. Wrap the distiller as a whole in DDP or FSDP and hand
-    ``trainable_parameters()`` to the optimizer: the projectors cannot be forgotten. The teacher is in eval mode and
-    frozen by construction and belongs to no checkpoint.
+    weighted sum of the task loss and of every term. Wrap the distiller as a whole in DDP, or cut it up by
+    :func:`limbeck.distiller.shard_distiller`, and hand ``trainable_parameters()`` to the optimizer: the projectors
+    cannot be forgotten. The teacher is in eval mode and frozen by construction and belongs to no checkpoint.
 
     Args:
         student: The model to train.
@@ -113,6 +113,11 @@ class Distiller(nn.Module):
             for name, term in self.terms.items():
                 call = term if isinstance(term, nn.Module) else term.__call__
                 self._calls[name] = torch.compile(call, options=COMPILE_OPTIONS)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile_parts` was called; of a copy it was not."""
+        return self._student_taps.is_compiled
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code belongs to these terms, and the seconds to this distiller's steps, not to a copy's.

@@ -15,40 +15,45 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-PATCH = 16
 STEM = 64
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Width, blocks and heads of a transformer."""
+    """Width, blocks and heads of a transformer, and the side of the images' part that one token stands for."""
 
     width: int
     depth: int
     heads: int
+    patch: int = 16
 
 
-SHAPES = {"tiny": Shape(192, 12, 3), "small": Shape(384, 12, 6), "test": Shape(32, 6, 2)}
-"""DeiT-Ti, DeiT-S, and one that trains in a test."""
+SHAPES = {
+    "tiny": Shape(192, 12, 3),
+    "small": Shape(384, 12, 6),
+    "mini": Shape(64, 6, 2, patch=4),
+    "test": Shape(32, 6, 2),
+}
+"""DeiT-Ti, DeiT-S, one for images of 32 to 64 pixels (otherwise ``small/vit-64``), and one that trains in a test."""
 
 
 class ConvEmbed(nn.Module):
-    """A 7x7 convolution of stride 2 and two of 3x3, 64 channels with batch norm and ReLU; then patches of 8x8 of it."""
+    """A 7x7 convolution of stride 2 and two of 3x3, 64 channels with batch norm and ReLU; then patches of it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, kernel, stride in ((3, 7, 2), (STEM, 3, 1), (STEM, 3, 1)):
             layers.append(nn.Conv2d(inputs, STEM, kernel, stride=stride, padding=kernel // 2, bias=False))
             layers += [nn.BatchNorm2d(STEM), nn.ReLU()]
         self.conv = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(STEM, width, PATCH // 2, stride=PATCH // 2)
+        self.proj = nn.Conv2d(STEM, width, patch // 2, stride=patch // 2)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n tokens c"]:
-        """One token for 16x16 pixels, in reading order."""
+        """One token for each patch, in reading order."""
         return self.proj(self.conv(images)).flatten(2).transpose(1, 2)
 
 
@@ -60,8 +65,8 @@ class ConvStemViT(nn.Module):
     returns the mean of both heads. The patches behind the last norm are the tap ``"patches"``.
 
     Args:
-        shape: Width, blocks and heads.
-        size: Side of the images, a multiple of 16.
+        shape: Width, blocks, heads and patch.
+        size: Side of the images, a multiple of the patch.
         num_classes: Columns of each head.
         distilled: With the distillation token and its head. Without them, there is one head.
 
@@ -72,10 +77,10 @@ class ConvStemViT(nn.Module):
     def __init__(self, shape: Shape, *, size: int, num_classes: int, distilled: bool) -> None:
         super().__init__()
         width, norm = shape.width, partial(nn.LayerNorm, eps=1e-6)
-        self.conv_embed = ConvEmbed(width)
+        self.conv_embed = ConvEmbed(width, shape.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.prefix = 2 if distilled else 1
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + (size // PATCH) ** 2, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + (size // shape.patch) ** 2, width))
         self.blocks = nn.Sequential(
             *(
                 Block(width, shape.heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType]  (a type)

@@ -70,13 +70,13 @@ def _small_vit(width: int, *, num_classes: int, size: int) -> Built:
 
 def conv_stem_net(name: str, *, num_classes: int, size: int | None) -> Built:
     """`deit/conv-stem-NAME` or `deit/conv-stem-NAME-distilled`: `limbeck.models.conv_stem.SHAPES`."""
-    from limbeck.models.conv_stem import PATCH, SHAPES, ConvStemViT, published_names
+    from limbeck.models.conv_stem import SHAPES, ConvStemViT, published_names
 
     nets = {f"conv_stem_{key}{end}": (shape, bool(end)) for key, shape in SHAPES.items() for end in ("", "_distilled")}
     found = find_name(name, nets, family="deit")
     shape, distilled = nets[found]
     size = size or UNKNOWN.size
-    check_size(f"deit/{found}", size, PATCH)
+    check_size(f"deit/{found}", size, shape.patch)
     module = ConvStemViT(shape, size=size, num_classes=num_classes, distilled=distilled)
     heads = ("head", "head_conv") if distilled else ("head",)
     return Built(module, f"deit/{found}", replace(UNKNOWN, size=size), heads, rename=published_names)

@@ -88,15 +88,18 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
     # Where one method needs a teacher whose head fits, all get that teacher, not only its hub weights.
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     return {
-        f"{method}-seed{seed}": _for_method(recipe, method, seed, fitted=fitted) for seed in seeds for method in methods
+        f"{method}-seed{seed}": recipe.changed(method_changes(recipe, method, seed, fitted=fitted))
+        for seed in seeds
+        for method in methods
     }
 
 
-def _for_method(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -> Recipe:
+def method_changes(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -> dict[str, object]:
+    """What another method and seed change: ``alone`` has no teacher, the others have one whose head fits, or not."""
     changes: dict[str, object] = {"method": method, "seed": seed, "fit_teacher": fitted and recipe.labels}
     if method == BASELINE:
         changes |= {**dict.fromkeys(TEACHER_SETTINGS), "fit_teacher": False}
-    return recipe.changed(changes)
+    return changes
 
 
 def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:

@@ -35,14 +35,14 @@ def build_probe(recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog)
     It measures on images that are not trained on: a fixed choice of the validation images, or of the training images
     where there are none.
     """
-    if recipe.probe == "off" or not isinstance(parts.data, Data):
+    if not recipe.probes or not isinstance(parts.data, Data):
         return None
     held_back = held_back_batch(parts.data, recipe.probe_images)
     has_val = recipe.labels and parts.data.val_count > 0
     return Probe(
         parts.distiller,
         held_back,
-        every=None if recipe.probe == "auto" else recipe.probe,
+        every=recipe.probe if isinstance(recipe.probe, int) else None,
         log=log,
         optimizer=optimizer,
         train_batch=parts.data.sample("train", recipe.probe_images) if has_val else None,
@@ -82,7 +82,7 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
 
     A run that goes on has it already, unless it was killed before its start.
     """
-    if recipe.probe == "off" or collectives.rank() > 0 or not isinstance(parts.data, Data):
+    if not recipe.probes or collectives.rank() > 0 or not isinstance(parts.data, Data):
         return
     there = _kinds(log)
     if "start" in there or "inputs" in there:

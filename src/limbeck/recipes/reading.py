@@ -8,10 +8,10 @@ comes twice (YAML itself keeps the last one in silence), more than one document,
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
@@ -151,6 +151,19 @@ def explain_value(value: object, field: FieldInfo, location: Sequence[int | str]
     which = f" as value {int(location[1]) + 1}" if len(location) > 1 and isinstance(location[1], int) else ""
     given = repr(value)
     return f"expected {expected(field)}, got {given if len(given) <= 60 else given[:57] + '...'}{which}{near}"
+
+
+def read_value(value: object, field: FieldInfo) -> Any:
+    """A value as a field has it; text, as of a command line, becomes what it says.
+
+    Raises:
+        ValidationError: The field cannot have it; see :func:`explain_value`.
+    """
+    if value == "None" and type(None) in get_args(field.annotation):
+        return None
+    annotated: Any = Annotated[cast(Any, field.annotation), Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotated)
+    return adapter.validate_python(value)
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from limbeck.errors import UserError
 from limbeck.recipes.reading import explain, load_mapping, read_text
+from limbeck.recipes.shards import check_shards
 
 TaskName = Literal["classification", "detection"]
 Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
@@ -344,6 +345,10 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where to train; auto: the fastest here."
     )
+    shard: bool = Field(
+        default=False,
+        description="Several processes: each holds a share of student, terms, optimizer and teacher (FSDP2).",
+    )
     checkpoint_every: Annotated[int, Field(ge=0), _Number] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
     )
@@ -361,7 +366,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
-        for check in (_check_models, _check_terms, _check_data, _check_schedule, _check_task):
+        for check in (_check_models, _check_terms, _check_data, _check_schedule, _check_task, check_shards):
             if (problem := check(self)) is not None:
                 raise ValueError(problem)
         return self
@@ -382,6 +387,11 @@ class Recipe(BaseModel):
         if self.method == "projector+dkd":
             return "dkd"
         return self.method if self.method in get_args(Rival) else None  # pyright: ignore[reportReturnType]
+
+    @property
+    def probes(self) -> bool:
+        """Whether a run looks at its models: it does not where no process has them whole."""
+        return self.probe != "off" and not self.shard
 
     @property
     def uses_logits(self) -> bool:

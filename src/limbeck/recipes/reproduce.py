@@ -1,31 +1,29 @@
 """Make a table of the paper again: every row, pair and seed, beside what was printed, and what becomes of each claim.
 
 Equal effort: the weight of each row's distillation loss is chosen among the same number of factors, on one seed of its
-own (`TUNING_SEED`), before the seeds that count. Rows are compared in pairs, seed by seed.
+own (`TUNING_SEED`), before the seeds that count. Rows are compared in pairs, seed by seed. Tables share their runs: the
+student alone, or BatchNorm of table 1, is trained once.
 """
 
 import math
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.intervals import Interval, paired
+from limbeck.recipes.pool import Say, place_of, run_all
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.tables import Changes, Scale, table
+from limbeck.recipes.verdicts import Cell
 from limbeck.untrusted import read_object
 
 TUNING_SEED = 100
 FACTORS = (0.25, 1.0, 4.0)
 PLAN_FILE, RESULT_FILE = "plan.json", "table.json"
-FEWEST = 3  # seeds: two that happen to differ by the same have an interval of no width
-WAIT = 5.0  # seconds between two looks whether another worker is done
-
-Say = Callable[[str], None]
-"""Receives one line about what happens next."""
+RUNS = "runs"
+SAME = ("table", "scale", "changes", "teachers")
+"""What a folder's table keeps; pairs, rows, seeds and factors may be others when it is made again."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Plan:
         rows: Names of the rows.
         seeds: Those that count.
         factors: On the weight of a row's distillation loss, tried on `TUNING_SEED`; a single one is taken as it is.
+        teachers: Name of a teacher to its weights; one that is not named is trained first, as its pair's recipe says.
     """
 
     table: str
@@ -49,11 +48,15 @@ class Plan:
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
     factors: tuple[float, ...]
+    teachers: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def recipe(self, pair: str, row: str, *, seed: int, factor: float) -> Recipe:
         """The recipe of one run."""
         recipe = table(self.table).recipe(self.scale, pair, row, self.changes)
-        return recipe.changed({**weighted(recipe, factor), "seed": seed})
+        changes = {**weighted(recipe, factor), "seed": seed}
+        if recipe.teacher is not None and recipe.teacher in self.teachers:
+            changes["teacher_weights"] = self.teachers[recipe.teacher]
+        return recipe.changed(changes)
 
     def is_tuned(self, pair: str, row: str) -> bool:
         """Whether a row has a weight, and there is more than one to choose from."""
@@ -61,55 +64,9 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
+        mappings = {name: dict(getattr(self, name)) for name in ("changes", "teachers")}
         lists = {name: list(getattr(self, name)) for name in ("pairs", "rows", "seeds", "factors")}
-        return {"table": self.table, "scale": self.scale, "changes": dict(self.changes), **lists}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of one pair: the runs that were made, and what they came to.
-
-    Attributes:
-        pair: The pair.
-        row: The row.
-        factor: The chosen one; None where there is no weight to choose.
-        is_edge: Whether it is the smallest or largest that was tried, so that a better one may lie beyond.
-        last: Seed to the metric of the last epoch.
-        best: Seed to the metric of the best epoch.
-        seconds: Of a run, on average.
-        failed: Why runs are missing.
-    """
-
-    pair: str
-    row: str
-    factor: float | None
-    is_edge: bool
-    last: Mapping[int, float]
-    best: Mapping[int, float]
-    seconds: float
-    failed: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the seeds say of a claim.
-
-    Attributes:
-        pair: The pair of models.
-        better: The row that is claimed to be above.
-        worse: The other one.
-        words: The claim.
-        difference: Of the last epochs, seed by seed, in points; None where no seed has both.
-        verdict: "holds", "does not hold" or "not decided": by whether the interval leaves out zero, and on which side.
-            Of fewer than three seeds nothing is concluded.
-    """
-
-    pair: str
-    better: str
-    worse: str
-    words: str
-    difference: Interval | None
-    verdict: str
+        return {"table": self.table, "scale": self.scale, **mappings, **lists}
 
 
 def make_plan(
@@ -121,6 +78,7 @@ def make_plan(
     rows: Sequence[str] = (),
     seeds: Sequence[int],
     factors: Sequence[float] = FACTORS,
+    teacher_weights: Sequence[str] = (),
 ) -> Plan:
     """A plan whose every recipe has been checked.
 
@@ -132,6 +90,7 @@ def make_plan(
         rows: Some of the table's rows; by default all.
         seeds: Those that count.
         factors: On the weights, see :class:`Plan`.
+        teacher_weights: ``MODEL=WEIGHTS`` each, or just the weights where all pairs have one teacher.
 
     Raises:
         UserError: If a name is unknown, a list is empty, or a recipe contradicts itself.
@@ -155,13 +114,23 @@ def make_plan(
         tuple(seeds),
         tuple(sorted(set(factors))),
     )
-    for pair in plan.pairs:
-        for row in plan.rows:
-            plan.recipe(pair, row, seed=plan.seeds[0], factor=1.0)
-    return plan
+    recipes = [plan.recipe(pair, row, seed=plan.seeds[0], factor=1.0) for pair in plan.pairs for row in plan.rows]
+    models = tuple(dict.fromkeys(recipe.teacher for recipe in recipes if recipe.teacher is not None))
+    return replace(plan, teachers=dict(_weights_of(word, models) for word in teacher_weights))
 
 
-def _check_names(kind: str, given: Sequence[str], known: Mapping[str, object]) -> None:
+def _weights_of(word: str, models: Sequence[str]) -> tuple[str, str]:
+    """A teacher and its weights."""
+    model, equals, weights = word.partition("=")
+    if not equals and len(models) == 1:
+        return models[0], word
+    if not equals or not weights:
+        raise UserError(f"--teacher-weights: of which teacher? give {models[0]}=FILE, one each of {', '.join(models)}")
+    _check_names("teacher-weights", [model], models)
+    return model, weights
+
+
+def _check_names(kind: str, given: Iterable[str], known: Collection[str]) -> None:
     for name in given:
         if name not in known:
             raise UserError(f"--{kind}: there is no {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
@@ -189,8 +158,8 @@ def reproduce(plan: Plan, folder: Path, *, say: Say = print, on_run: Callable[[l
 
     Args:
         plan: What to run.
-        folder: Where the runs go: ``PAIR--ROW-seedN``, those that choose a weight with ``-xFACTOR`` in front of the
-            seed, and ``teachers/``.
+        folder: The runs of this and of other tables go to ``runs/`` in it, as :func:`~limbeck.recipes.pool.place_of`
+            names them, teachers to ``runs/teachers/``; this table has :func:`table_folder`.
         say: Told one line before each run.
         on_run: Told the cells after each run that counts.
 
@@ -198,96 +167,51 @@ def reproduce(plan: Plan, folder: Path, *, say: Say = print, on_run: Callable[[l
         UserError: If the folder holds something else.
     """
     _claim(plan, folder)
+    runs = folder / RUNS
     cells = [(pair, row) for pair in plan.pairs for row in plan.rows]
     tuned = [cell for cell in cells if plan.is_tuned(*cell)]
-    tried = {
-        _place(folder, *cell, TUNING_SEED, factor): plan.recipe(*cell, seed=TUNING_SEED, factor=factor)
-        for cell in tuned
-        for factor in plan.factors
-    }
-    _run_all(tried, say, "choosing weights", lambda failed: None)
-    factors = {cell: _best_factor(plan, folder, cell) for cell in tuned}
+    tried = [plan.recipe(*cell, seed=TUNING_SEED, factor=factor) for cell in tuned for factor in plan.factors]
+    run_all(runs, tried, say=say, what="choosing weights")
+    factors = {cell: _best_factor(plan, runs, cell) for cell in tuned}
     if len(plan.factors) == 1:
         factors = {cell: plan.factors[0] for cell in cells if weighted(plan.recipe(*cell, seed=0, factor=1.0), 1.0)}
 
     def gathered(failed: Mapping[Path, str]) -> list[Cell]:
-        return [_cell(plan, folder, cell, factors.get(cell), failed) for cell in cells]
+        return [_cell(plan, runs, cell, factors.get(cell), failed) for cell in cells]
 
-    counted = {
-        _place(folder, *cell, seed, None): plan.recipe(*cell, seed=seed, factor=factors.get(cell, 1.0))
-        for seed in plan.seeds  # seed by seed, so that a stopped table still has pairs to compare
-        for cell in cells
-    }
-    return gathered(_run_all(counted, say, "the seeds that count", lambda failed: on_run(gathered(failed))))
+    # Seed by seed, so that a stopped table still has pairs to compare.
+    counted = [plan.recipe(*cell, seed=seed, factor=factors.get(cell, 1.0)) for seed in plan.seeds for cell in cells]
+    what = "the seeds that count"
+    return gathered(run_all(runs, counted, say=say, what=what, on_run=lambda failed: on_run(gathered(failed))))
+
+
+def table_folder(plan: Plan, folder: Path) -> Path:
+    """Where a table's plan and figures lie, beside the runs."""
+    return folder / f"{plan.table}-{plan.scale}"
 
 
 def _claim(plan: Plan, folder: Path) -> None:
-    """Make sure that the folder is free, or holds this very table; seeds, pairs and rows may be added."""
+    """Make sure that the folder is free or holds tables, and this one, if at all, of the same settings."""
     from limbeck.checkpoint import save_json
 
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is not empty and holds no table; choose another --out")
-        save_json(plan.record(), path)
-        return
-    mine, kept = plan.record(), read_object(path, "table", "scale", "changes", "factors")
-    for name in ("table", "scale", "changes", "factors"):
-        if mine[name] != kept[name]:
-            raise UserError(f"{folder} holds a table with {name} {kept[name]}, not {mine[name]}; choose another --out")
+    own = table_folder(plan, folder)
+    path = own / PLAN_FILE
+    mine = plan.record()
+    if path.is_file():
+        kept = read_object(path, *SAME)
+        for name in SAME:
+            if mine[name] != kept[name]:
+                raise UserError(f"{own} is a table with {name} {kept[name]}, not {mine[name]}; choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not any(folder.glob(f"*/{PLAN_FILE}")):
+        raise UserError(f"{folder} is not empty and holds no table; choose another --out")
+    save_json(mine, path)
 
 
-def _place(folder: Path, pair: str, row: str, seed: int, factor: float | None) -> Path:
-    tried = "" if factor is None else f"-x{factor:g}"
-    return folder / f"{_slug(pair)}--{_slug(row)}{tried}-seed{seed}"
-
-
-def _slug(text: str) -> str:
-    """A name that a folder may have."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text.replace("+", "and")).strip("-")
-
-
-def _run_all(
-    runs: Mapping[Path, Recipe], say: Say, what: str, on_run: Callable[[Mapping[Path, str]], object]
-) -> dict[Path, str]:
-    """Make every run that is not there; what another process has begun is waited for. Why each failed, if it did."""
-    from limbeck.recipes.build import is_run
-    from limbeck.recipes.lock import HeldError, is_held
-    from limbeck.recipes.run import run
-
-    failed: dict[Path, str] = {}
-    said: set[str] = set()
-    pending = list(enumerate(runs.items(), start=1))
-    while pending:
-        of_others: list[tuple[int, tuple[Path, Recipe]]] = []
-        for number, (place, recipe) in pending:
-            if is_run(place):
-                continue
-            if is_held(place):
-                of_others.append((number, (place, recipe)))
-                continue
-            begun = (place / "recipe.yaml").is_file()
-            say(f"[{number}/{len(runs)}, {what}] {place.name}{': going on' if begun else ''}")
-            try:
-                run(recipe, place, resume=begun, said=said)
-            except HeldError:  # another process was quicker
-                of_others.append((number, (place, recipe)))
-                continue
-            except UserError as error:
-                failed[place] = str(error)
-                say(f"failed: {place.name}: {error}")
-            on_run(failed)
-        if of_others and len(of_others) == len(pending):
-            time.sleep(WAIT)
-        pending = of_others
-    return failed
-
-
-def _best_factor(plan: Plan, folder: Path, cell: tuple[str, str]) -> float:
+def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:
     """The factor whose last epoch was the best, of equal ones the nearest to 1; the middle one where all failed."""
     found: dict[float, float] = {}
     for factor in plan.factors:
-        summary = _summary(_place(folder, *cell, TUNING_SEED, factor))
+        summary = _summary(place_of(runs, plan.recipe(*cell, seed=TUNING_SEED, factor=factor)))
         if summary is not None:
             value = float(summary["last"][summary["metric"]])
             found[factor] = -value if summary["metric"] == "loss" else value
@@ -301,8 +225,8 @@ def _summary(place: Path) -> dict[str, Any] | None:
     return read_object(path, "metric", "last", "best", "seconds") if path.is_file() else None
 
 
-def _cell(plan: Plan, folder: Path, cell: tuple[str, str], factor: float | None, failed: Mapping[Path, str]) -> Cell:
-    places = {seed: _place(folder, *cell, seed, None) for seed in plan.seeds}
+def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, failed: Mapping[Path, str]) -> Cell:
+    places = {seed: place_of(runs, plan.recipe(*cell, seed=seed, factor=factor or 1.0)) for seed in plan.seeds}
     found = {seed: summary for seed, place in places.items() if (summary := _summary(place)) is not None}
     return Cell(
         *cell,
@@ -311,25 +235,7 @@ def _cell(plan: Plan, folder: Path, cell: tuple[str, str], factor: float | None,
         last={seed: float(run["last"][run["metric"]]) for seed, run in found.items()},
         best={seed: float(run["best"][run["metric"]]) for seed, run in found.items()},
         seconds=sum(float(run["seconds"]) for run in found.values()) / max(len(found), 1),
+        runs={seed: places[seed].name for seed in found},
+        device="; ".join(dict.fromkeys(str(run["device"]) for run in found.values() if "device" in run)),
         failed="; ".join(dict.fromkeys(failed[place] for place in places.values() if place in failed)),
     )
-
-
-def judge(plan: Plan, cells: Sequence[Cell]) -> list[Verdict]:
-    """What becomes of each claim of the table, for each pair."""
-    found = {(cell.pair, cell.row): _points(cell) for cell in cells}
-    verdicts: list[Verdict] = []
-    for claim in table(plan.table).claims:
-        for pair in plan.pairs:
-            if (pair, claim.better) not in found or (pair, claim.worse) not in found:
-                continue
-            difference = paired(found[pair, claim.better], found[pair, claim.worse])
-            verdict = "not decided"
-            if difference is not None and difference.n >= FEWEST and difference.excludes_zero:
-                verdict = "holds" if difference.mean > 0 else "does not hold"
-            verdicts.append(Verdict(pair, **asdict(claim), difference=difference, verdict=verdict))
-    return verdicts
-
-
-def _points(cell: Cell) -> dict[int, float]:
-    return {seed: 100 * value for seed, value in cell.last.items()}

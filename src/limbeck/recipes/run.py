@@ -1,6 +1,8 @@
 """Make one run: teacher, preflight, training, the run folder."""
 
 import contextlib
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ from limbeck.recipes.build import (
     is_run,
 )
 from limbeck.recipes.caching import cached_loader
-from limbeck.recipes.lock import LOCK, only_run_in
+from limbeck.recipes.claim import claim, give_up
+from limbeck.recipes.lock import only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
@@ -39,11 +42,12 @@ from limbeck.recipes.settings import settle
 from limbeck.recipes.summary import Summary, device_name, origins_of, parameter_counts, summarize, versions
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
+from limbeck.sharding import shard_frozen
 from limbeck.train import fit
 from limbeck.untrusted import read_object
 
-SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
-CHANGEABLE = ("loggers", "process_timeout", "on_bad_numbers", "bad_number_limit")  # when a run is resumed
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Receives the number of epochs that are done, and the validation figures of the last one."""
 
 
 def run(
@@ -54,6 +58,7 @@ def run(
     if_begun: bool = False,
     said: set[str] | None = None,
     shared: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Summary:
     """Train a recipe's student in a run folder.
 
@@ -70,6 +75,7 @@ def run(
         said: Notes that were printed for other runs and need not be printed again.
         shared: The folder is that of a teacher which other runs may need as well: what is there is gone on with, and a
             run that is training it is waited for.
+        on_epoch: Called behind each epoch's checkpoint; what it raises ends the run, which ``resume`` goes on with.
 
     Returns:
         The summary.
@@ -84,20 +90,20 @@ def run(
     if if_begun:  # as the first process sees it: it may have begun the run before another has looked
         resume = collectives.from_first("begun" if (folder / "recipe.yaml").is_file() else "", here) == "begun"
     if not shared:
-        _claim(recipe, folder, resume)
+        claim(recipe, folder, resume)
     said = said if said is not None else set()
     waiting = RunLog(said=said).note if shared else None
     if (resume or shared) and is_run(folder):
         return read_object(folder / "summary.json", "metric", "last", "best")
     with only_run_in(folder, here, waiting=waiting):
         # Again: until now another process may have taken it, or come to its end.
-        recipe = _claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
+        recipe = claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
         if shared and is_run(folder):
             return read_object(folder / "summary.json", "metric", "last", "best")
-        return _run(recipe, folder, said)
+        return _run(recipe, folder, said, on_epoch)
 
 
-def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
+def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None) -> Summary:
     """Train in a folder that this run holds, from the beginning or from where it was stopped."""
     began_here = not (folder / "recipe.yaml").is_file()
     collectives.barrier()
@@ -120,7 +126,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             attach_loggers(recipe, folder, log)
         except UserError:
             if began_here:
-                _give_up(folder)
+                give_up(folder)
             raise
         if collectives.rank() == 0:
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
@@ -143,7 +149,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             loader,
             data.val_loader(batch_size=recipe.batch_size).to(device) if data.val_count else None,
             epochs=recipe.epochs,
-            optimizer=optimizer,
+            optimizer=functools.partial(build_optimizer, recipe) if recipe.shard else optimizer,
             rate=build_rate(recipe),
             precision=PRECISIONS[recipe.precision],
             clip=recipe.clip,
@@ -153,7 +159,9 @@ def _run(recipe: Recipe, folder: Path, said: set[str]) -> Summary:
             log=log,
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
+            on_epoch=on_epoch,
             probe=probe,
+            shard=recipe.shard,
             cpu=device.type == "cpu",
         )
         summary = summarize(parts, checked, result, log, device, origins)
@@ -200,6 +208,8 @@ def prepare(
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
         log.note(f"student {recipe.student}: weights {parts.student.weights}{head}")
+    if recipe.shard and teacher is not None and collectives.world_size() > 1:
+        shard_frozen(teacher.module, device)  # before anything moves all of it there
     parts.distiller.to(device)
     checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
     _report(checked.findings, log)
@@ -243,44 +253,6 @@ def _report(findings: list[Finding], log: RunLog) -> None:
     if errors:
         first = errors[0]
         raise UserError(f"{first.name}: {first.message}" + (f"; {first.advice}" if first.advice else ""))
-
-
-def _claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
-    """The recipe as the folder's run has it; UserError where the folder holds something else. Nothing is written."""
-    if (folder / "recipe.yaml").is_file():
-        kept = Recipe.from_yaml(folder / "recipe.yaml")
-        # What the first start settled for this machine stays settled.
-        settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
-        recipe = recipe.changed(settled)
-        changes = kept.changed({name: getattr(recipe, name) for name in CHANGEABLE}).difference(recipe)
-        if changes and resume:
-            raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
-        if not resume:
-            raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
-        return recipe
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out must be a folder")
-    if resume:
-        raise UserError(f"no run to resume in {folder}")
-    if folder.is_dir() and not all(path.name == LOCK or _is_left(path) for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run; choose another --out")
-    return recipe
-
-
-def _give_up(folder: Path) -> None:
-    """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
-    if collectives.rank() == 0:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
-            for name in ("log.jsonl", "recipe.yaml"):  # without the second one the folder is nobody's
-                (folder / name).unlink(missing_ok=True)
-            if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
-                (folder / LOCK).unlink(missing_ok=True)
-                folder.rmdir()
-
-
-def _is_left(path: Path) -> bool:
-    """Whether a file is half of one, of a run that was killed while it wrote it."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def save_student_card(folder: Path, recipe: Recipe, student: Model, data: AnyData) -> None:

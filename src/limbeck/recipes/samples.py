@@ -44,7 +44,7 @@ class Disagreements:
         self._teacher: Tensor | None = None
         data = parts.data if isinstance(parts.data, Data) else None  # of boxes there is nothing to compare like this
         self._data = data
-        wanted = recipe.probe != "off" and recipe.labels and parts.data.val_count > 0 and collectives.rank() == 0
+        wanted = recipe.probes and recipe.labels and parts.data.val_count > 0 and collectives.rank() == 0
         if data is None or not wanted or parts.teacher is None:
             return
         if shares_classes(recipe, parts.student, parts.teacher):

@@ -61,6 +61,8 @@ def settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devic
         device: Where training will run.
         steps: How many steps the run has.
     """
+    if recipe.shard:
+        return _in_shares(recipe, device)
     count = distiller.task.student_input(batch).shape[0]
     share = hardware.rows(batch, count, max(2, count // collectives.world_size()))
     answer = ""
@@ -69,6 +71,16 @@ def settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devic
             answer = json.dumps(asdict(_settle(recipe, distiller, share, device, steps)))
     found = json.loads(collectives.from_first(answer, device))
     return Settled(**{**found, "settings": Settings(**found["settings"])})
+
+
+def _in_shares(recipe: Recipe, device: torch.device) -> Settled:
+    """What needs no timing, for no process can run the models by itself."""
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and hardware.bf16_is_native(device) else "float32"
+    settings = Settings(precision, "contiguous", False, "not measured in shards")
+    line = f"{device.type}: {precision}, contiguous, not compiled ({settings.reason})"
+    return Settled(settings, False, [line])
 
 
 def _settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.device, steps: int) -> Settled:

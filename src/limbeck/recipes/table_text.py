@@ -5,11 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from limbeck.intervals import Interval, interval
-from limbeck.recipes.reproduce import Cell, Plan, Verdict
+from limbeck.recipes.reproduce import Plan
 from limbeck.recipes.tables import table
+from limbeck.recipes.verdicts import Cell, judge
 
 
-def table_record(plan: Plan, cells: Sequence[Cell], verdicts: Sequence[Verdict], *, command: str) -> dict[str, Any]:
+def table_record(plan: Plan, cells: Sequence[Cell], *, command: str) -> dict[str, Any]:
     """Everything, as JSON; top-1 in percent."""
     chosen = table(plan.table)
     return {
@@ -19,7 +20,8 @@ def table_record(plan: Plan, cells: Sequence[Cell], verdicts: Sequence[Verdict],
         "source": chosen.source,
         "notes": chosen.notes,
         "rows": [_row(cell, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
-        "claims": [asdict(verdict) for verdict in verdicts],
+        "devices": sorted({cell.device for cell in cells if cell.device}),
+        "claims": [asdict(verdict) for verdict in judge(chosen.claims, plan.pairs, cells)],
     }
 
 
@@ -35,6 +37,7 @@ def _row(cell: Cell, printed: float | None) -> dict[str, Any]:
         "factor": cell.factor,
         "factor at the edge": cell.is_edge,
         "seconds": round(cell.seconds, 1),
+        "runs": {str(seed): name for seed, name in cell.runs.items()},
         "failed": cell.failed,
     }
 

@@ -132,7 +132,8 @@ def slug(name: str) -> str:
 def _key(recipe: Recipe, data: AnyData) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
     # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
-    machine = {"workers", "precision", "memory_format", "compile", "device", "checkpoint_every", "process_timeout"}
+    machine = {"workers", "precision", "memory_format", "compile", "device", "checkpoint_every"}
+    machine |= {"process_timeout", "shard"}
     faults = {"on_bad_numbers", "bad_number_limit"}
     left_out = {"name", *machine, *faults, *GROUPS["cache"], *GROUPS["diagnostics"]}
     settings = recipe.model_dump(mode="json", exclude=left_out)

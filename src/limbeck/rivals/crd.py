@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, losses, pooling
 from limbeck.errors import UserError
-from limbeck.rivals.maps import at_least_float32, global_mean
+from limbeck.rivals.maps import at_least_float32
 from limbeck.taps import Captured
 
 
@@ -152,8 +152,8 @@ class CRDTerm(nn.Module):
                 t = torch.cat([own, self._similarities(v, self.student_bank, keys)], 1)
             value = self._contrast(s, 0) + self._contrast(t, 1)
         self.readings = {
-            "positive": global_mean(s.detach()[:, 0].mean(), len(u)),
-            "negative": global_mean(s.detach()[:, 1:].mean(), len(u)),
+            "positive": collectives.global_mean(s.detach()[:, 0].mean(), len(u)),
+            "negative": collectives.global_mean(s.detach()[:, 1:].mean(), len(u)),
         }
         if index is not None:
             self._remember(index, u.detach(), v.detach())
@@ -201,13 +201,13 @@ class CRDTerm(nn.Module):
         """The loss with one side as anchor; the positives are in the first column."""
         y = similarities / self.temperature
         with torch.no_grad():
-            estimate = global_mean(y.exp().mean(), y.numel()) * self.images
+            estimate = collectives.global_mean(y.exp().mean(), y.numel()) * self.images
             constant = torch.where(self.constants[side] > 0, self.constants[side], estimate)
             if self.training:
                 self.constants[side] = constant
         h = y - constant.log() - math.log(self.negatives / self.images)
         rows = -F.logsigmoid(h[:, 0]) - F.logsigmoid(-h[:, 1:]).sum(1)  # F.softplus is linear above 20
-        return global_mean(rows.mean(), len(rows))
+        return collectives.global_mean(rows.mean(), len(rows))
 
     @torch.no_grad()
     def _remember(self, index: Tensor, u: Tensor, v: Tensor) -> None:

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck import collectives
 from limbeck.detection.foreground import touched
 from limbeck.errors import UserError
-from limbeck.rivals.maps import as_map, at_least_float32, global_mean
+from limbeck.rivals.maps import as_map, at_least_float32
 from limbeck.taps import Captured
 
 
@@ -162,7 +163,7 @@ class FGDTerm(nn.Module):
                 / count,
                 "relation": w.relation * (contexts[0] - contexts[1]).square().sum() / count,
             }
-            values = global_mean(torch.stack(list(parts.values())), count)
+            values = collectives.global_mean(torch.stack(list(parts.values())), count)
         self.readings = dict(zip(parts, values.detach(), strict=True))
         return values.sum()
 

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import losses, pooling
+from limbeck import collectives, losses, pooling
 from limbeck.errors import UserError
-from limbeck.rivals.maps import at_least_float32, global_mean, to_common_size
+from limbeck.rivals.maps import at_least_float32, to_common_size
 from limbeck.taps import Captured
-from limbeck.terms import Loss
+from limbeck.terms import Loss, mean_of_rows
 
 
 def regressor(d_s: int, d_t: int, *, kernel: int = 3) -> nn.Conv2d:
@@ -117,8 +117,8 @@ class HintTerm(nn.Module):
         with torch.autocast(y.device.type, enabled=False):
             a = at_least_float32(pooling.spatial_positions(y))
             t = at_least_float32(pooling.spatial_positions(x_t))
-            self.readings = {"cosine": global_mean(1 - losses.cosine(a.detach(), t), len(a))}
-            return global_mean(self.loss(a, t), len(a))
+            self.readings = {"cosine": 1 - collectives.global_mean(mean_of_rows(losses.cosine, a.detach(), t), len(a))}
+            return collectives.global_mean(mean_of_rows(self.loss, a, t), len(a))
 
     def extra_repr(self) -> str:
         """The taps, for ``print``."""

@@ -1,4 +1,4 @@
-"""What the rivals share: maps of a common size, means over all processes, and a batch norm of maps that spans them."""
+"""What the rivals share: maps of a common size, and a batch norm of maps that spans all processes."""
 
 from typing import final
 
@@ -40,15 +40,6 @@ def to_common_size(
     height, width = (min(a, b) for a, b in zip(x_s.shape[2:], x_t.shape[2:], strict=True))
     resized = [x if x.shape[2:] == (height, width) else F.adaptive_avg_pool2d(x, (height, width)) for x in (x_s, x_t)]
     return resized[0], resized[1]
-
-
-def global_mean(value: Float[Tensor, "*shape"], count: int) -> Float[Tensor, "*shape"]:
-    """The mean over the elements of all processes, from each one's mean and count, also 0; differentiable."""
-    if collectives.world_size() == 1:
-        return value
-    everything = collectives.sum_across(torch.full_like(value, float(count), requires_grad=False))
-    finite = value if count else torch.nan_to_num(value)  # a mean over no rows
-    return collectives.all_sum(finite * count) / everything
 
 
 @final
@@ -94,9 +85,11 @@ class BatchNorm2d(nn.Module):
                         f"batch norm of a map of {tuple(x.shape)}: got 1 value a channel; expected at least 2"
                     )
                 return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            mean = global_mean(x.mean((0, 2, 3)), count)
+            mean = collectives.global_mean(x.mean((0, 2, 3)), count)
             centered = x - mean[:, None, None]
-            scale = self.weight * torch.rsqrt(global_mean(centered.square().mean((0, 2, 3)), count) + self.eps)
+            scale = self.weight * torch.rsqrt(
+                collectives.global_mean(centered.square().mean((0, 2, 3)), count) + self.eps
+            )
             return centered * scale[:, None, None] + self.bias[:, None, None]
 
     def extra_repr(self) -> str:

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck import collectives
 from limbeck.errors import UserError
-from limbeck.rivals.maps import BatchNorm2d, as_map, at_least_float32, global_mean
+from limbeck.rivals.maps import BatchNorm2d, as_map, at_least_float32
 from limbeck.taps import Captured
-from limbeck.terms import Loss
+from limbeck.terms import Loss, mean_of_rows
 
 
 @final
@@ -140,7 +141,8 @@ class ReviewTerm(nn.Module):
             x_t = as_map("ReviewTerm", tap_t, teacher.features[tap_t], self.d_t[level])
             y, fused = self.fusions[level](x_s, fused, (x_t.shape[2], x_t.shape[3]))
             with torch.autocast(y.device.type, enabled=False):
-                values.insert(0, global_mean(self.loss(at_least_float32(y), at_least_float32(x_t)), len(y)))
+                value = mean_of_rows(self.loss, at_least_float32(y), at_least_float32(x_t))
+                values.insert(0, collectives.global_mean(value, len(y)))
         self.readings = {f"level{level}": value.detach() for level, value in enumerate(values, start=1)}
         return torch.stack(values).sum()
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import pooling
+from limbeck import collectives, pooling
 from limbeck.errors import UserError
-from limbeck.rivals.maps import at_least_float32, global_mean, to_common_size
+from limbeck.rivals.maps import at_least_float32, to_common_size
 from limbeck.taps import Captured
 
 
@@ -113,8 +113,8 @@ class VIDTerm(nn.Module):
             with torch.autocast(mu.device.type, enabled=False):
                 v = F.softplus(at_least_float32(scale)) + self.eps
                 error = (at_least_float32(mu) - at_least_float32(x_t)).square()
-                values.append(global_mean(((error / v + v.log()) / 2).mean(), error.numel()))
-                errors.append(global_mean(error.detach().mean(), error.numel()))
+                values.append(collectives.global_mean(((error / v + v.log()) / 2).mean(), error.numel()))
+                errors.append(collectives.global_mean(error.detach().mean(), error.numel()))
                 variances.append(v.detach().mean())
         self.readings = {"error": torch.stack(errors).mean(), "variance": torch.stack(variances).mean()}
         return torch.stack(values).sum()

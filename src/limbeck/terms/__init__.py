@@ -2,7 +2,7 @@
 
 Every :class:`Term` is called with what student and teacher computed at their taps. Of features: :class:`FeatureTerm`,
 through a projector, and :class:`RelationTerm`, for losses that take any two widths. Of logits: :class:`LogitTerm` and
-:class:`LabelledLogitTerm`.
+:class:`LabelledLogitTerm`. :func:`mean_of_rows` is for terms of your own on several processes.
 """
 
 from limbeck.terms.feature import FeatureTerm, Sides
@@ -10,6 +10,7 @@ from limbeck.terms.forms import Form
 from limbeck.terms.interface import CorrelationLoss, LabelledLoss, Loss, Term
 from limbeck.terms.logits import LabelledLogitTerm, LogitTerm
 from limbeck.terms.relation import RelationTerm
+from limbeck.terms.rows import mean_of_rows
 
 __all__ = [
     "CorrelationLoss",
@@ -22,4 +23,5 @@ __all__ = [
     "RelationTerm",
     "Sides",
     "Term",
+    "mean_of_rows",
 ]

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from limbeck import collectives, losses
+from limbeck import losses
 from limbeck.errors import UserError
 from limbeck.taps import Captured
 from limbeck.terms.interface import LabelledLoss, Loss, at_least_float32
+from limbeck.terms.rows import is_mean_over_rows, over_all
 
 
 class LogitTerm:
@@ -16,6 +17,9 @@ class LogitTerm:
             literature uses (RepDistiller, mdistiller). The paper's own logit loss has temperature 1.
         student_tap: Submodule of the student whose output is compared, for one with a head of its own for the teacher
             (the distillation head of DeiT); None: what the student returns, which is what the task sees.
+        mean_over_rows: Whether the loss is a mean over rows, none of which depends on another. Of several processes
+            each then computes its own rows; the logits of a loss that is not so are gathered, every process computing
+            all of it. None: by the function, a user's own one being gathered.
 
     Example:
         >>> import torch
@@ -26,16 +30,24 @@ class LogitTerm:
 
     teacher_taps: tuple[str, ...] = ()
 
-    def __init__(self, loss: Loss = losses.kl_divergence, *, student_tap: str | None = None) -> None:
+    def __init__(
+        self,
+        loss: Loss = losses.kl_divergence,
+        *,
+        student_tap: str | None = None,
+        mean_over_rows: bool | None = None,
+    ) -> None:
         self.loss = loss
+        self.mean_over_rows = mean_over_rows
         self.student_taps: tuple[str, ...] = () if student_tap is None else (student_tap,)
         self.readings: dict[str, Tensor] = {}
 
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
         """The loss of one batch; UserError when the two models do not have the same classes."""
-        y_s, y_t = _gathered(student, teacher, self.student_taps)
-        self.readings = _agreement(y_s, y_t)
-        return self.loss(y_s, y_t)
+        y_s, y_t = _logits(student, teacher, self.student_taps)
+        found = over_all(self.loss, y_s, y_t, by_rows=is_mean_over_rows(self.loss, self.mean_over_rows))
+        self.readings = {"agreement": found.agreement.detach()}
+        return found.loss
 
 
 class LabelledLogitTerm:
@@ -44,12 +56,20 @@ class LabelledLogitTerm:
     Args:
         loss: Function ``(y_s, y_t, target)``, by default decoupled distillation (DKD).
         student_tap: As for :class:`LogitTerm`.
+        mean_over_rows: As there.
     """
 
     teacher_taps: tuple[str, ...] = ()
 
-    def __init__(self, loss: LabelledLoss = losses.decoupled_kl, *, student_tap: str | None = None) -> None:
+    def __init__(
+        self,
+        loss: LabelledLoss = losses.decoupled_kl,
+        *,
+        student_tap: str | None = None,
+        mean_over_rows: bool | None = None,
+    ) -> None:
         self.loss = loss
+        self.mean_over_rows = mean_over_rows
         self.student_taps: tuple[str, ...] = () if student_tap is None else (student_tap,)
         self.readings: dict[str, Tensor] = {}
 
@@ -59,21 +79,18 @@ class LabelledLogitTerm:
             raise UserError(
                 "this logit loss needs labels, and the batch has none; use kl_divergence for unlabelled images"
             )
-        y_s, y_t = _gathered(student, teacher, self.student_taps)
-        self.readings = _agreement(y_s, y_t)
-        return self.loss(y_s, y_t, collectives.gather_rows(student.target))
+        y_s, y_t = _logits(student, teacher, self.student_taps)
+        by_rows = is_mean_over_rows(self.loss, self.mean_over_rows)
+        found = over_all(self.loss, y_s, y_t, student.target, by_rows=by_rows)
+        self.readings = {"agreement": found.agreement.detach()}
+        return found.loss
 
 
-def _gathered(student: Captured, teacher: Captured, taps: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """The logits of all processes: some losses compare samples with each other, and local batches may differ."""
+def _logits(student: Captured, teacher: Captured, taps: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """The logits of both sides, in at least float32."""
     y_s, y_t = student.features[taps[0]] if taps else student.output, teacher.output
     if y_s.shape != y_t.shape:
         raise UserError(
             f"the student has {y_s.shape[-1]} classes and the teacher {y_t.shape[-1]}; logit losses need the same ones"
         )
-    return collectives.gather_rows(at_least_float32(y_s)), collectives.gather_rows(at_least_float32(y_t))
-
-
-def _agreement(y_s: Tensor, y_t: Tensor) -> dict[str, Tensor]:
-    """Share of the batch for which both put the same class first."""
-    return {"agreement": (y_s.detach().argmax(-1) == y_t.argmax(-1)).float().mean()}
+    return at_least_float32(y_s), at_least_float32(y_t)

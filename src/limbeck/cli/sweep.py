@@ -1,0 +1,166 @@
+"""``limbeck sweep``: search for good settings of a recipe, stop bad ones early, confirm the best on other seeds."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from limbeck.cli.compare import print_table
+from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_recipe
+from limbeck.cli.running import dry_run, say, write_report
+from limbeck.cli.words import given_flags
+from limbeck.errors import UserError
+from limbeck.recipes.space import MOST_CHECKED, check_space
+from limbeck.recipes.study import Plan, Pruner, Sampler
+from limbeck.recipes.sweep import AS_GIVEN, BEST_FILE, make_plan, sweep
+from limbeck.records import is_share
+
+DESCRIPTION = """Search for good settings of a recipe; confirm the best on other seeds.
+
+  limbeck sweep --recipe digits --space alpha=1,2,4 lr=0.01..0.1:log
+
+Given again, it goes on; in several terminals the trials are divided."""
+
+SHOWN = 10  # trials in the printed table; sweep.md has all
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is tried, and where it goes."""
+
+    recipe: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags go on top of it."),
+    ] = None
+    space: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="SETTING=VALUES ...", help="What to try: A,B,C or LOW..HIGH or LOW..HIGH:log."),
+    ] = ()
+    sampler: Annotated[
+        Sampler,
+        tyro.conf.arg(help="tpe: where it was good before. random. grid: all combinations of lists."),
+    ] = "tpe"
+    trials: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help="How many settings are tried; None: 20, of a grid all.")
+    ] = None
+    pruner: Annotated[
+        Pruner,
+        tyro.conf.arg(
+            help="Stops trials early. median: below the median at the same epoch. halving: not among the best third."
+        ),
+    ] = "median"
+    min_epochs: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help="Epochs that every trial gets; None: a fifth of them.")
+    ] = None
+    confirm: Annotated[
+        int, tyro.conf.arg(metavar="INT", help="How many of the best are trained again with other seeds.")
+    ] = 3
+    seeds: Annotated[
+        int, tyro.conf.arg(metavar="INT", help="How many other seeds, behind --seed; 0: confirm nothing.")
+    ] = 3
+    out: Annotated[
+        str | None, tyro.conf.arg(metavar="FOLDER", help="Where it goes; None: runs/NAME-STUDENT-sweep.")
+    ] = None
+    dry_run: Annotated[
+        bool,
+        tyro.conf.arg(help="Say what would be tried, and what a run trains; train nothing."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
+
+
+def main(words: Sequence[str]) -> int:
+    """Train what is missing, print the tables and what they allow to say; 1 where no trial came to its end."""
+    if given_flags(words).keys() & {"resume", "resume_if_begun"}:
+        raise UserError("--resume: a sweep goes on by itself; give the same command again")
+    values, flags = parse_recipe(
+        words, Flags(), command="sweep", description=DESCRIPTION, fields=all_fields(), fallback={}
+    )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("sweep runs as one process; start it several times for several devices, they share the trials")
+    recipe = make_recipe(values, all_fields())
+    plan = make_plan(
+        recipe,
+        flags.space,
+        sampler=flags.sampler,
+        pruner=flags.pruner,
+        min_epochs=flags.min_epochs,
+        trials=flags.trials,
+        confirm=flags.confirm,
+        seeds=flags.seeds,
+    )
+    folder = Path(flags.out or default_folder(recipe, last="sweep"))
+    if flags.dry_run:
+        for line in _planned(plan):
+            say(f"# {line}")
+        say()
+        return dry_run(recipe, folder)
+    return _sweep(plan, folder, shlex.join(["limbeck", "sweep", *words]))
+
+
+def _planned(plan: Plan) -> list[str]:
+    """What would be done, in a few lines."""
+    lines = [f"{axis}" for axis in plan.space]
+    if wrong := check_space(plan.recipe, plan.space):
+        lines.append(f"{wrong} of the first {MOST_CHECKED} combinations contradict themselves and are passed over")
+    lines.append(
+        f"{plan.trials} trials of {plan.recipe.epochs} epochs by {plan.sampler}, stopped early by {plan.pruner}, "
+        f"not before epoch {plan.min_epochs}; seed {plan.recipe.seed}"
+    )
+    seeds = f"seeds {plan.recipe.seed + 1} to {plan.recipe.seed + plan.seeds}" if plan.seeds else "no other seeds"
+    lines.append(f"then the best {plan.confirm} and the recipe as given with {seeds}")
+    return lines
+
+
+def _sweep(plan: Plan, folder: Path, command: str) -> int:
+    say(f"sweep folder: {folder}")
+    try:
+        record = sweep(plan, folder, command=command, say=say)
+    except KeyboardInterrupt as stop:
+        stop.args = (command,)
+        raise
+    from limbeck.recipes.sweep_text import sentences
+
+    for row in record["rows"]:
+        for name in row["runs"]:
+            write_report(folder / name)
+    _print_trials(record)
+    if record["rows"]:
+        print_table(
+            {**record, "teacher": None}, head=("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec")
+        )
+    for line in sentences(record):
+        say(line)
+    say(f"all trials: {folder / 'sweep.md'}")
+    if record["best"] is None:
+        return 1
+    say(f"train with the best: limbeck distill --recipe {folder / BEST_FILE}")
+    return 0
+
+
+def _print_trials(record: Mapping[str, Any]) -> None:
+    """The best trials, by rich, at most 80 columns wide."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.recipes.sweep_text import HEAD, cells_of, ranked
+
+    trials = ranked(record)
+    states = [trial["state"] for trial in trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    more = f"; the first {SHOWN}" if len(trials) > SHOWN else ""
+    unit = " in %" if is_share(record["metric"]) else ""
+    say(f"{len(trials)} trials ({counts}), {record['metric']}{unit} of seed {record['seed that chooses']}{more}")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    for name in HEAD:
+        wraps = name == "settings"
+        table.add_column(
+            name, justify="left" if wraps else "right", no_wrap=not wraps, overflow="fold", ratio=1 if wraps else None
+        )
+    for trial in trials[:SHOWN]:
+        table.add_row(*cells_of(trial, record["metric"]))
+    Console(highlight=False).print(table)

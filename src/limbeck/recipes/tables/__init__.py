@@ -1,0 +1,32 @@
+"""The tables of the paper that `limbeck reproduce` makes again: their rows, what was printed, and what is claimed.
+
+"The paper" is Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024
+(arXiv 2303.11098); tables have the numbers of the AAAI version. Printed figures are top-1 in percent, of single runs.
+"""
+
+from collections.abc import Mapping
+
+from limbeck.errors import UserError, did_you_mean
+from limbeck.recipes.tables.ablations import ABLATIONS
+from limbeck.recipes.tables.against_others import AGAINST_OTHERS
+from limbeck.recipes.tables.table import Changes, Claim, Scale, Table
+
+__all__ = ["TABLES", "Changes", "Claim", "Scale", "Table", "table"]
+
+TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS}
+"""Name to table: what ``limbeck reproduce`` knows."""
+
+
+def table(name: str) -> Table:
+    """The table of this name.
+
+    Raises:
+        UserError: There is none.
+
+    Example:
+        >>> table("alpha").source
+        'table 3'
+    """
+    if name not in TABLES:
+        raise UserError(f"no table {name!r}{did_you_mean(name, TABLES)}; `limbeck reproduce` lists them")
+    return TABLES[name]

@@ -1,0 +1,92 @@
+"""What a table is: rows, pairs of models at three scales, claims, and what was printed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from limbeck.recipes.published import named
+from limbeck.recipes.recipe import TEACHER_SETTINGS, Recipe
+
+Scale = Literal["tiny", "small", "full"]
+Changes = Mapping[str, object]
+
+BASES: dict[Scale, Changes] = {
+    "tiny": {"data": "digits", "augmentation": "none", "batch_size": 64, "epochs": 10, "teacher_epochs": 30},
+    "small": {
+        "data": "fashion-mnist",
+        "batch_size": 64,
+        "lr": 0.05,
+        "warmup_epochs": 0.5,
+        "epochs": 10,
+        "teacher_epochs": 20,
+    },
+    "full": {},
+}
+"""What the runs of a scale share: the digits that are a part of scikit-learn; Fashion-MNIST or a folder of the user's;
+the paper's own recipe."""
+
+ALONE: Changes = {"method": "alone", **dict.fromkeys(TEACHER_SETTINGS), "student_tap": None, "fit_teacher": False}
+KD: Changes = {"method": "kd"}
+MSE: Changes = {"method": "projector", "feature_loss": "mean_squared_error", "feature_weight": 2.0}
+LOG_SUM: Changes = {"method": "projector", "feature_loss": "log_sum"}
+CORRELATION: Changes = {"method": "projector", "feature_loss": "correlation_power", "feature_weight": 0.02}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one row is above another.
+
+    Attributes:
+        better: The row that is said to be above.
+        worse: The other one.
+        words: As the paper has it.
+    """
+
+    better: str
+    worse: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: What it is about.
+        source: Where it is printed.
+        rows: Name to what it changes in the recipe of its pair.
+        claims: What the paper concludes.
+        pairs: Scale to the pairs of models, by name, each with what it changes; of full scale, the name of the recipe
+            and what it changes in that. ``student_alone`` is the student that learns without a teacher, where that
+            has one head fewer.
+        printed: Pair of full scale to row to top-1 in percent.
+        notes: What is not stated, or not as printed.
+    """
+
+    title: str
+    source: str
+    rows: Mapping[str, Changes]
+    claims: tuple[Claim, ...]
+    pairs: Mapping[Scale, Mapping[str, Changes]]
+    printed: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    notes: str = ""
+
+    def recipe(self, scale: Scale, pair: str, row: str, changes: Changes) -> Recipe:
+        """The recipe of one row and pair.
+
+        Args:
+            scale: Of the models and the data.
+            pair: One of the scale's.
+            row: One of the table's.
+            changes: What the user sets.
+
+        Raises:
+            UserError: If they contradict each other.
+        """
+        ours = {"name": pair, "fit_teacher": True, **BASES[scale], **self.pairs[scale][pair]}
+        base = named(str(ours.pop("recipe"))) if "recipe" in ours else None
+        alone = ours.pop("student_alone", None)
+        settings = {**ours, **changes, **self.rows[row]}
+        if alone is not None and settings.get("method") == "alone":
+            settings["student"] = alone
+        return base.changed(settings) if base is not None else Recipe(**settings)  # pyright: ignore[reportArgumentType]
