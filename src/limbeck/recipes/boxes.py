@@ -53,11 +53,11 @@ def drawn_boxes(parts: Parts, student: nn.Module, device: torch.device) -> dict[
         device: Where the models are.
 
     Returns:
-        None where the run is none of detection, the recipe turns the probe off, nothing is validated, or this is not
-        the first process.
+        None where the run is none of detection, the recipe turns the probe off or shares its models out, nothing is
+        validated, or this is not the first process.
     """
     data = parts.data
-    if not isinstance(data, DetectionData) or parts.recipe.probe == "off" or not data.val_count:
+    if not isinstance(data, DetectionData) or not parts.recipe.probes or not data.val_count:
         return None
     models = {"student": (parts.student, student)}
     if (teacher := parts.teacher) is not None and _same_classes(parts, teacher):
