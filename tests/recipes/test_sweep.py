@@ -373,6 +373,7 @@ def test_the_command_searches_and_prints_what_fits_a_terminal(
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     words = [*WORDS, "--epochs", "200", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(

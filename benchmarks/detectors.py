@@ -1,6 +1,6 @@
 """What distilling a detector costs above training it: the recipes of COCO, built and stepped at their true shapes.
 
-    python benchmarks/detection.py --out docs/results/benchmark/detection.json
+    python benchmarks/detectors.py --out docs/results/benchmark/detection.json
 
 Of each pair of the full-scale recipes, with random weights and drawn images and boxes, one training step of: the
 student alone (the floor); the student with a dense projector loss written by hand in torch (teacher's trunk, 1x1

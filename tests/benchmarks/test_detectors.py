@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_compares_four_steps(tmp_path: Path):
     options = ["--pairs", "coco-fasterrcnn-r50-mv2", "--images", "1", "--frame", "128", "160", "--rounds", "1"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "detection.py"), *options, "--out", str(tmp_path / "out.json")],
+        [sys.executable, str(ROOT / "benchmarks" / "detectors.py"), *options, "--out", str(tmp_path / "out.json")],
         capture_output=True,
         text=True,
         check=True,
