@@ -86,7 +86,7 @@ def compare(args: argparse.Namespace, data: Path) -> dict[str, Any]:
         "augmentation": args.augmentation,
         "theirs": "standard, two workers",
         "batch size": cases,
-        "start-up, s": {"first": round(starts[0], 2), "second": round(starts[1], 2)},
+        "start-up, s": {"first": round(starts[0], 4), "second": round(starts[1], 4)},
     }
 
 
