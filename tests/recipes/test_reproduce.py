@@ -131,7 +131,7 @@ def test_what_is_another_run() -> None:
     place = place_of(Path(), recipe)
     assert place.name.startswith("small-cnn-32-to-small-cnn-4--projector")
     assert place.name.endswith("-seed1")
-    for same in ({"name": "mine"}, {"workers": 2}, {"device": "cpu"}, {"probe": 7}):
+    for same in ({"name": "mine"}, {"workers": 2}, {"device": "cpu"}, {"shard": True}, {"probe": 7}):
         assert place_of(Path(), recipe.changed(same)) == place
     for other in ({"seed": 2}, {"lr": 0.3}, {"feature_weight": 3.0}, {"precision": "float32"}, {"cache_views": 2}):
         assert place_of(Path(), recipe.changed(other)) != place

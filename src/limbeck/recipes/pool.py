@@ -13,7 +13,7 @@ from limbeck.recipes.teacher import slug
 WAIT = 5.0  # seconds between two looks whether another worker is done
 
 LEFT_OUT = {
-    "name", "seed", "workers", "device", "compile", "checkpoint_every", "process_timeout", "cache_folder",
+    "name", "seed", "workers", "device", "compile", "checkpoint_every", "process_timeout", "cache_folder", "shard",
     *GROUPS["diagnostics"],
 }  # fmt: skip
 """Settings that a run is not told apart by: they only say what it is called, where it runs and how quickly."""
