@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
+from limbeck.untrusted import read_object
 
 MAX_BYTES = 1_000_000
 """A recipe has about fifty short lines; a file larger than this is some other file."""
@@ -207,3 +208,9 @@ def _bounds(metadata: Iterable[Any]) -> str:
         if getattr(item, "pattern", None):
             words.append(PATTERNS[item.pattern])
     return " " + " and ".join(words) if words else ""
+
+
+def read_summary(place: Path) -> dict[str, Any] | None:
+    """What a run came to; None where it is not finished."""
+    path = place / "summary.json"
+    return read_object(path, "metric", "last", "best", "seconds") if path.is_file() else None

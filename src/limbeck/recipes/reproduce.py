@@ -13,6 +13,7 @@ from typing import Any
 
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.pool import Say, place_of, run_all
+from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.tables import Changes, Scale, table
 from limbeck.recipes.verdicts import Cell
@@ -211,7 +212,7 @@ def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:
     """The factor whose last epoch was the best, of equal ones the nearest to 1; the middle one where all failed."""
     found: dict[float, float] = {}
     for factor in plan.factors:
-        summary = _summary(place_of(runs, plan.recipe(*cell, seed=TUNING_SEED, factor=factor)))
+        summary = read_summary(place_of(runs, plan.recipe(*cell, seed=TUNING_SEED, factor=factor)))
         if summary is not None:
             value = float(summary["last"][summary["metric"]])
             found[factor] = -value if summary["metric"] == "loss" else value
@@ -220,14 +221,9 @@ def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:
     return max(found, key=lambda factor: (found[factor], -abs(math.log(factor))))
 
 
-def _summary(place: Path) -> dict[str, Any] | None:
-    path = place / "summary.json"
-    return read_object(path, "metric", "last", "best", "seconds") if path.is_file() else None
-
-
 def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, failed: Mapping[Path, str]) -> Cell:
     places = {seed: place_of(runs, plan.recipe(*cell, seed=seed, factor=factor or 1.0)) for seed in plan.seeds}
-    found = {seed: summary for seed, place in places.items() if (summary := _summary(place)) is not None}
+    found = {seed: summary for seed, place in places.items() if (summary := read_summary(place)) is not None}
     return Cell(
         *cell,
         factor=factor,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UserError
 from limbeck.recipes.compare import Say
+from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.recipes.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
@@ -218,12 +219,6 @@ def chosen(plan: Plan, trials: Trials) -> "list[FrozenTrial]":
     done = [trial for trial in trials.all() if trial.state.name == "COMPLETE"]
     others = [trial for trial in done if trials.recipe(trials.settings(trial)) != plan.recipe]
     return sorted(others, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.confirm]
-
-
-def read_summary(place: Path) -> dict[str, Any] | None:
-    """What a run came to; None where it is not finished."""
-    path = place / "summary.json"
-    return read_object(path, "metric", "last", "best", "seconds") if path.is_file() else None
 
 
 def seconds_of(place: Path) -> float:

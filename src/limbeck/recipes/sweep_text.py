@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.intervals import summarize
 from limbeck.recipes.compare import conclusions
+from limbeck.recipes.reading import read_summary
 from limbeck.recipes.space import described
 from limbeck.recipes.study import FAILED, Plan, Trials, importance
 from limbeck.recipes.sweep import (
@@ -14,7 +15,6 @@ from limbeck.recipes.sweep import (
     RESULT_FILE,
     Confirmed,
     chosen,
-    read_summary,
     row_name,
     seconds_of,
 )
