@@ -275,6 +275,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: p
         make(other, tmp_path / "a")
 
 
+def test_a_table_may_get_more_teachers_but_no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, lambda recipe: 0.5)
+
+    def of(**teachers: str) -> reproduce.Plan:
+        words = [f"small/cnn-{name[1:]}={weights}" for name, weights in teachers.items()]
+        return make_plan("logsum", "tiny", {"epochs": 1}, seeds=[0], factors=[1.0], teacher_weights=words)
+
+    make(of(c8="a"), tmp_path)
+    make(of(c8="a", c32="b"), tmp_path)
+    with pytest.raises(UserError, match="is a table with teacher small/cnn-32 b, not c; choose another --out"):
+        make(of(c8="a", c32="c"), tmp_path)
+
+
 def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two rows of the digits, really trained; the second time there is nothing left to do."""
     words = ["reproduce", "normalization", "--scale", "tiny", "--rows", "no distillation", "BatchNorm", "--seeds", "1"]

@@ -23,8 +23,9 @@ TUNING_SEED = 100
 FACTORS = (0.25, 1.0, 4.0)
 PLAN_FILE, RESULT_FILE = "plan.json", "table.json"
 RUNS = "runs"
-SAME = ("table", "scale", "changes", "teachers")
-"""What a folder's table keeps; pairs, rows, seeds and factors may be others when it is made again."""
+SAME = ("table", "scale", "changes")
+"""What a folder's table keeps, besides the weights of a teacher that is there both times; pairs, rows, seeds and
+factors may be others when it is made again."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,14 @@ def _claim(plan: Plan, folder: Path) -> None:
     path = own / PLAN_FILE
     mine = plan.record()
     if path.is_file():
-        kept = read_object(path, *SAME)
-        for name in SAME:
-            if mine[name] != kept[name]:
-                raise UserError(f"{own} is a table with {name} {kept[name]}, not {mine[name]}; choose another --out")
+        kept = read_object(path, *SAME, "teachers")
+        found = {name: (kept[name], mine[name]) for name in SAME}
+        for teacher, weights in mine["teachers"].items():
+            if isinstance(kept["teachers"], dict) and teacher in kept["teachers"]:
+                found[f"teacher {teacher}"] = (kept["teachers"][teacher], weights)
+        for name, (theirs, ours) in found.items():
+            if theirs != ours:
+                raise UserError(f"{own} is a table with {name} {theirs}, not {ours}; choose another --out")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not any(folder.glob(f"*/{PLAN_FILE}")):
         raise UserError(f"{folder} is not empty and holds no table; choose another --out")
     save_json(mine, path)
