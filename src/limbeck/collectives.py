@@ -1,7 +1,7 @@
 """Every operation that crosses processes. On one process each of them is the identity."""
 
 import itertools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -225,6 +225,26 @@ def share_of_mean(
     # In float64, as the mean may be; MPS has none, and only one process anyway.
     rows = sum_across(torch.tensor(count, dtype=torch.float64, device=device))
     return mean * (count * world_size() / rows).to(mean.dtype), rows
+
+
+def share_by_objects(losses: Mapping[str, Tensor], objects: Tensor, rows: int) -> dict[str, Tensor]:
+    """Sums that were divided by the objects of this process, as if they had been divided by those of all.
+
+    A detector's loss is often a sum over the places that are matched with an object, divided by how many these are. The
+    mean of such quotients is not the quotient of the sums. What this returns is, once :func:`share_of_mean` has
+    weighted it by the images.
+
+    Args:
+        losses: Each a sum divided by ``max(objects, 1)``.
+        objects: How many they are, a scalar.
+        rows: Images of this process, 0 or more.
+    """
+    if world_size() == 1:
+        return dict(losses)
+    own = torch.stack([objects.detach().double(), objects.new_tensor(rows, dtype=torch.float64)])
+    total = sum_across(own)
+    factor = own[0].clamp_min(1) * total[1] / (total[0].clamp_min(1) * max(rows, 1))
+    return {name: value * factor.to(value.dtype) for name, value in losses.items()}
 
 
 def global_mean(mean: Float[Tensor, "*shape"], count: int) -> Float[Tensor, "*shape"]:

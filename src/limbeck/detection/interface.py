@@ -50,7 +50,9 @@ class Detector(Protocol):
     def losses(
         self, output: Float[Tensor, "n places columns"], targets: list[dict[str, Tensor]], frame: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """The model's own losses of its output, as its paper has them; scalars.
+        """The model's own losses of its output, as its paper has them; scalars. None of no images.
+
+        On several processes each has to call it: their mean, weighted by images, is the loss of the images of all.
 
         Args:
             output: Of a batch.

@@ -26,9 +26,10 @@ class Detection(nn.Module):
         student_input: Normalizes the batch's images for the student; by default they are taken as they are.
         teacher_input: The same for the teacher.
 
-    Deviates from: torchvision's detectors, which resize, pad and normalize inside of the model. The losses are means
-        over the images, or over the boxes, of each process by itself, as in every published training of these models;
-        with a loss by boxes (FCOS, SSD, Faster R-CNN) many processes so do not have exactly the gradient of one.
+    Deviates from: torchvision's detectors, which resize, pad and normalize inside of the model. On several processes
+        the losses are those of the images of all of them, which published trainings of these models do not see to. Of
+        Faster R-CNN, whose losses are of places drawn at random, as many on each image, they are means over each
+        process's own, and so the same only where no image has fewer places than are drawn.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Detection(nn.Module):
         del batch
 
     def loss(self, output: Tensor, batch: Any) -> Tensor:
-        """The sum of the student's own losses of its output."""
+        """The sum of the student's own losses of its output; 0 of no images, which one process may have."""
         batch = check_batch(batch)
         parts = self._student[0].losses(output, learned(batch), frame_of(batch.images))
-        return torch.stack(list(parts.values())).sum()
+        return torch.stack(list(parts.values())).sum() if parts else output.sum()
 
     def score(self, output: Tensor, batch: Any) -> dict[str, Tensor]:
         """Nothing: average precision belongs to a set of images, see :meth:`evaluate`."""

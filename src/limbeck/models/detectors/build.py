@@ -12,12 +12,12 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from limbeck.detection import Level
 from limbeck.errors import UserError, did_you_mean
-from limbeck.models.detectors.one_stage import OneStage, fcos, retinanet, ssd
+from limbeck.models.detectors.one_stage import CountingHead, OneStage, fcos, retinanet, ssd
 from limbeck.models.detectors.pyramid import BuiltPyramid, build_pyramid
 from limbeck.models.detectors.queries import Encoded, Queries
 from limbeck.models.detectors.rtdetr import HEADS as _QUERY_HEADS
@@ -204,7 +204,7 @@ def _fcos(built: BuiltPyramid, num_classes: int) -> OneStage:
     anchors = AnchorGenerator(tuple((stride,) for stride in built.strides), ((1.0,),) * len(built.strides))
     width = built.module.out_channels
     norm = partial(nn.GroupNorm, width // _GROUP)
-    head = FCOSHead(width, 1, num_classes)
+    head = CountingHead(width, 1, num_classes)
     head.classification_head = FCOSClassificationHead(width, 1, num_classes, norm_layer=norm)
     head.regression_head = FCOSRegressionHead(width, 1, norm_layer=norm)
     plain = detection.FCOS(built.module, num_classes, anchor_generator=anchors, head=head, score_thresh=_LOW_SCORE)

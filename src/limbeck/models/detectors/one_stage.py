@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
+from limbeck import collectives
 from limbeck.detection import Level
 from limbeck.models.detectors.trunk import as_list, shapes
 
@@ -25,7 +27,8 @@ class Kind(NamedTuple):
         columns: Names and widths of what the heads say, in the order of the output's columns.
         first: Number of the first class in their labels: 1 where 0 is the background.
         classes: Columns that are sigmoid logits of classes; 0 where the classes share a softmax.
-        loss: ``(plain, targets, outputs, anchors, places a level) -> losses``.
+        loss: ``(plain, targets, outputs, anchors, places a level) -> losses, by how many matched places they are
+            divided``; None for the latter where each image counts alike.
         post: ``(plain, outputs, anchors, places a level, sizes) -> detections``.
         decode: ``(plain, outputs, anchors) -> boxes, scores`` of every place.
     """
@@ -33,7 +36,7 @@ class Kind(NamedTuple):
     columns: tuple[tuple[str, int], ...]
     first: int
     classes: int
-    loss: Callable[[Any, Targets, Outputs, Tensor, list[int]], Outputs]
+    loss: Callable[[Any, Targets, Outputs, Tensor, list[int]], tuple[Outputs, Tensor | None]]
     post: Callable[[Any, Outputs, Tensor, list[int], list[tuple[int, int]]], Targets]
     decode: Callable[[Any, Outputs, Tensor], tuple[Tensor, Tensor]]
 
@@ -54,7 +57,7 @@ class OneStage(nn.Module):
         divisor: Height and width of a frame have to be multiples of it.
 
     Deviates from: torchvision's model in where images are prepared. In float16 and bfloat16 the losses are computed in
-        float32.
+        float32. On several processes the losses of FCOS and SSD are divided by the matched places of all of them.
 
     References:
         T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (RetinaNet); Z. Tian et al., "FCOS: Fully
@@ -102,7 +105,8 @@ class OneStage(nn.Module):
         anchors, places = self.anchors(frame, output.device)
         shifted = [{**target, "labels": target["labels"] + self._kind.first} for target in targets]
         with torch.autocast(output.device.type, enabled=False):
-            return self._kind.loss(self.plain, shifted, self.split(output), anchors, places)
+            losses, matched = self._kind.loss(self.plain, shifted, self.split(output), anchors, places)
+        return losses if matched is None else collectives.share_by_objects(losses, matched, len(targets))
 
     def detect(
         self, output: Float[Tensor, "n places columns"], sizes: Int64[Tensor, "n 2"], frame: tuple[int, int]
@@ -141,7 +145,7 @@ class OneStage(nn.Module):
 def retinanet(classes: int) -> Kind:
     """RetinaNet's outputs."""
     return Kind(
-        (("cls_logits", classes), ("bbox_regression", 4)), 0, classes, _anchored_loss, _by_level, _decode_anchors
+        (("cls_logits", classes), ("bbox_regression", 4)), 0, classes, _retinanet_loss, _by_level, _decode_anchors
     )
 
 
@@ -156,24 +160,52 @@ def ssd(classes: int) -> Kind:
     return Kind((("cls_logits", classes + 1), ("bbox_regression", 4)), 1, 0, _ssd_loss, _whole, _decode_softmax)
 
 
-def _anchored_loss(plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]) -> Outputs:
+class CountingHead(FCOSHead):
+    """FCOS's head, which also keeps how many places its last losses were divided by.
+
+    Attributes:
+        matched: That number, a scalar.
+    """
+
+    matched: Tensor
+
+    def compute_loss(
+        self, targets: Targets, head_outputs: Outputs, anchors: list[Tensor], matched_idxs: list[Tensor]
+    ) -> Outputs:
+        """Torchvision's losses."""
+        self.matched = (torch.stack(matched_idxs) >= 0).sum()
+        return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+
+
+def _retinanet_loss(
+    plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]
+) -> tuple[Outputs, None]:
     del places
-    return plain.compute_loss(targets, outputs, [anchors] * len(targets))
+    return (plain.compute_loss(targets, outputs, [anchors] * len(targets)) if targets else {}), None
 
 
-def _fcos_loss(plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]) -> Outputs:
-    return plain.compute_loss(targets, outputs, [anchors] * len(targets), places)
+def _fcos_loss(
+    plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]
+) -> tuple[Outputs, Tensor]:
+    if not targets:
+        return {}, anchors.new_zeros(())
+    return plain.compute_loss(targets, outputs, [anchors] * len(targets), places), plain.head.matched
 
 
-def _ssd_loss(plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]) -> Outputs:
+def _ssd_loss(
+    plain: Any, targets: Targets, outputs: Outputs, anchors: Tensor, places: list[int]
+) -> tuple[Outputs, Tensor]:
     del places
+    if not targets:
+        return {}, anchors.new_zeros(())
     matched = [
         plain.proposal_matcher(box_iou(target["boxes"], anchors))
         if len(target["boxes"])
         else torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
         for target in targets
     ]
-    return plain.compute_loss(targets, outputs, [anchors] * len(targets), matched)
+    losses = plain.compute_loss(targets, outputs, [anchors] * len(targets), matched)
+    return losses, (torch.stack(matched) >= 0).sum()
 
 
 def _by_level(

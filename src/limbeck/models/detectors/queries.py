@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from limbeck import collectives
 from limbeck.detection import Level
 from limbeck.errors import UserError
 
@@ -33,7 +34,8 @@ class Queries(nn.Module):
         divisor: Height and width of a frame have to be multiples of it.
 
     Deviates from: the paper, whose training adds denoising queries made of the boxes, which are inputs of the forward
-        pass; here it has none. In float16 and bfloat16 the losses are computed in float32.
+        pass; here it has none. In float16 and bfloat16 the losses are computed in float32. On several processes they
+        are divided by the objects of all of them.
 
     References:
         Y. Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection", CVPR 2024; N. Carion et al., "End-to-End
@@ -90,6 +92,9 @@ class Queries(nn.Module):
         """The weighted losses of every layer by bipartite matching; see :class:`limbeck.detection.Detector`."""
         from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
+        objects = torch.tensor(sum(len(one["labels"]) for one in targets), device=output.device)
+        if not targets:
+            return collectives.share_by_objects({}, objects, 0)
         size = output.new_tensor([frame[1], frame[0]], dtype=torch.float32).repeat(2)
         labels = [{"class_labels": one["labels"], "boxes": _centered(one["boxes"].float()) / size} for one in targets]
         with torch.autocast(output.device.type, enabled=False):
@@ -105,7 +110,7 @@ class Queries(nn.Module):
                 enc_topk_logits=logits[:, 0],
                 enc_topk_bboxes=boxes[:, 0],
             )
-        return dict(parts)
+        return collectives.share_by_objects(parts, objects, len(targets))
 
     def detect(
         self, output: Float[Tensor, "n places columns"], sizes: Int64[Tensor, "n 2"], frame: tuple[int, int]

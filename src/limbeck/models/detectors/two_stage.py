@@ -62,6 +62,8 @@ class TwoStage(nn.Module):
         self, output: Float[Tensor, "n places width"], targets: Targets, frame: tuple[int, int]
     ) -> dict[str, Tensor]:
         """The losses of both stages; see :class:`limbeck.detection.Detector`."""
+        if not targets:
+            return {}
         images = self._images(output, [frame] * len(output), frame)
         # Zero is the background.
         shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
