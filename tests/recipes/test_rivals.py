@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from limbeck import losses
+from limbeck import losses, pooling
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, build
@@ -14,7 +14,9 @@ from limbeck.recipes.build import Parts, build_data, build_parts
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.rivals import WEIGHTS
 from limbeck.recipes.values import FeatureLoss, LogitLoss, Norm, Projector, Rival
+from limbeck.terms import FeatureTerm
 
+GAUSSIAN = "gaussian_wasserstein"
 RIVALS = [rival for rival in get_args(Rival) if rival not in ("fgd", "pkd")]  # those are of detectors
 
 
@@ -171,3 +173,36 @@ def test_every_feature_loss_is_built(name: str, data: Data, teacher: Model) -> N
 @pytest.mark.parametrize("name", get_args(LogitLoss))
 def test_every_logit_loss_is_built(name: str, data: Data, teacher: Model) -> None:
     assert step(build_parts(recipe(method="kd", logit_loss=name), data, teacher)).keys() == {"task", "logit"}
+
+
+@pytest.mark.parametrize("name", ["cifar/resnet14", "cifar/vgg8", "small/vit-32"])
+def test_the_projector_at_every_stage(name: str, data: Data) -> None:
+    """Maps of one size are compared place by place, others pooled; the weight is shared out."""
+    torch.manual_seed(1)
+    teacher = build(name, num_classes=10, size=8)
+    parts = build_parts(recipe(teacher=name, layers="stages", feature_weight=2.0), data, teacher)
+    terms = [term for term in parts.distiller.terms.values() if isinstance(term, FeatureTerm)]
+    assert list(parts.distiller.terms) == ["feature", *(f"feature{stage}" for stage in range(1, len(terms)))]
+    assert len(terms) >= 3
+    assert {parts.distiller.weights[term] for term in parts.distiller.terms} == {2.0 / len(terms)}
+    assert len({term.student_taps for term in terms}) == len(terms)
+    dense = [term.student_pool is pooling.spatial_positions for term in terms]
+    assert (dense[0], all(dense[1:])) == (False, "vit" not in name)
+    assert any(dense) == ("vit" not in name)
+    assert all(value != 0 for value in step(parts).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "kd"}, "layers: method kd projects no features"),
+        ({"student_tap": "layer1"}, "layers: give either stages or student_tap"),
+        (
+            dict.fromkeys(("student_pool", "teacher_pool"), "spatial_positions") | {"feature_loss": GAUSSIAN},
+            "layers: feature_loss gaussian_wasserstein",
+        ),
+    ],
+)
+def test_stages_that_cannot_be_projected_are_told(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        recipe(layers="stages", **changes)

@@ -68,6 +68,22 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
     return found
 
 
+def pair_stages(student: Model, teacher: Model) -> list[tuple[str, str]]:
+    """The ends of both models' stages, paired from the deep end: as many as the model with fewer has.
+
+    Raises:
+        UserError: Of one of them no stages are found.
+
+    Example:
+        >>> from limbeck.models import build
+        >>> pair_stages(build("cifar/resnet8", num_classes=2), build("cifar/wrn_16_2", num_classes=2))
+        [('layer1', 'block1'), ('layer2', 'block2'), ('layer3', 'bn1')]
+    """
+    both = stages(student), stages(teacher)
+    count = min(len(taps) for taps in both)
+    return list(zip(*(taps[-count:] for taps in both), strict=True))
+
+
 def _resolutions(line: list[_Call], count: int) -> tuple[str, ...]:
     """The last call of each resolution that a tap can read."""
     last: dict[tuple[int, ...], _Call] = {}

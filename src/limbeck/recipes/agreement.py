@@ -73,6 +73,13 @@ def _check_terms(recipe: "Recipe") -> str | None:
                 return (
                     f"{name}: feature_loss gaussian_wasserstein compares positions; use spatial_positions, got {pool!r}"
                 )
+    if recipe.layers == "stages":
+        if not recipe.uses_features:
+            return f"layers: method {recipe.method} projects no features, got stages"
+        if recipe.student_tap is not None or recipe.teacher_tap is not None:
+            return "layers: give either stages or student_tap and teacher_tap, not both"
+        if recipe.feature_loss == "gaussian_wasserstein":
+            return "layers: feature_loss gaussian_wasserstein compares positions alone; expected last, got stages"
     if recipe.method == "alone" and not recipe.labels:
         return "labels: method alone learns from the labels only; without them choose kd or projector"
     if not recipe.labels and recipe.label_smoothing > 0:
@@ -116,6 +123,7 @@ def _check_schedule(recipe: "Recipe") -> str | None:
 DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
 DETECTION_SETTINGS = ("frozen_norms", "longest", "scales", "classes", "on_bad_boxes", "levels", "background")
 CLASSIFICATION_SETTINGS = (
+    "layers",
     "teacher_size",
     "teacher_pool",
     "student_pool",

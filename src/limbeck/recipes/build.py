@@ -20,6 +20,7 @@ from limbeck.errors import UserError
 from limbeck.guard import Skip
 from limbeck.models import InputTransform, Model
 from limbeck.models.detectors import build_detector
+from limbeck.models.stages import pair_stages
 from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
 from limbeck.recipes import choices
 from limbeck.recipes.choices import build_logit_term, build_pool
@@ -168,8 +169,8 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
     terms: dict[str, Term] = {}
     weights: dict[str, Any] = {"task": recipe.task_weight}
     if teacher is not None and recipe.uses_features:
-        terms["feature"] = build_feature_term(recipe, student, teacher)
-        weights["feature"] = recipe.feature_weight
+        terms |= build_feature_terms(recipe, student, teacher)
+        weights |= dict.fromkeys(terms, recipe.feature_weight / len(terms))
     if teacher is not None and recipe.has_logit_term:
         terms["logit"] = build_logit_term(recipe)
         weights["logit"] = recipe.logit_weight
@@ -194,20 +195,39 @@ def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classif
     )
 
 
-def build_feature_term(recipe: Recipe, student: Model, teacher: Model) -> FeatureTerm:
-    """The feature term between the two taps, its widths read off a dry forward pass of each model."""
-    student_tap = recipe.student_tap or student.penultimate
-    teacher_tap = recipe.teacher_tap or teacher.penultimate
-    student_pool, teacher_pool = build_pool(recipe.student_pool), build_pool(recipe.teacher_pool)
-    d_s = pooled_shape(student, student_tap, student_pool)[-1]
-    d_t = pooled_shape(teacher, teacher_tap, teacher_pool)[-1]
+def build_feature_terms(recipe: Recipe, student: Model, teacher: Model) -> dict[str, FeatureTerm]:
+    """The feature term between the two taps, and with ``layers`` one for each pair of stages, shallow to deep.
+
+    Where both stages end in maps of one size, every position is a row; else the features are pooled by their shapes.
+    """
+    taps = (recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate)
+    pools = (build_pool(recipe.student_pool), build_pool(recipe.teacher_pool))
+    terms = {"feature": build_feature_term(recipe, (student, teacher), taps, pools)}
+    if recipe.layers == "stages":
+        for index, pair in enumerate(pair_stages(student, teacher), start=1):
+            pool = stage_pool(student, teacher, pair)
+            terms[f"feature{index}"] = build_feature_term(recipe, (student, teacher), pair, (pool, pool))
+    return terms
+
+
+def build_feature_term(
+    recipe: Recipe, models: tuple[Model, Model], taps: tuple[str, str], pools: tuple[pooling.Pool, pooling.Pool]
+) -> FeatureTerm:
+    """The feature term between two taps, its widths read off a dry forward pass of each model."""
+    d_s, d_t = (pooled_shape(*side)[-1] for side in zip(models, taps, pools, strict=True))
     if recipe.projector == "identity" and d_s != d_t:
         raise UserError(
-            f'projector "identity" needs equal widths: "{student_tap}" of the student has {d_s} channels, '
-            f'"{teacher_tap}" of the teacher {d_t}; use "linear"'
+            f'projector "identity" needs equal widths: "{taps[0]}" of the student has {d_s} channels, '
+            f'"{taps[1]}" of the teacher {d_t}; use "linear"'
         )
-    taps, pools = (student_tap, teacher_tap), (student_pool, teacher_pool)
     return choices.build_feature_term(recipe, taps, (d_s, d_t), pools)
+
+
+def stage_pool(student: Model, teacher: Model, taps: tuple[str, str]) -> pooling.Pool:
+    """Every position a row, where both are maps of one size; else as the shape of each suggests."""
+    ours, theirs = tap_shape(student, taps[0]), tap_shape(teacher, taps[1])
+    alike = len(ours) == len(theirs) == 4 and ours[2:] == theirs[2:]
+    return pooling.spatial_positions if alike else pooling.automatic
 
 
 def tap_shape(model: Model, tap: str) -> tuple[int, ...]:

@@ -162,6 +162,11 @@ class Recipe(BaseModel):
     workers: Amount | None = Field(default=None, description="Workers that read and decode images; None: one a core.")
 
     method: Method = Field(default="projector", description="What teaches the student besides the labels.")
+    layers: Literal["last", "stages"] = Field(
+        default="last",
+        description="Features that are projected: the last one, or also the ends of the stages, each with its share of "
+        "the weight.",
+    )
     levels: Literal["pyramid", "trunk"] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
     )

@@ -129,6 +129,12 @@ AGAINST_OTHERS: dict[str, Table] = {
             },
             "default": {"method": "projector", "feature_loss": "log_correlation"},
             "default + KD": {"method": "projector+kd", "feature_loss": "log_correlation"},
+            "at every stage": {
+                "method": "projector",
+                "feature_loss": "log_correlation",
+                "layers": "stages",
+                "cache_views": None,
+            },
         },
         claims=(
             Claim("default", "SRD", "the default is above SRD"),
@@ -136,13 +142,15 @@ AGAINST_OTHERS: dict[str, Table] = {
             Claim("default + KD", "DKD", "the default with KD is above DKD"),
             Claim("default + KD", "DIST", "the default with KD is above DIST"),
             Claim("default + KD", "VkD", "the default with KD is above VkD"),
+            Claim("at every stage", "default", "the projector gains from more layers than the last"),
         ),
         pairs={
             "tiny": TINY,
             "small": {**SMALL, **pair("cifar/resnet20", "cifar/resnet8")},
             "full": {name: CIFAR[name] for name in ("wrn-40-2-wrn-16-2", "resnet32x4-resnet8x4", "vgg13-mobilenetv2")},
         },
-        notes="SRD is the paper's elementwise LogSum. One weight multiplies both losses of a row that has two.",
+        notes="SRD is the paper's elementwise LogSum. One weight multiplies both losses of a row that has two. "
+        "At every stage: --layers stages, whose maps are too large to be kept, so that its teacher runs live.",
     ),
 }
 """Name to table."""
