@@ -31,32 +31,16 @@ from torchvision.models.detection.image_list import ImageList
 
 from limbeck.detection import DetectionBatch
 from limbeck.models.detectors import build_detector
+from limbeck.recipes.cost import random_boxes
 from limbeck.recipes.detection import build_detection_distiller
 from limbeck.recipes.published import named
 from limbeck.terms import FeatureTerm, Form
 
 PAIRS = ("coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "coco-fasterrcnn-r101-r50")
 FLOOR, BY_HAND, DIRECT, MOMENTS = "student alone", "by hand", "Limbeck, direct", "Limbeck, moments"
-CLASSES, OBJECTS = 80, 7  # of COCO: classes, and boxes of an image on average
+CLASSES = 80  # of COCO
 
 Step = Callable[[], Tensor]
-
-
-def drawn(images: int, frame: tuple[int, int]) -> DetectionBatch:
-    """Images of noise with boxes of the sizes that occur."""
-    height, width = frame
-    corner = torch.rand(images, OBJECTS, 2) * torch.tensor([0.6 * width, 0.6 * height])
-    extent = (0.05 + 0.35 * torch.rand(images, OBJECTS, 2)) * torch.tensor([float(width), float(height)])
-    return DetectionBatch(
-        images=torch.rand(images, 3, height, width),
-        boxes=torch.cat([corner, corner + extent], -1),
-        labels=torch.randint(CLASSES, (images, OBJECTS)),
-        crowd=torch.zeros(images, OBJECTS, dtype=torch.bool),
-        areas=extent.prod(-1),
-        sizes=torch.tensor([frame] * images),
-        scales=torch.ones(images, 2),
-        index=torch.arange(images),
-    )
 
 
 class ByHand(nn.Module):
@@ -193,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    batch = drawn(args.images, tuple(args.frame))
+    batch = random_boxes(args.images, tuple(args.frame), CLASSES)
     precision = torch.bfloat16 if args.precision == "bf16" else torch.float32
     result: dict[str, Any] = {
         "images": args.images,

@@ -24,7 +24,7 @@ Given again, it goes on where it was stopped. Given in several terminals, or on 
 that share the folder, the runs are divided among them."""
 
 SETTINGS = (
-    "data", "val", "size", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views",
+    "data", "val", "classes", "size", "subset", "epochs", "teacher_epochs", "batch_size", "cache_views",
     "workers", "precision", "device",
 )  # fmt: skip
 """Settings of the recipe that are flags here."""
@@ -67,6 +67,9 @@ class Flags:
         tyro.conf.arg(metavar="SOURCE", help="Images, as for distill; None: digits, fashion-mnist, the paper's."),
     ] = None
     val: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
+    classes: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Detection: use these classes alone.")
+    ] = ()
     size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Side of the images in pixels.")] = None
     teacher_weights: Annotated[
         tuple[str, ...],
@@ -74,6 +77,10 @@ class Flags:
             metavar="[MODEL=]FILE|RUN ...",
             help="A teacher's weights; of several teachers each by its name.",
         ),
+    ] = ()
+    student_weights: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="[MODEL=]FILE|RUN ...", help="Weights that the students start from, likewise."),
     ] = ()
     subset: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help="Share of each class's images.")] = None
     epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Epochs of a student.")] = None
@@ -101,7 +108,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"--seeds: expected a whole number of at least 1, got {flags.seeds}")
     from limbeck.recipes.reproduce import make_plan
 
-    changes = {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+    changes = {name: value for name in SETTINGS if (value := getattr(flags, name)) not in (None, ())}
     plan = make_plan(
         flags.table,
         flags.scale,
@@ -111,6 +118,7 @@ def main(words: Sequence[str]) -> int:
         seeds=range(flags.seeds),
         factors=flags.factors,
         teacher_weights=flags.teacher_weights,
+        student_weights=flags.student_weights,
     )
     if flags.dry_run:
         return _say_cost(plan)
@@ -171,7 +179,7 @@ def _print(record: dict[str, Any]) -> None:
     console = Console(highlight=False)
     plan = record["plan"]
     for pair in plan["pairs"]:
-        title = f"{pair}: top-1 in %, {len(plan['seeds'])} seeds, mean ± sd"
+        title = f"{pair}: {record['metric']} in %, {len(plan['seeds'])} seeds, mean ± sd"
         table = Table(
             title=title,
             title_justify="left",

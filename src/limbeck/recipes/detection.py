@@ -36,6 +36,12 @@ FGD = {
 it has not, as RetinaNet."""
 
 
+def full_weight(recipe: Recipe) -> float:
+    """The weight of a rival's terms: the recipe's own or the published one."""
+    assert recipe.rival is not None
+    return RIVAL_WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
+
+
 def build_detection_data(recipe: Recipe) -> DetectionData:
     """Open the recipe's images and boxes.
 
@@ -90,9 +96,8 @@ def build_detection_distiller(recipe: Recipe, student: Model, teacher: Model | N
         weights["logit"] = recipe.logit_weight
     if recipe.rival is not None:
         rivals = build_rivals(recipe, pairs, str(student.name))
-        weight = RIVAL_WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
         terms |= rivals
-        weights |= dict.fromkeys(rivals, weight)
+        weights |= dict.fromkeys(rivals, full_weight(recipe))
     frozen: nn.Module = teacher.module if recipe.uses_logits else trunk_only(teacher.module)
     return Distiller(student.module, frozen, task, terms=terms, weights=weights)
 

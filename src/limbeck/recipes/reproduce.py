@@ -24,8 +24,9 @@ FACTORS = (0.25, 1.0, 4.0)
 PLAN_FILE, RESULT_FILE = "plan.json", "table.json"
 RUNS = "runs"
 SAME = ("table", "scale", "changes")
-"""What a folder's table keeps, besides the weights of a teacher that is there both times; pairs, rows, seeds and
-factors may be others when it is made again."""
+WEIGHTS = ("teachers", "students")
+"""What a folder's table keeps, and, of models that are there both times, their weights; pairs, rows, seeds and factors
+may be others when it is made again."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Plan:
         seeds: Those that count.
         factors: On the weight of a row's distillation loss, tried on `TUNING_SEED`; a single one is taken as it is.
         teachers: Name of a teacher to its weights; one that is not named is trained first, as its pair's recipe says.
+        students: Name of a student to the weights that it starts from.
     """
 
     table: str
@@ -51,6 +53,7 @@ class Plan:
     seeds: tuple[int, ...]
     factors: tuple[float, ...]
     teachers: Mapping[str, str] = field(default_factory=dict[str, str])
+    students: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def recipe(self, pair: str, row: str, *, seed: int, factor: float) -> Recipe:
         """The recipe of one run."""
@@ -58,6 +61,8 @@ class Plan:
         changes = {**weighted(recipe, factor), "seed": seed}
         if recipe.teacher is not None and recipe.teacher in self.teachers:
             changes["teacher_weights"] = self.teachers[recipe.teacher]
+        if recipe.student is not None and recipe.student in self.students:
+            changes["student_weights"] = self.students[recipe.student]
         return recipe.changed(changes)
 
     def is_tuned(self, pair: str, row: str) -> bool:
@@ -66,7 +71,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        mappings = {name: dict(getattr(self, name)) for name in ("changes", "teachers")}
+        mappings = {name: dict(getattr(self, name)) for name in ("changes", *WEIGHTS)}
         lists = {name: list(getattr(self, name)) for name in ("pairs", "rows", "seeds", "factors")}
         return {"table": self.table, "scale": self.scale, **mappings, **lists}
 
@@ -81,6 +86,7 @@ def make_plan(
     seeds: Sequence[int],
     factors: Sequence[float] = FACTORS,
     teacher_weights: Sequence[str] = (),
+    student_weights: Sequence[str] = (),
 ) -> Plan:
     """A plan whose every recipe has been checked.
 
@@ -93,6 +99,7 @@ def make_plan(
         seeds: Those that count.
         factors: On the weights, see :class:`Plan`.
         teacher_weights: ``MODEL=WEIGHTS`` each, or just the weights where all pairs have one teacher.
+        student_weights: The same of the students, which start from them.
 
     Raises:
         UserError: If a name is unknown, a list is empty, or a recipe contradicts itself.
@@ -117,18 +124,23 @@ def make_plan(
         tuple(sorted(set(factors))),
     )
     recipes = [plan.recipe(pair, row, seed=plan.seeds[0], factor=1.0) for pair in plan.pairs for row in plan.rows]
-    models = tuple(dict.fromkeys(recipe.teacher for recipe in recipes if recipe.teacher is not None))
-    return replace(plan, teachers=dict(_weights_of(word, models) for word in teacher_weights))
+    models = {side: [name for recipe in recipes if (name := getattr(recipe, side))] for side in ("teacher", "student")}
+    return replace(
+        plan,
+        teachers=dict(_weights_of(word, "teacher", models["teacher"]) for word in teacher_weights),
+        students=dict(_weights_of(word, "student", models["student"]) for word in student_weights),
+    )
 
 
-def _weights_of(word: str, models: Sequence[str]) -> tuple[str, str]:
-    """A teacher and its weights."""
+def _weights_of(word: str, side: str, found: Sequence[str]) -> tuple[str, str]:
+    """A model and its weights."""
+    models = tuple(dict.fromkeys(found))
     model, equals, weights = word.partition("=")
     if not equals and len(models) == 1:
         return models[0], word
     if not equals or not weights:
-        raise UserError(f"--teacher-weights: of which teacher? give {models[0]}=FILE, one each of {', '.join(models)}")
-    _check_names("teacher-weights", [model], models)
+        raise UserError(f"--{side}-weights: of which {side}? give {models[0]}=FILE, one each of {', '.join(models)}")
+    _check_names(f"{side}-weights", [model], models)
     return model, weights
 
 
@@ -146,9 +158,10 @@ def weighted(recipe: Recipe, factor: float) -> dict[str, object]:
     if recipe.has_logit_term:
         changes["logit_weight"] = recipe.logit_weight * factor
     if recipe.rival is not None:
-        from limbeck.recipes.rivals import full_weight
+        from limbeck.recipes import detection, rivals
 
-        changes["rival_weight"] = full_weight(recipe) * factor
+        full = detection.full_weight(recipe) if recipe.detects else rivals.full_weight(recipe)
+        changes["rival_weight"] = full * factor
     return changes
 
 
@@ -200,11 +213,13 @@ def _claim(plan: Plan, folder: Path) -> None:
     path = own / PLAN_FILE
     mine = plan.record()
     if path.is_file():
-        kept = read_object(path, *SAME, "teachers")
+        kept = read_object(path, *SAME)
         found = {name: (kept[name], mine[name]) for name in SAME}
-        for teacher, weights in mine["teachers"].items():
-            if isinstance(kept["teachers"], dict) and teacher in kept["teachers"]:
-                found[f"teacher {teacher}"] = (kept["teachers"][teacher], weights)
+        for side in WEIGHTS:
+            theirs = kept.get(side)
+            for model, weights in mine[side].items():
+                if isinstance(theirs, dict) and model in theirs:
+                    found[f"{side[:-1]} {model}"] = (theirs[model], weights)
         for name, (theirs, ours) in found.items():
             if theirs != ours:
                 raise UserError(f"{own} is a table with {name} {theirs}, not {ours}; choose another --out")

@@ -11,13 +11,14 @@ from limbeck.recipes.verdicts import Cell, judge
 
 
 def table_record(plan: Plan, cells: Sequence[Cell], *, command: str) -> dict[str, Any]:
-    """Everything, as JSON; top-1 in percent."""
+    """Everything, as JSON; the metric in percent."""
     chosen = table(plan.table)
     return {
         "command": command,
         "plan": plan.record(),
         "title": chosen.title,
         "source": chosen.source,
+        "metric": chosen.metric,
         "notes": chosen.notes,
         "rows": [_row(cell, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
         "devices": sorted({cell.device for cell in cells if cell.device}),
@@ -76,8 +77,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         f"### {record['title']} ({record['source']}; scale {plan['scale']})",
         "",
-        f"`{record['command']}`: seeds {seeds}; top-1 in percent, mean ± sd and Student's 95% interval of the last "
-        f"epoch, the mean of the best one. {effort(plan['factors'])} {record['notes']}".rstrip(),
+        f"`{record['command']}`: seeds {seeds}; {record.get('metric', 'top-1')} in percent, mean ± sd and Student's "
+        f"95% interval of the last epoch, the mean of the best one. {effort(plan['factors'])} "
+        f"{record['notes']}".rstrip(),
         "",
     ]
     for pair in plan["pairs"]:

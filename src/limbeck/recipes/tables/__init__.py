@@ -1,7 +1,8 @@
 """The tables of the paper that `limbeck reproduce` makes again: their rows, what was printed, and what is claimed.
 
 "The paper" is Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024
-(arXiv 2303.11098); tables have the numbers of the AAAI version. Printed figures are top-1 in percent, of single runs.
+(arXiv 2303.11098); tables have the numbers of the AAAI version. Printed figures are of single runs, in percent: top-1
+or, of detectors, COCO's average precision.
 """
 
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.tables.ablations import ABLATIONS
 from limbeck.recipes.tables.against_others import AGAINST_OTHERS
+from limbeck.recipes.tables.detection import DETECTION
 from limbeck.recipes.tables.table import Changes, Claim, Scale, Table
 
 __all__ = ["TABLES", "Changes", "Claim", "Scale", "Table", "table"]
 
-TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS}
+TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS, **DETECTION}
 """Name to table: what ``limbeck reproduce`` knows."""
 
 

@@ -60,8 +60,9 @@ class Table:
         pairs: Scale to the pairs of models, by name, each with what it changes; of full scale, the name of the recipe
             and what it changes in that. ``student_alone`` is the student that learns without a teacher, where that
             has one head fewer.
-        printed: Pair of full scale to row to top-1 in percent.
+        printed: Pair of full scale to row to the metric, in percent.
         notes: What is not stated, or not as printed.
+        metric: What the figures are.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Table:
     pairs: Mapping[Scale, Mapping[str, Changes]]
     printed: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     notes: str = ""
+    metric: str = "top-1"
 
     def recipe(self, scale: Scale, pair: str, row: str, changes: Changes) -> Recipe:
         """The recipe of one row and pair.
