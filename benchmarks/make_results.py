@@ -251,6 +251,18 @@ class Page:
         """Every table of ``limbeck reproduce`` in the folder ``tables``."""
         return "\n".join(table_text.markdown(_json(path)) for path in sorted((self.folder / "tables").glob("*.json")))
 
+    def detectors(self, file: str) -> str:
+        """The steps of benchmarks/detectors.py: times the student alone with quartiles, and MiB."""
+        lines: list[Cells] = []
+        for pair, steps in self.record(file)["pairs"].items():
+            floor = steps["student alone"]
+            line = [pair.removeprefix("coco-fasterrcnn-"), f"{floor['seconds']:.1f} s, {floor['mib']:,} MiB"]
+            for name in ("by hand", "Limbeck, direct", "Limbeck, moments"):
+                low, middle, high = steps[name]["ratio"]
+                line.append(f"{middle:.2f} ({low:.2f} to {high:.2f}), {steps[name]['mib']:,} MiB")
+            lines.append(line)
+        return grid(["pair", "student alone", "a projector by hand", "Limbeck, direct form", "moments"], lines)
+
     def of_sweep(self, name: str, *keys: str) -> str:
         """A share that a sweep's record has below some keys, in percent."""
         value: Any = _json(self.folder / "sweeps" / f"{name}.json")
