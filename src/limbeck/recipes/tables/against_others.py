@@ -132,9 +132,11 @@ AGAINST_OTHERS: dict[str, Table] = {
             "at every stage": {
                 "method": "projector",
                 "feature_loss": "log_correlation",
+                "feature_weight": 8.0,
                 "layers": "stages",
                 "cache_views": None,
             },
+            "ReviewKD": {"method": "review", "cache_views": None},
         },
         claims=(
             Claim("default", "SRD", "the default is above SRD"),
@@ -143,6 +145,12 @@ AGAINST_OTHERS: dict[str, Table] = {
             Claim("default + KD", "DIST", "the default with KD is above DIST"),
             Claim("default + KD", "VkD", "the default with KD is above VkD"),
             Claim("at every stage", "default", "the projector gains from more layers than the last"),
+            Claim("at every stage", "KD", "the projector at every stage is above KD"),
+            Claim("at every stage", "SRD", "the projector at every stage is above SRD"),
+            Claim("at every stage", "DKD", "the projector at every stage is above DKD"),
+            Claim("at every stage", "DIST", "the projector at every stage is above DIST"),
+            Claim("at every stage", "VkD", "the projector at every stage is above VkD"),
+            Claim("at every stage", "ReviewKD", "the projector at every stage is above ReviewKD"),
         ),
         pairs={
             "tiny": TINY,
@@ -150,7 +158,7 @@ AGAINST_OTHERS: dict[str, Table] = {
             "full": {name: CIFAR[name] for name in ("wrn-40-2-wrn-16-2", "resnet32x4-resnet8x4", "vgg13-mobilenetv2")},
         },
         notes="SRD is the paper's elementwise LogSum. One weight multiplies both losses of a row that has two. "
-        "At every stage: --layers stages, whose maps are too large to be kept, so that its teacher runs live.",
+        "At every stage: --layers stages. Its maps and ReviewKD's are too large to be kept: their teachers run live.",
     ),
 }
 """Name to table."""
