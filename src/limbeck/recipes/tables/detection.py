@@ -72,7 +72,7 @@ DETECTION: dict[str, Table] = {
             }
         },
         notes="The paper's YOLOv5 is not here. FPGI is the squared error behind a linear map at the places in boxes, "
-        "not near anchors; ours is the correlation form of each level of the pyramid; PKD and FGD are not in the paper.",
+        "not near anchors; ours is the correlation form of each level of the pyramid; the paper has no PKD and FGD.",
     ),
 }
 """Name to table."""
