@@ -65,6 +65,21 @@ def test_the_plan_is_seed_by_seed_with_a_teacher_only_where_one_is_used() -> Non
     assert (runs["alone-seed3"].seed, runs["alone-seed3"].method) == (3, "alone")
 
 
+def test_what_only_some_methods_use_is_left_to_them() -> None:
+    """A setting that none of them uses is refused, as it is in a run."""
+    recipe = BASE.changed({"method": "projector+kd", "layers": "stages", "student_logit_tap": "fc"})
+    runs = plan(recipe, ["alone", "kd", "projector", "projector+kd"], [0])
+    found = {name: (run.layers, run.student_logit_tap) for name, run in runs.items()}
+    assert found == {
+        "alone-seed0": ("last", None),
+        "kd-seed0": ("last", "fc"),
+        "projector-seed0": ("stages", None),
+        "projector+kd-seed0": ("stages", "fc"),
+    }
+    with pytest.raises(UserError, match="layers: method alone projects no features, got stages"):
+        plan(recipe.changed({"student_logit_tap": None}), ["alone", "kd"], [0])
+
+
 @pytest.mark.parametrize(
     ("methods", "seeds", "line"),
     [

@@ -12,7 +12,7 @@ from limbeck.errors import UserError
 from limbeck.intervals import summarize
 from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.values import LOGIT_METHODS, Method
+from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, Method
 from limbeck.records import is_share, mapping
 from limbeck.untrusted import read_object
 
@@ -90,7 +90,9 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
     # Where one method needs a teacher whose head fits, all get that teacher, not only its hub weights.
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     return {
-        f"{method}-seed{seed}": recipe.changed(method_changes(recipe, method, seed, fitted=fitted))
+        f"{method}-seed{seed}": recipe.changed(
+            {**method_changes(recipe, method, seed, fitted=fitted), **_left_to_others(method, methods)}
+        )
         for seed in seeds
         for method in methods
     }
@@ -102,6 +104,15 @@ def method_changes(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -
     if method == BASELINE:
         changes |= {**dict.fromkeys(TEACHER_SETTINGS), "fit_teacher": False}
     return changes
+
+
+def _left_to_others(method: Method, methods: Sequence[Method]) -> dict[str, object]:
+    """Settings that only other methods of the comparison have a use for, at their defaults."""
+    left: list[str] = []
+    for users, names in ((FEATURE_METHODS, ("layers", "background")), (LOGIT_METHODS, ("student_logit_tap",))):
+        if method not in users and any(other in users for other in methods):
+            left += names
+    return {name: Recipe.model_fields[name].default for name in left}
 
 
 def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:

@@ -16,6 +16,7 @@ from limbeck.errors import UserError
 from limbeck.recipes.agreement import plain, problem_of
 from limbeck.recipes.reading import explain, load_mapping, read_text
 from limbeck.recipes.values import (
+    FEATURE_METHODS,
     LOGIT_METHODS,
     Amount,
     Count,
@@ -340,7 +341,7 @@ class Recipe(BaseModel):
     @property
     def uses_features(self) -> bool:
         """Whether the method has a feature term (projector)."""
-        return self.method in ("projector", "projector+kd", "projector+dkd")
+        return self.method in FEATURE_METHODS
 
     @property
     def detects(self) -> bool:

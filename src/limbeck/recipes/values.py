@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, Field
 TaskName = Literal["classification", "detection"]
 Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
 Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", Rival]
+FEATURE_METHODS: tuple[Method, ...] = ("projector", "projector+kd", "projector+dkd")
+"""Those that have a feature term."""
+
 LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "dkd", "dist")
 """Those that compare logits, so that the teacher's head has to fit."""
 

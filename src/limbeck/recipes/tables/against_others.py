@@ -136,6 +136,13 @@ AGAINST_OTHERS: dict[str, Table] = {
                 "layers": "stages",
                 "cache_views": None,
             },
+            "at every stage + KD": {
+                "method": "projector+kd",
+                "feature_loss": "log_correlation",
+                "feature_weight": 8.0,
+                "layers": "stages",
+                "cache_views": None,
+            },
             "ReviewKD": {"method": "review", "cache_views": None},
         },
         claims=(
@@ -145,12 +152,11 @@ AGAINST_OTHERS: dict[str, Table] = {
             Claim("default + KD", "DIST", "the default with KD is above DIST"),
             Claim("default + KD", "VkD", "the default with KD is above VkD"),
             Claim("at every stage", "default", "the projector gains from more layers than the last"),
-            Claim("at every stage", "KD", "the projector at every stage is above KD"),
-            Claim("at every stage", "SRD", "the projector at every stage is above SRD"),
-            Claim("at every stage", "DKD", "the projector at every stage is above DKD"),
-            Claim("at every stage", "DIST", "the projector at every stage is above DIST"),
-            Claim("at every stage", "VkD", "the projector at every stage is above VkD"),
-            Claim("at every stage", "ReviewKD", "the projector at every stage is above ReviewKD"),
+            Claim("at every stage + KD", "default + KD", "and so it does with KD"),
+            *(
+                Claim("at every stage + KD", rival, f"at every stage, with KD, it is above {rival}")
+                for rival in ("SRD", "KD", "DKD", "DIST", "VkD", "ReviewKD")
+            ),
         ),
         pairs={
             "tiny": TINY,
