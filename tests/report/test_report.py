@@ -56,6 +56,13 @@ def test_a_teacher_that_was_read_from_a_cache_is_named_so(tmp_path: Path):
     assert "of it reading the teacher's outputs from the cache 0.1 s (1%)" in page.words
 
 
+def test_projectors_at_every_stage_are_said(tmp_path: Path):
+    runs = [make_run(tmp_path / name, projector="linear", layers=name) for name in ("stages", "last")]
+    words = [read(write_report(run))[1].words for run in runs]
+    assert "projector linear, at every stage" in words[0]
+    assert "at every stage" not in words[1]
+
+
 def test_a_run_that_did_not_time_its_teacher_says_nothing_of_it(tmp_path: Path):
     _, page = read(write_report(make_run(tmp_path / "run")))
     assert "of it" not in page.words
