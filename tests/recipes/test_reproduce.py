@@ -62,7 +62,8 @@ def test_every_row_of_every_table_is_a_recipe(name: str, scale: tables.Scale) ->
     for pair, figures in chosen.printed.items():
         assert pair in chosen.pairs["full"]
         assert figures.keys() <= chosen.rows.keys()
-        assert all((25 if chosen.metric == "AP" else 40) < value < 90 for value in figures.values())
+        low, high = {"top-1": (40, 90), "AP": (25, 45)}.get(chosen.metric, (0, 2))
+        assert all(low < value < high for value in figures.values())
     for pair in made.pairs:
         recipes = [made.recipe(pair, row, seed=3, factor=1.0) for row in made.rows]
         assert {recipe.seed for recipe in recipes} == {3}
@@ -106,6 +107,29 @@ def test_students_start_from_weights_of_their_own() -> None:
         make_plan("logsum", "tiny", {}, seeds=[0], student_weights=["small/cnn-5=start"])
 
 
+def test_a_table_of_what_the_probe_saw(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The figure is a mean over blocks at the end of a run, not a percentage; the weight is still chosen by top-1."""
+    words = ["reproduce", "equivariance", "--scale", "tiny", "--rows", "student", "--seeds", "1", "--epochs", "1"]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert "plain: translation error, 1 seeds" in capfd.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "equivariance-tiny" / "table.json").read_text())["rows"]
+    log = (tmp_path / "out" / "runs" / row["runs"]["0"] / "log.jsonl").read_text().splitlines()
+    probes = [record for line in log if (record := json.loads(line))["kind"] == "probe"]
+    blocks = probes[-1]["equivariance"].values()
+    assert len(blocks) == 4
+    assert row["last"]["mean"] == pytest.approx(sum(blocks) / 4)
+    assert 0.001 < row["last"]["mean"] < 3
+    made = make_plan("equivariance", "tiny", {"epochs": 1}, seeds=[0, 1, 2], factors=[1.0])
+    cells = [
+        Cell("plain", row, None, False, dict(enumerate(values)), dict(enumerate(values)), 1.0)
+        for row, values in {"student": (0.9, 1.0, 0.95), "ours": (0.1, 0.2, 0.15)}.items()
+    ]
+    record = table_record(made, cells, command="x")
+    assert record["claims"][0]["verdict"] == "holds"
+    assert record["claims"][0]["difference"]["mean"] == pytest.approx(0.8)
+    assert "translation error, mean ± sd" in markdown(record)
+
+
 def test_a_table_of_detectors(colored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What it costs, and two rows of it, really trained."""
     words = ["reproduce", "coco", "--pairs", "resnet20-resnet8", "--rows", "student", "FitNet", "--data", str(colored)]
@@ -116,9 +140,9 @@ def test_a_table_of_detectors(colored: Path, tmp_path: Path, capfd: pytest.Captu
     assert "in all 2 runs" in capfd.readouterr().out
     assert main(words) == 0
     said = capfd.readouterr().out
-    assert "resnet20-resnet8: AP in %, 1 seeds" in said
+    assert "resnet20-resnet8: AP in percent, 1 seeds" in said
     record = json.loads((tmp_path / "out" / "coco-small" / "table.json").read_text())
-    assert (record["metric"], record["plan"]["changes"]["classes"]) == ("AP", ["red"])
+    assert (record["unit"], record["plan"]["changes"]["classes"]) == ("AP in percent", ["red"])
     assert [row["last"]["n"] for row in record["rows"]] == [1, 1]
     assert "; AP in percent, mean" in markdown(record)
 

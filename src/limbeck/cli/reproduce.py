@@ -179,7 +179,7 @@ def _print(record: dict[str, Any]) -> None:
     console = Console(highlight=False)
     plan = record["plan"]
     for pair in plan["pairs"]:
-        title = f"{pair}: {record['metric']} in %, {len(plan['seeds'])} seeds, mean ± sd"
+        title = f"{pair}: {record['unit']}, {len(plan['seeds'])} seeds, mean ± sd"
         table = Table(
             title=title,
             title_justify="left",

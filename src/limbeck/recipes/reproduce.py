@@ -17,7 +17,8 @@ from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.tables import Changes, Scale, table
 from limbeck.recipes.verdicts import Cell
-from limbeck.untrusted import read_object
+from limbeck.records import mapping
+from limbeck.untrusted import read_object, records_of
 
 TUNING_SEED = 100
 FACTORS = (0.25, 1.0, 4.0)
@@ -244,14 +245,29 @@ def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:
 def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, failed: Mapping[Path, str]) -> Cell:
     places = {seed: place_of(runs, plan.recipe(*cell, seed=seed, factor=factor or 1.0)) for seed in plan.seeds}
     found = {seed: summary for seed, place in places.items() if (summary := read_summary(place)) is not None}
+    probe = table(plan.table).probe
+
+    def figure(epoch: str, seed: int) -> float | None:
+        if probe:
+            return _mean_of_probe(places[seed], probe)
+        return float(found[seed][epoch][found[seed]["metric"]])
+
     return Cell(
         *cell,
         factor=factor,
         is_edge=len(plan.factors) > 1 and factor in (plan.factors[0], plan.factors[-1]),
-        last={seed: float(run["last"][run["metric"]]) for seed, run in found.items()},
-        best={seed: float(run["best"][run["metric"]]) for seed, run in found.items()},
+        last={seed: value for seed in found if (value := figure("last", seed)) is not None},
+        best={seed: value for seed in found if (value := figure("best", seed)) is not None},
         seconds=sum(float(run["seconds"]) for run in found.values()) / max(len(found), 1),
         runs={seed: places[seed].name for seed in found},
         device="; ".join(dict.fromkeys(str(run["device"]) for run in found.values() if "device" in run)),
         failed="; ".join(dict.fromkeys(failed[place] for place in places.values() if place in failed)),
     )
+
+
+def _mean_of_probe(place: Path, name: str) -> float | None:
+    """The mean of some numbers of a run's last probe; None where it has none."""
+    log = (place / "log.jsonl").read_text(encoding="utf-8")
+    probes = [record for _, record in records_of(log) if record.get("kind") == "probe"]
+    values = [value for value in mapping(probes[-1], name).values() if isinstance(value, float)] if probes else []
+    return sum(values) / len(values) if values else None

@@ -11,30 +11,30 @@ from limbeck.recipes.verdicts import Cell, judge
 
 
 def table_record(plan: Plan, cells: Sequence[Cell], *, command: str) -> dict[str, Any]:
-    """Everything, as JSON; the metric in percent."""
+    """Everything, as JSON."""
     chosen = table(plan.table)
     return {
         "command": command,
         "plan": plan.record(),
         "title": chosen.title,
         "source": chosen.source,
-        "metric": chosen.metric,
+        "unit": chosen.unit,
         "notes": chosen.notes,
-        "rows": [_row(cell, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
+        "rows": [_row(cell, chosen.scale, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
         "devices": sorted({cell.device for cell in cells if cell.device}),
-        "claims": [asdict(verdict) for verdict in judge(chosen.claims, plan.pairs, cells)],
+        "claims": [asdict(verdict) for verdict in judge(chosen.claims, plan.pairs, cells, scale=chosen.scale)],
     }
 
 
-def _row(cell: Cell, printed: float | None) -> dict[str, Any]:
-    last, best = ([100 * value for value in values.values()] for values in (cell.last, cell.best))
+def _row(cell: Cell, scale: float, printed: float | None) -> dict[str, Any]:
+    last, best = ([scale * value for value in values.values()] for values in (cell.last, cell.best))
     return {
         "pair": cell.pair,
         "row": cell.row,
         "printed": printed,
         "last": asdict(interval(last)) if last else None,
         "best": asdict(interval(best)) if best else None,
-        "by seed": {str(seed): round(100 * value, 4) for seed, value in cell.last.items()},
+        "by seed": {str(seed): round(scale * value, 4) for seed, value in cell.last.items()},
         "factor": cell.factor,
         "factor at the edge": cell.is_edge,
         "seconds": round(cell.seconds, 1),
@@ -77,7 +77,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         f"### {record['title']} ({record['source']}; scale {plan['scale']})",
         "",
-        f"`{record['command']}`: seeds {seeds}; {record.get('metric', 'top-1')} in percent, mean ± sd and Student's "
+        f"`{record['command']}`: seeds {seeds}; {record.get('unit', 'top-1 in percent')}, mean ± sd and Student's "
         f"95% interval of the last epoch, the mean of the best one. {effort(plan['factors'])} "
         f"{record['notes']}".rstrip(),
         "",

@@ -47,7 +47,7 @@ class Verdict:
         better: The row that is claimed to be above.
         worse: The other one.
         words: The claim.
-        difference: Of the last epochs, seed by seed, in points; None where no seed has both.
+        difference: Of the last epochs, seed by seed, in the table's unit; None where no seed has both.
         verdict: "holds", "does not hold" or "not decided": by whether the interval leaves out zero, and on which side.
             Of fewer than three seeds nothing is concluded.
     """
@@ -60,9 +60,11 @@ class Verdict:
     verdict: str
 
 
-def judge(claims: Sequence[Claim], pairs: Sequence[str], cells: Sequence[Cell]) -> list[Verdict]:
-    """What becomes of each claim of a table, for each of the pairs."""
-    found = {(cell.pair, cell.row): _points(cell) for cell in cells}
+def judge(
+    claims: Sequence[Claim], pairs: Sequence[str], cells: Sequence[Cell], *, scale: float = 100.0
+) -> list[Verdict]:
+    """What becomes of each claim of a table, for each of the pairs; ``scale`` as of a :class:`Table`."""
+    found = {(cell.pair, cell.row): {seed: scale * value for seed, value in cell.last.items()} for cell in cells}
     verdicts: list[Verdict] = []
     for claim in claims:
         for pair in pairs:
@@ -74,7 +76,3 @@ def judge(claims: Sequence[Claim], pairs: Sequence[str], cells: Sequence[Cell]) 
                 verdict = "holds" if difference.mean > 0 else "does not hold"
             verdicts.append(Verdict(pair, **asdict(claim), difference=difference, verdict=verdict))
     return verdicts
-
-
-def _points(cell: Cell) -> dict[int, float]:
-    return {seed: 100 * value for seed, value in cell.last.items()}

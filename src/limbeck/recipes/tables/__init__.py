@@ -12,10 +12,11 @@ from limbeck.recipes.tables.ablations import ABLATIONS
 from limbeck.recipes.tables.against_others import AGAINST_OTHERS
 from limbeck.recipes.tables.detection import DETECTION
 from limbeck.recipes.tables.table import Changes, Claim, Scale, Table
+from limbeck.recipes.tables.transformers import TRANSFORMERS
 
 __all__ = ["TABLES", "Changes", "Claim", "Scale", "Table", "table"]
 
-TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS, **DETECTION}
+TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS, **TRANSFORMERS, **DETECTION}
 """Name to table: what ``limbeck reproduce`` knows."""
 
 

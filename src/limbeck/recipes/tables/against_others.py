@@ -1,6 +1,6 @@
-"""Tables of the method against others: CIFAR-100, ImageNet, and transformers taught by a CNN."""
+"""Tables of the method against others: CIFAR-100, ImageNet, and Limbeck's own default."""
 
-from limbeck.recipes.tables.pairs import ADAMW, CIFAR, CIFAR_PRINTED, CIFAR_ROWS, SMALL, TINY, pair, stem
+from limbeck.recipes.tables.pairs import CIFAR, CIFAR_PRINTED, CIFAR_ROWS, SMALL, TINY, pair
 from limbeck.recipes.tables.table import ALONE, KD, LOG_SUM, Claim, Table
 
 AGAINST_OTHERS: dict[str, Table] = {
@@ -72,44 +72,6 @@ AGAINST_OTHERS: dict[str, Table] = {
             }
         },
         notes="The thesis has 71.87 for ours, which is the published checkpoint (elementwise LogSum and KL).",
-    ),
-    "deit": Table(
-        title="Data-efficient transformers from a CNN, with the control that the paper lacks",
-        source="table 4",
-        rows={
-            "student": ALONE,
-            "KL": KD,
-            "ours": {"method": "projector+kd", "feature_loss": "log_correlation"},
-        },
-        claims=(
-            Claim("KL", "student", "a CNN's logits help a transformer"),
-            Claim("ours", "student", "distillation helps"),
-            Claim("ours", "KL", "the projector adds to KL with the same student (not in the paper)"),
-        ),
-        pairs={
-            "tiny": {
-                "stem": {"teacher": "small/cnn-32", "size": 16, **stem("test"), **ADAMW},
-                "plain": {"teacher": "small/cnn-32", "size": 16, "student": "small/vit-32", **ADAMW},
-            },
-            "small": {
-                "stem": {"teacher": "cifar/wrn_16_2", **stem("mini"), **ADAMW},
-                "plain": {"teacher": "cifar/wrn_16_2", "student": "small/vit-64", **ADAMW},
-            },
-            "full": {
-                "Ti-stem": {"recipe": "imagenet-deit-ti", "student_alone": "deit/conv_stem_tiny"},
-                "Ti-plain": {"recipe": "imagenet-deit-ti-plain"},
-                "S-stem": {"recipe": "imagenet-deit-s", "student_alone": "deit/conv_stem_small"},
-                "S-plain": {"recipe": "imagenet-deit-s-plain"},
-            },
-        },
-        printed={
-            "Ti-stem": {"ours": 77.2},
-            "Ti-plain": {"student": 72.2},
-            "S-stem": {"ours": 82.1},
-            "S-plain": {"student": 79.8},
-        },
-        notes="The paper compares its student, which has a convolutional stem and a second head, with plain DeiT; what "
-        "the stem gives and what the projector gives are not told apart. Between the pairs of this table is the stem.",
     ),
     "default": Table(
         title="Limbeck's default against others, with a weight of equal effort each",

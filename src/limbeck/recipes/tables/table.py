@@ -60,9 +60,10 @@ class Table:
         pairs: Scale to the pairs of models, by name, each with what it changes; of full scale, the name of the recipe
             and what it changes in that. ``student_alone`` is the student that learns without a teacher, where that
             has one head fewer.
-        printed: Pair of full scale to row to the metric, in percent.
+        printed: Pair of full scale to row to the printed figure.
         notes: What is not stated, or not as printed.
-        metric: What the figures are.
+        metric: What the figures are; in percent, unless they are a probe's.
+        probe: Name of numbers in the last probe of a run, whose mean is then the figure.
     """
 
     title: str
@@ -73,6 +74,17 @@ class Table:
     printed: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     notes: str = ""
     metric: str = "top-1"
+    probe: str = ""
+
+    @property
+    def scale(self) -> float:
+        """What figures of a run are multiplied by."""
+        return 1.0 if self.probe else 100.0
+
+    @property
+    def unit(self) -> str:
+        """The metric, and whether it is in percent."""
+        return self.metric if self.probe else f"{self.metric} in percent"
 
     def recipe(self, scale: Scale, pair: str, row: str, changes: Changes) -> Recipe:
         """The recipe of one row and pair.
