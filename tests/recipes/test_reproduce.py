@@ -145,6 +145,8 @@ def test_a_table_of_detectors(colored: Path, tmp_path: Path, capfd: pytest.Captu
     assert (record["unit"], record["plan"]["changes"]["classes"]) == ("AP in percent", ["red"])
     assert [row["last"]["n"] for row in record["rows"]] == [1, 1]
     assert "; AP in percent, mean" in markdown(record)
+    assert main(words) == 0
+    assert "the seeds that count]" not in capfd.readouterr().out
 
 
 def test_weights_that_are_multiplied() -> None:

@@ -72,7 +72,10 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        mappings = {name: dict(getattr(self, name)) for name in ("changes", *WEIGHTS)}
+        mappings = {name: dict(getattr(self, name)) for name in WEIGHTS}
+        mappings["changes"] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.changes.items()
+        }
         lists = {name: list(getattr(self, name)) for name in ("pairs", "rows", "seeds", "factors")}
         return {"table": self.table, "scale": self.scale, **mappings, **lists}
 
