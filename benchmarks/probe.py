@@ -35,7 +35,7 @@ from limbeck.diagnostics import (
 )
 from limbeck.diagnostics.probe_projectors import quick_singular_values
 from limbeck.models import InputTransform
-from limbeck.recipes.build import pooled_shape
+from limbeck.recipes.features import pooled_shape
 from limbeck.tasks import Classification
 
 PAIRS = [

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, models, norms, pooling, projectors
 from limbeck.evaluation import evaluate, evaluate_terms
-from limbeck.recipes.build import pooled_shape
+from limbeck.recipes.features import pooled_shape
 from limbeck.tasks import Classification
 
 SIZE, CLASSES = 16, 5

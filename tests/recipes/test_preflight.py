@@ -61,10 +61,16 @@ def test_a_nan_in_the_teacher_is_an_error(parts: Parts) -> None:
 
 
 def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:
+    """One that pulls a hundred times as hard at first is none: it was the best of its table."""
     parts.distiller.weights["feature"] = 1e4
     finding = found(parts)["balance"]
     assert finding.level == "warning"
     assert finding.advice.startswith("feature is ")
+    ratio = float(finding.advice.split()[2])
+    parts.distiller.weights["feature"] = 1e4 * 100 / ratio
+    assert found(parts)["balance"].level == "ok"
+    parts.distiller.weights["feature"] = 1e4 / 50 / ratio
+    assert found(parts)["balance"].level == "warning"
 
 
 def test_a_frozen_projector_is_an_error_where_something_else_forgot_it(parts: Parts) -> None:

@@ -1,0 +1,67 @@
+"""The feature terms of a recipe: which layers of the models are projected, and how they are laid out in rows."""
+
+import torch
+from torch import Tensor
+
+from limbeck import pooling
+from limbeck.distiller import evaluating
+from limbeck.errors import UserError
+from limbeck.models import Model
+from limbeck.models.stages import pair_stages
+from limbeck.recipes import choices
+from limbeck.recipes.choices import build_pool
+from limbeck.recipes.recipe import Recipe
+from limbeck.taps import Taps
+from limbeck.terms import FeatureTerm
+
+
+def build_feature_terms(recipe: Recipe, student: Model, teacher: Model) -> dict[str, FeatureTerm]:
+    """The feature term between the two taps, and with ``layers`` one for each pair of stages, shallow to deep.
+
+    Where both stages end in maps of one size, every position is a row; else the features are pooled by their shapes.
+    """
+    taps = (recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate)
+    pools = (build_pool(recipe.student_pool), build_pool(recipe.teacher_pool))
+    terms = {"feature": build_feature_term(recipe, (student, teacher), taps, pools)}
+    if recipe.layers == "stages":
+        for index, pair in enumerate(pair_stages(student, teacher), start=1):
+            pool = stage_pool(student, teacher, pair)
+            terms[f"feature{index}"] = build_feature_term(recipe, (student, teacher), pair, (pool, pool))
+    return terms
+
+
+def build_feature_term(
+    recipe: Recipe, models: tuple[Model, Model], taps: tuple[str, str], pools: tuple[pooling.Pool, pooling.Pool]
+) -> FeatureTerm:
+    """The feature term between two taps, its widths read off a dry forward pass of each model."""
+    d_s, d_t = (pooled_shape(*side)[-1] for side in zip(models, taps, pools, strict=True))
+    if recipe.projector == "identity" and d_s != d_t:
+        raise UserError(
+            f'projector "identity" needs equal widths: "{taps[0]}" of the student has {d_s} channels, '
+            f'"{taps[1]}" of the teacher {d_t}; use "linear"'
+        )
+    return choices.build_feature_term(recipe, taps, (d_s, d_t), pools)
+
+
+def stage_pool(student: Model, teacher: Model, taps: tuple[str, str]) -> pooling.Pool:
+    """Every position a row, where both are maps of one size; else as the shape of each suggests."""
+    ours, theirs = tap_shape(student, taps[0]), tap_shape(teacher, taps[1])
+    alike = len(ours) == len(theirs) == 4 and ours[2:] == theirs[2:]
+    return pooling.spatial_positions if alike else pooling.automatic
+
+
+def tap_shape(model: Model, tap: str) -> tuple[int, ...]:
+    """Shape of a tapped feature for a batch of two, from a dry forward pass in eval mode."""
+    return tuple(_dry_run(model, tap).shape)
+
+
+def pooled_shape(model: Model, tap: str, pool: pooling.Pool) -> tuple[int, ...]:
+    """Shape of a tapped feature behind its pooling."""
+    return tuple(pool(_dry_run(model, tap)).shape)
+
+
+def _dry_run(model: Model, tap: str) -> Tensor:
+    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, 3, model.input.size, model.input.size, device=device)
+    with evaluating(model.module):
+        return Taps(model.module, [tap])(images).features[tap]
