@@ -30,7 +30,7 @@ FLAGS = {
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
         --student-logit-tap --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels
-        --background
+        --layers --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
@@ -88,6 +88,13 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     text = help_of(command, capsys)
     assert flags_in_help(text) == set(FLAGS[command].split())
     assert max(len(row) for row in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("methods", ["alone kd projector", "projector kd", "dist projector+kd", "projector"])
+def test_a_comparison_takes_what_some_of_its_methods_use(methods: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--recipe", "digits", "--layers", "stages", "--dry-run", "--methods", *methods.split()]
+    assert main(words) == 0
+    assert "layers: stages" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
