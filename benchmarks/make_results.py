@@ -247,9 +247,11 @@ class Page:
             rows.append(cells)
         return grid(head, rows)
 
-    def reproduced(self) -> str:
-        """Every table of ``limbeck reproduce`` in the folder ``tables``."""
-        return "\n".join(table_text.markdown(_json(path)) for path in sorted((self.folder / "tables").glob("*.json")))
+    def reproduced(self, *names: str) -> str:
+        """The tables of ``limbeck reproduce`` in the folder ``tables`` with these names; by default all of images."""
+        found = {path.stem: _json(path) for path in sorted((self.folder / "tables").glob("*.json"))}
+        chosen = names or [name for name, record in found.items() if record.get("unit") != "AP in percent"]
+        return "\n".join(table_text.markdown(found[name]) for name in chosen)
 
     def detectors(self, file: str) -> str:
         """The steps of benchmarks/detectors.py: times the student alone with quartiles, and MiB."""
