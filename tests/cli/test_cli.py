@@ -336,6 +336,15 @@ def test_distill_trains_the_recipe_with_flags_on_top(parts: Parts, capsys: pytes
     assert "teacher top1: 99.00%" in out
 
 
+def test_a_fault_of_several_terms_is_one_line(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    weighted = {"task": 1.0, "feature": 1e3, "feature1": 2e3, "feature2": 1.0}
+    parts.log = [{"kind": "probe", "step": 0, "balance": {"weighted": weighted}}]
+    assert call("distill --recipe digits --out x") == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict:")]
+    assert said.startswith("verdict: The weight of feature is too large: ")
+    assert " Likewise feature1. Change the weight" in said
+
+
 def test_what_is_wrong_with_a_run_is_said_behind_its_result(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     parts.log = [
         {"kind": "probe", "step": 0, "balance": {"weighted": {"task": 1.0, "kd": 1e3}, "suggested": {"kd": 0.002}}},

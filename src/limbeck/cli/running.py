@@ -79,12 +79,18 @@ def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def verdict_lines(folder: Path) -> list[str]:
-    """What is wrong with a run, a line for each verdict; none for a healthy one, and none on other processes."""
-    from limbeck.diagnostics.verdict import verdicts
+    """What is wrong with a run, a line for each kind of fault; none for a healthy one, and none on other processes."""
+    from limbeck.diagnostics.verdict import Verdict, verdicts
     from limbeck.untrusted import records_of
 
     log = folder / "log.jsonl"
     if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder
         return []
-    found = verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))])
-    return [f"verdict: {verdict.title}: {verdict.seen} {verdict.remedy}" for verdict in found]
+    kinds: dict[str, list[Verdict]] = {}
+    for found in verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))]):
+        kinds.setdefault(found.name, []).append(found)
+    lines: list[str] = []
+    for first, *others in kinds.values():
+        also = f" Likewise {', '.join(other.term for other in others)}." if others else ""
+        lines.append(f"verdict: {first.title}: {first.seen}{also} {first.remedy}")
+    return lines

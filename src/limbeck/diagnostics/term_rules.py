@@ -107,8 +107,7 @@ def capacity_gap(run: Evidence) -> Iterator[Verdict]:
                 f"{percent(train)} of training images, the teacher on {percent(teacher)} of validation images.",
                 "The student is too small for this teacher, or was trained for too short: it fails on images that it "
                 "has seen.",
-                "Train longer; then a larger student, or a smaller teacher in between; log_correlation or log_sum with "
-                "alpha 4 to 5 softens what cannot be reached.",
+                "Train longer; then a larger student, or a smaller teacher in between.",
                 f"fit-{name}",
                 name,
             )
