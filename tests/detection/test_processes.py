@@ -30,5 +30,6 @@ def test_losses_of_detectors_are_those_of_all_images(tmp_path: Path):
         for found in torch.load(tmp_path / f"rank{rank}.pt"):
             assert found.keys() == expected.keys()
             for name, value in expected.items():
-                torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-9, msg=name)
+                rtol, atol = (1e-7, 1e-9) if value.dtype == torch.float64 else (1e-5, 1e-7)
+                torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=name)
                 assert value.abs().sum() > 0
