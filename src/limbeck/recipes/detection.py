@@ -16,15 +16,11 @@ from limbeck.models import Model, Normalization
 from limbeck.models.detectors import heads_shape, trunk_only
 from limbeck.recipes.choices import build_feature_term
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.rivals import full_weight
 from limbeck.rivals import FGDTerm, ReviewTerm
 from limbeck.rivals.fgd import Weights
 from limbeck.tasks import Detection
 from limbeck.terms import FeatureTerm, Term
-
-RIVAL_WEIGHTS = {"fitnet": 0.01, "review": 2.0, "fgd": 1.0, "pkd": 3.0}
-"""ReviewKD: its configuration of MobileNetV2 (1.2 for ResNet18, 1.0 for ResNet50). PKD: mmrazor's 6 of half a mean
-squared error. FitNet: 0.01, our run (docs/results.md, table of COCO): at 1 it pulls a hundred times as hard as the
-task. FGD: its own, inside of the term."""
 
 FGD = {
     "fasterrcnn": (Weights(), 0.5),
@@ -35,12 +31,6 @@ FGD = {
 }
 """Weights and temperature of FGD's code for each kind of detector (ResNet101 to ResNet50); SSDlite and RT-DETR, which
 it has not, as RetinaNet."""
-
-
-def full_weight(recipe: Recipe) -> float:
-    """The weight of a rival's terms: the recipe's own or the published one."""
-    assert recipe.rival is not None
-    return RIVAL_WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
 
 
 def build_detection_data(recipe: Recipe) -> DetectionData:

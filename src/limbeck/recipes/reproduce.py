@@ -162,10 +162,9 @@ def weighted(recipe: Recipe, factor: float) -> dict[str, object]:
     if recipe.has_logit_term:
         changes["logit_weight"] = recipe.logit_weight * factor
     if recipe.rival is not None:
-        from limbeck.recipes import detection, rivals
+        from limbeck.recipes.rivals import full_weight
 
-        full = detection.full_weight(recipe) if recipe.detects else rivals.full_weight(recipe)
-        changes["rival_weight"] = full * factor
+        changes["rival_weight"] = full_weight(recipe) * factor
     return changes
 
 
