@@ -203,6 +203,20 @@ def spatial_positions(x: Tensor) -> Tensor:
     return out
 
 
+def grid_positions(x: Tensor, height: int, width: int) -> Tensor:
+    n_, c_, h_, w_ = x.shape
+    out = torch.zeros(n_, height * width, c_, dtype=torch.float64)
+    for n in range(n_):
+        for c in range(c_):
+            for i in range(height):
+                for j in range(width):
+                    rows = range(i * h_ // height, -(-(i + 1) * h_ // height))
+                    columns = range(j * w_ // width, -(-(j + 1) * w_ // width))
+                    cell = [float(x[n, c, row, column]) for row in rows for column in columns]
+                    out[n, i * width + j, c] = sum(cell) / len(cell)
+    return out
+
+
 # What a user sees, who has no shape checker
 
 

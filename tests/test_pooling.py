@@ -38,6 +38,19 @@ PAIRS: dict[str, tuple[pooling.Pool, tuple[int, ...], Callable[[Tensor], Tensor]
     "unpooled": (pooling.unpooled, (4, 3, 2, 5), lambda x: x),
     "token_map": (pooling.token_map(), (4, 10, 3), lambda x: torch.tensor(reference_relations.token_map(x, 1)).to(x)),
     "token_map 0": (pooling.token_map(0), (4, 4, 3), lambda x: torch.tensor(reference_relations.token_map(x, 0)).to(x)),
+    "grid_positions": (pooling.grid_positions(2, 3), (4, 3, 4, 6), lambda x: reference.grid_positions(x, 2, 3)),
+    "grid_positions, uneven": (pooling.grid_positions(2, 3), (4, 3, 5, 4), lambda x: reference.grid_positions(x, 2, 3)),
+    "grid_positions, own size": (pooling.grid_positions(2, 5), (4, 3, 2, 5), reference.spatial_positions),
+    "grid_positions, nhwc": (
+        pooling.grid_positions(2, 2, channels_last=True),
+        (4, 4, 4, 3),
+        lambda x: reference.grid_positions(x.movedim(3, 1), 2, 2),
+    ),
+    "grid_positions, tokens": (
+        pooling.grid_positions(2, 2, prefix=2),
+        (4, 18, 3),
+        lambda x: reference.grid_positions(torch.tensor(reference_relations.token_map(x, 2)).to(x), 2, 2),
+    ),
 }
 every_pair = pytest.mark.parametrize(("pool", "shape", "twin"), PAIRS.values(), ids=PAIRS)
 Twin = Callable[[Tensor], Tensor]
@@ -146,6 +159,12 @@ def message(call: Callable[[], object]) -> str:
             (4, 197, 3),
             "token_map: got 197 tokens, of which 2 are prefix; expected a square number of patches, not 195",
         ),
+        (pooling.grid_positions(2, 2), (4, 3), "grid_positions: got (4, 3); expected (n, c, h, w)"),
+        (
+            pooling.grid_positions(2, 4),
+            (4, 3, 7, 3),
+            "grid_positions: got 7 x 3 positions; expected a grid of 2 x 4 at the least",
+        ),
     ],
 )
 def test_shapes_are_checked(pool: pooling.Pool, shape: tuple[int, ...], expected: str) -> None:
@@ -156,6 +175,10 @@ def test_prefix_is_checked() -> None:
     assert message(lambda: pooling.token_mean(-1)) == "token_mean: prefix is -1; expected 0 or more"
     assert message(lambda: pooling.token_positions(-1)) == "token_positions: prefix is -1; expected 0 or more"
     assert message(lambda: pooling.token_map(-1)) == "token_map: prefix is -1; expected 0 or more"
+    assert (
+        message(lambda: pooling.grid_positions(1, 1, prefix=-1)) == "grid_positions: prefix is -1; expected 0 or more"
+    )
+    assert "the grid is 0 x 2; expected 1 x 1 or more" in message(lambda: pooling.grid_positions(0, 2))
 
 
 # torch.compile
@@ -180,6 +203,9 @@ def test_compile_into_one_graph() -> None:
         (released.token_positions(1), tokens),
         (released.unpooled, map_),
         (released.token_map(1), tokens),
+        (released.grid_positions(1, 5), map_),
+        (released.grid_positions(1, 2), map_),
+        (released.grid_positions(1, 1, prefix=1), tokens),
     ]
     for pool, x in calls:
         torch.compiler.reset()

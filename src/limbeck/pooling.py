@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from limbeck.errors import UserError
 
@@ -161,6 +162,38 @@ def token_positions(prefix: int = 1) -> Pool:
     return functools.partial(_token_positions, prefix=prefix)
 
 
+def grid_positions(height: int, width: int, *, prefix: int = 0, channels_last: bool = False) -> Pool:
+    """A pool that averages a map, or square tokens, over the cells of a grid and keeps every cell as a row.
+
+    Two features of unlike resolution meet on a grid no finer than either: a map of 56 x 56 and the patches of a ViT on
+    14 x 14. Where the grid divides the map, the cells are disjoint; else they are those of adaptive average pooling,
+    which overlap by a position. On a grid of the map's own size nothing is averaged.
+
+    Args:
+        height: Rows of the grid.
+        width: Columns of the grid.
+        prefix: Tokens before the patches, as in :func:`token_mean`; not used for maps.
+        channels_last: Whether four dimensions are ``(n, h, w, c)``, as Swin has them.
+
+    Returns:
+        The pool ``(n, c, h, w)``, ``(n, h, w, c)`` or ``(n, prefix + side^2, c)`` ``-> (n, height * width, c)``.
+
+    Raises:
+        UserError: If a side of the grid is below 1 or prefix negative; on a call, if the feature is neither a map nor
+            square tokens, or is coarser than the grid.
+
+    Example:
+        >>> import torch
+        >>> pool = grid_positions(7, 7)
+        >>> pool(torch.ones(8, 512, 28, 28)).shape, pool(torch.ones(8, 196, 384)).shape
+        (torch.Size([8, 49, 512]), torch.Size([8, 49, 384]))
+    """
+    if height < 1 or width < 1:
+        raise UserError(f"grid_positions: the grid is {height} x {width}; expected 1 x 1 or more")
+    _check_prefix("grid_positions", prefix)
+    return functools.partial(_grid_positions, size=(height, width), prefix=prefix, channels_last=channels_last)
+
+
 def unpooled(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """A map as it is, for losses of maps. Tokens become one by :func:`token_map`.
 
@@ -218,6 +251,26 @@ def _token_map(x: Float[Tensor, "n tokens c"], *, prefix: int) -> Float[Tensor, 
             f"expected a square number of patches, not {patches.shape[1]}"
         )
     return patches.transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
+
+
+def _grid_positions(
+    x: Float[Tensor, "n ..."], *, size: tuple[int, int], prefix: int, channels_last: bool
+) -> Float[Tensor, "n cells c"]:
+    if x.ndim == 3:
+        x = _token_map(x, prefix=prefix)
+    elif x.ndim == 4 and channels_last:
+        x = x.movedim(3, 1)
+    _check("grid_positions", x, "n c h w")
+    (h, w), (height, width) = x.shape[2:], size
+    if h < height or w < width:
+        raise UserError(f"grid_positions: got {h} x {w} positions; expected a grid of {height} x {width} at the least")
+    if (h, w) == size:
+        return spatial_positions(x)
+    if h % height == 0 and w % width == 0:
+        x = functional.avg_pool2d(x, (h // height, w // width))  # its gradient is deterministic on every device
+    else:
+        x = functional.adaptive_avg_pool2d(x, size)
+    return spatial_positions(x)
 
 
 def _patches(name: str, x: Tensor, prefix: int) -> Tensor:

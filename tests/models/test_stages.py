@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 from limbeck.models import InputSpec, Model, build
 from limbeck.models.cifar import NETS
-from limbeck.models.stages import stages
+from limbeck.models.stages import layout_of, stages
 from limbeck.taps import Taps
 
 SPEC = InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 16)
@@ -25,6 +25,8 @@ EXPECTED = {
     "timm/deit_tiny_patch16_224": ("blocks.2", "blocks.5", "blocks.8", "blocks.11"),
     "timm/convnext_atto": ("stages.0", "stages.1", "stages.2", "stages.3"),
     "timm/regnety_016": ("s1", "s2", "s3", "s4"),
+    "timm/swin_tiny_patch4_window7_224": ("layers.0", "layers.1", "layers.2", "norm"),
+    "torchvision/swin_t": ("features.1", "features.3", "features.5", "permute"),
     "torchvision/resnet18": ("layer1", "layer2", "layer3", "layer4"),
     "torchvision/mobilenet_v2": ("features.3", "features.6", "features.13", "features.18"),
 }
@@ -40,7 +42,9 @@ def check(model: Model, taps: tuple[str, ...]) -> None:
     """What Taps accepts, in a training pass; ordered, and no vector among them."""
     found = features(model, taps)
     if found[0].ndim == 4:
-        sizes = [x.shape[2] for x in found]
+        layouts = [layout for x in found if (layout := layout_of(tuple(x.shape))) is not None]
+        sizes = [layout.size[0] for layout in layouts]
+        assert len(sizes) == len(found)
         assert sizes == sorted(set(sizes), reverse=True)
         assert sizes[-1] > 1
     else:
@@ -61,6 +65,22 @@ def test_every_cifar_net_has_stages(name: str) -> None:
     taps = stages(model)
     assert 3 <= len(taps) <= 4
     check(model, taps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 512, 7, 7), ((7, 7), 0, False)),
+        ((2, 7, 7, 768), ((7, 7), 0, True)),
+        ((2, 8, 8, 8), ((8, 8), 0, False)),  # cannot be told apart: channels first, as nearly all models have them
+        ((2, 196, 384), ((14, 14), 0, False)),
+        ((2, 1374, 384), ((37, 37), 5, False)),  # DINOv2 with a class token and four registers
+        ((2, 512), None),
+    ],
+)
+def test_the_layout_is_guessed_from_the_shape(shape: tuple[int, ...], expected: tuple[object, ...] | None) -> None:
+    layout = layout_of(shape)
+    assert (tuple(layout) if layout is not None else None) == expected
 
 
 def test_it_leaves_no_trace() -> None:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from limbeck import losses, pooling
+from limbeck import losses
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import Model, build
@@ -175,20 +175,29 @@ def test_every_logit_loss_is_built(name: str, data: Data, teacher: Model) -> Non
     assert step(build_parts(recipe(method="kd", logit_loss=name), data, teacher)).keys() == {"task", "logit"}
 
 
-@pytest.mark.parametrize("name", ["cifar/resnet14", "cifar/vgg8", "small/vit-32"])
-def test_the_projector_at_every_stage(name: str, data: Data) -> None:
-    """Maps of one size are compared place by place, others pooled; the weight is shared out."""
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("cifar/resnet14", (64, 16, 4)),  # maps of the student's own sizes
+        ("small/cnn-8", (16, 4)),  # maps twice as large
+        ("small/vit-32", (4, 4, 4)),  # patches of 2 x 2
+    ],
+)
+def test_the_projector_at_every_stage(name: str, positions: tuple[int, ...], data: Data) -> None:
+    """Stages meet place by place on the coarser grid; the weight is shared out."""
     torch.manual_seed(1)
     teacher = build(name, num_classes=10, size=8)
     parts = build_parts(recipe(teacher=name, layers="stages", feature_weight=2.0), data, teacher)
     terms = [term for term in parts.distiller.terms.values() if isinstance(term, FeatureTerm)]
-    assert list(parts.distiller.terms) == ["feature", *(f"feature{stage}" for stage in range(1, len(terms)))]
-    assert len(terms) >= 3
+    assert list(parts.distiller.terms) == ["feature", *(f"feature{stage + 1}" for stage in range(len(positions)))]
     assert {parts.distiller.weights[term] for term in parts.distiller.terms} == {2.0 / len(terms)}
     assert len({term.student_taps for term in terms}) == len(terms)
-    dense = [term.student_pool is pooling.spatial_positions for term in terms]
-    assert (dense[0], all(dense[1:])) == (False, "vit" not in name)
-    assert any(dense) == ("vit" not in name)
+    student, taught = parts.distiller.capture(next(iter(data.train_loader(batch_size=16, seed=0))))
+    assert taught is not None
+    for term, places in zip(terms[1:], positions, strict=True):
+        ours = term.student_pool(student.features[term.student_taps[0]])
+        theirs = term.teacher_pool(taught.features[term.teacher_taps[0]])
+        assert ours.shape[:2] == theirs.shape[:2] == (16, places)
     assert all(value != 0 for value in step(parts).values())
 
 

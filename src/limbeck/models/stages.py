@@ -1,8 +1,9 @@
 """Find the taps of a model that a method of several layers wants."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,36 @@ from torch.func import functional_call
 
 from limbeck.errors import UserError
 from limbeck.models.spec import Model
+
+
+class Layout(NamedTuple):
+    """How the positions of a feature lie."""
+
+    size: tuple[int, int]
+    prefix: int = 0
+    channels_last: bool = False
+
+
+def layout_of(shape: tuple[int, ...]) -> Layout | None:
+    """How the positions lie in a feature of a square image, guessed from its shape; None of a vector.
+
+    Maps have equal sides, behind the channels or in front of them (Swin). Of tokens, the largest square is patches and
+    what is left is in front of them.
+
+    Example:
+        >>> layout_of((2, 197, 384)), layout_of((2, 7, 7, 768))
+        (Layout(size=(14, 14), prefix=1, channels_last=False), Layout(size=(7, 7), prefix=0, channels_last=True))
+    """
+    match shape:
+        case (_, height, width, channels) if height == width != channels:
+            return Layout((height, width), channels_last=True)
+        case (_, _, height, width):
+            return Layout((height, width))
+        case (_, tokens, _):
+            side = math.isqrt(tokens)
+            return Layout((side, side), prefix=tokens - side**2)
+        case _:
+            return None
 
 
 @dataclass
@@ -24,7 +55,8 @@ class _Call:
 
     @property
     def size(self) -> tuple[int, ...]:
-        return tuple(self.output.shape[2:])
+        layout = layout_of(tuple(self.output.shape))
+        return layout.size if layout is not None else ()
 
 
 def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
@@ -37,8 +69,7 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
     ``blocks.11`` of twelve. Pooled vectors are never among them, nor is what :class:`limbeck.taps.Taps` refuses: a
     submodule that runs twice, that gives no tensor, or whose output is overwritten in place.
 
-    It is a guess by shapes, made in one forward pass on two blank images that leaves no trace in the model. Models
-    that keep their channels last (Swin) are taken for models of maps.
+    It is a guess by shapes, made in one forward pass on two blank images that leaves no trace in the model.
 
     Args:
         model: From :func:`limbeck.models.build`.
@@ -93,7 +124,7 @@ def _resolutions(line: list[_Call], count: int) -> tuple[str, ...]:
             # An identity behind a stage (norm_pre of ConvNeXt) gives the stage's own tensor: the stage is meant.
             last[call.size] = before if before is not None and before.output is call.output else call
     ends = list(last.values())
-    if len(ends) > 3 and ends[0].convolutions == 1:
+    if len(ends) > 3 and ends[0].convolutions == 1 < ends[1].convolutions:
         del ends[0]
     return tuple(call.path for call in ends[-count:])
 

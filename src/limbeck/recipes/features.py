@@ -7,7 +7,7 @@ from limbeck import pooling
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.stages import pair_stages
+from limbeck.models.stages import layout_of, pair_stages
 from limbeck.recipes import choices
 from limbeck.recipes.choices import build_pool
 from limbeck.recipes.recipe import Recipe
@@ -18,15 +18,15 @@ from limbeck.terms import FeatureTerm
 def build_feature_terms(recipe: Recipe, student: Model, teacher: Model) -> dict[str, FeatureTerm]:
     """The feature term between the two taps, and with ``layers`` one for each pair of stages, shallow to deep.
 
-    Where both stages end in maps of one size, every position is a row; else the features are pooled by their shapes.
+    At the end of a stage every position is a row, on the coarser of both grids.
     """
     taps = (recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate)
     pools = (build_pool(recipe.student_pool), build_pool(recipe.teacher_pool))
     terms = {"feature": build_feature_term(recipe, (student, teacher), taps, pools)}
     if recipe.layers == "stages":
         for index, pair in enumerate(pair_stages(student, teacher), start=1):
-            pool = stage_pool(student, teacher, pair)
-            terms[f"feature{index}"] = build_feature_term(recipe, (student, teacher), pair, (pool, pool))
+            layout = stage_pools(student, teacher, pair)
+            terms[f"feature{index}"] = build_feature_term(recipe, (student, teacher), pair, layout)
     return terms
 
 
@@ -43,11 +43,17 @@ def build_feature_term(
     return choices.build_feature_term(recipe, taps, (d_s, d_t), pools)
 
 
-def stage_pool(student: Model, teacher: Model, taps: tuple[str, str]) -> pooling.Pool:
-    """Every position a row, where both are maps of one size; else as the shape of each suggests."""
-    ours, theirs = tap_shape(student, taps[0]), tap_shape(teacher, taps[1])
-    alike = len(ours) == len(theirs) == 4 and ours[2:] == theirs[2:]
-    return pooling.spatial_positions if alike else pooling.automatic
+def stage_pools(student: Model, teacher: Model, taps: tuple[str, str]) -> tuple[pooling.Pool, pooling.Pool]:
+    """Every position a row, on the coarser of both sides' grids; pooled where one of them has no positions."""
+    layouts = (layout_of(tap_shape(student, taps[0])), layout_of(tap_shape(teacher, taps[1])))
+    if layouts[0] is None or layouts[1] is None:
+        return pooling.automatic, pooling.automatic
+    height, width = (min(sides) for sides in zip(*(layout.size for layout in layouts), strict=True))
+    ours, theirs = (
+        pooling.grid_positions(height, width, prefix=layout.prefix, channels_last=layout.channels_last)
+        for layout in layouts
+    )
+    return ours, theirs
 
 
 def tap_shape(model: Model, tap: str) -> tuple[int, ...]:
