@@ -7,7 +7,7 @@ from limbeck import pooling
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.stages import layout_of, pair_stages
+from limbeck.models.stages import Layout, layout_of, pair_stages
 from limbeck.recipes import choices
 from limbeck.recipes.choices import build_pool
 from limbeck.recipes.recipe import Recipe
@@ -45,15 +45,15 @@ def build_feature_term(
 
 def stage_pools(student: Model, teacher: Model, taps: tuple[str, str]) -> tuple[pooling.Pool, pooling.Pool]:
     """Every position a row, on the coarser of both sides' grids; pooled where one of them has no positions."""
-    layouts = (layout_of(tap_shape(student, taps[0])), layout_of(tap_shape(teacher, taps[1])))
-    if layouts[0] is None or layouts[1] is None:
+    ours, theirs = layout_of(tap_shape(student, taps[0])), layout_of(tap_shape(teacher, taps[1]))
+    if ours is None or theirs is None:
         return pooling.automatic, pooling.automatic
-    height, width = (min(sides) for sides in zip(*(layout.size for layout in layouts), strict=True))
-    ours, theirs = (
-        pooling.grid_positions(height, width, prefix=layout.prefix, channels_last=layout.channels_last)
-        for layout in layouts
-    )
-    return ours, theirs
+    height, width = (min(sides) for sides in zip(ours.size, theirs.size, strict=True))
+    return _on_grid(ours, height, width), _on_grid(theirs, height, width)
+
+
+def _on_grid(layout: Layout, height: int, width: int) -> pooling.Pool:
+    return pooling.grid_positions(height, width, prefix=layout.prefix, channels_last=layout.channels_last)
 
 
 def tap_shape(model: Model, tap: str) -> tuple[int, ...]:
