@@ -1,7 +1,7 @@
 """Tables of the method against others: CIFAR-100, ImageNet, and Limbeck's own default."""
 
 from limbeck.recipes.tables.pairs import CIFAR, CIFAR_PRINTED, CIFAR_ROWS, SMALL, TINY, pair
-from limbeck.recipes.tables.table import ALONE, KD, LOG_SUM, Claim, Table
+from limbeck.recipes.tables.table import ALONE, KD, LOG_SUM, STAGES, Claim, Table
 
 AGAINST_OTHERS: dict[str, Table] = {
     "cifar100": Table(
@@ -91,20 +91,8 @@ AGAINST_OTHERS: dict[str, Table] = {
             },
             "default": {"method": "projector", "feature_loss": "log_correlation"},
             "default + KD": {"method": "projector+kd", "feature_loss": "log_correlation"},
-            "at every stage": {
-                "method": "projector",
-                "feature_loss": "log_correlation",
-                "feature_weight": 8.0,
-                "layers": "stages",
-                "cache_views": None,
-            },
-            "at every stage + KD": {
-                "method": "projector+kd",
-                "feature_loss": "log_correlation",
-                "feature_weight": 8.0,
-                "layers": "stages",
-                "cache_views": None,
-            },
+            "at every stage": {"method": "projector", **STAGES},
+            "at every stage + KD": {"method": "projector+kd", **STAGES},
             "ReviewKD": {"method": "review", "cache_views": None},
         },
         claims=(

@@ -30,6 +30,15 @@ ALONE: Changes = {"method": "alone", **dict.fromkeys(TEACHER_SETTINGS), "student
 KD: Changes = {"method": "kd"}
 MSE: Changes = {"method": "projector", "feature_loss": "mean_squared_error", "feature_weight": 2.0}
 LOG_SUM: Changes = {"method": "projector", "feature_loss": "log_sum"}
+STAGES: Changes = {
+    "feature_loss": "log_correlation",
+    "feature_weight": 8.0,
+    "layers": "stages",
+    "student_tap": None,
+    "teacher_tap": None,
+    "cache_views": None,
+}
+"""Projectors at every stage; its maps are too large to be kept."""
 CORRELATION: Changes = {"method": "projector", "feature_loss": "correlation_power", "feature_weight": 0.02}
 
 

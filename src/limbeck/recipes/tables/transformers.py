@@ -1,12 +1,13 @@
 """Tables of transformers taught by a CNN: what they reach, and whether their features move along with the image."""
 
 from limbeck.recipes.tables.pairs import ADAMW, stem
-from limbeck.recipes.tables.table import ALONE, KD, Changes, Claim, Scale, Table
+from limbeck.recipes.tables.table import ALONE, KD, STAGES, Changes, Claim, Scale, Table
 
 TRANSFORMER_ROWS: dict[str, Changes] = {
     "student": ALONE,
     "KL": KD,
     "ours": {"method": "projector+kd", "feature_loss": "log_correlation"},
+    "at every stage": {"method": "projector+kd", **STAGES},
 }
 DEIT_PAIRS: dict[Scale, dict[str, Changes]] = {
     "tiny": {
@@ -34,6 +35,7 @@ TRANSFORMERS: dict[str, Table] = {
             Claim("KL", "student", "a CNN's logits help a transformer"),
             Claim("ours", "student", "distillation helps"),
             Claim("ours", "KL", "the projector adds to KL with the same student (not in the paper)"),
+            Claim("at every stage", "ours", "and gains from more layers than the last (not in the paper)"),
         ),
         pairs=DEIT_PAIRS,
         printed={
