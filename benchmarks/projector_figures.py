@@ -77,12 +77,16 @@ def main() -> None:
     }
     save_json(result, args.out / "figures.json")
     view = {
+        "kind": "benchmark",
+        "layout": "two",
+        "notes": [],
+        "command": "",
         "title": "Figures 2 and 3 of the paper",
         "headline": f"{base.teacher} to {base.student}, {base.epochs} epochs, seeds {args.seeds}; mean over the seeds.",
         "charts": [chart for chart in charts(found) if chart is not None],
         "tables": tables,
     }
-    write_page("benchmark.html.j2", args.out / "figures.html", view)
+    write_page("charts.html.j2", args.out / "figures.html", view)
     for heads, rows, caption in tables:
         print(f"\n{caption}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
         print("\n".join(f"| {' | '.join(row)} |" for row in rows))

@@ -320,12 +320,16 @@ def page(result: dict[str, Any], path: Path) -> None:
     rows = [[str(row[head]) for head in heads] for row in result["processes"]]
     caption = "The dense term of 12,544 rows over processes of one machine, which share its cores"
     view = {
+        "kind": "benchmark",
+        "layout": "two",
+        "notes": [],
+        "command": "",
         "title": "How the cost grows",
         "headline": f"{result['teacher']} to {result['student']}, {result['threads']} threads, torch {result['torch']}",
         "charts": [chart for chart in drawn if chart is not None],
         "tables": [(heads, rows, caption)],
     }
-    write_page("benchmark.html.j2", path, view)
+    write_page("charts.html.j2", path, view)
 
 
 if __name__ == "__main__":

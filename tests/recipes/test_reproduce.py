@@ -200,7 +200,7 @@ def test_tables_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_another_run() -> None:
     recipe = Recipe(teacher="small/cnn-32", student="small/cnn-4", data="digits", seed=1)
     place = place_of(Path(), recipe)
-    assert place.name.startswith("small-cnn-32-to-small-cnn-4--projector")
+    assert place.name.startswith("small-cnn-32-to-small-cnn-4--stages+kd")
     assert place.name.endswith("-seed1")
     for same in ({"name": "mine"}, {"workers": 2}, {"device": "cpu"}, {"shard": True}, {"probe": 7}):
         assert place_of(Path(), recipe.changed(same)) == place
@@ -374,6 +374,7 @@ def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: py
     assert record["claims"][0]["verdict"] == "not decided"
     assert len(record["devices"]) == 1
     assert (own / "table.md").read_text().startswith("### Normalization on both sides")
+    assert "Normalization on both sides" in (own / "table.html").read_text()
     assert len(list((tmp_path / "out" / "runs" / "teachers").iterdir())) == 1
     assert max(map(len, said.splitlines())) <= 400
     assert main(words) == 0

@@ -128,6 +128,7 @@ def main(words: Sequence[str]) -> int:
 def _make(plan: Any, folder: Path, command: str) -> int:
     from limbeck.checkpoint import save_json, save_text
     from limbeck.recipes.reproduce import RESULT_FILE, reproduce, table_folder
+    from limbeck.recipes.table_page import PAGE_FILE, write_table
     from limbeck.recipes.table_text import markdown, table_record, verdict_line
     from limbeck.recipes.verdicts import Cell
 
@@ -137,6 +138,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
         record = table_record(plan, cells, command=command)
         save_json(record, own / RESULT_FILE)
         save_text(markdown(record), own / "table.md")
+        write_table(record, own / PAGE_FILE)
         return record
 
     say(f"table folder: {own}")
@@ -150,6 +152,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
     for claim in record["claims"]:
         say(verdict_line(claim))
     say(f"table: {own / 'table.md'}")
+    say(f"page: {own / PAGE_FILE}")
     return 1 if any(cell.failed for cell in cells) else 0
 
 

@@ -77,7 +77,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         f"### {record['title']} ({record['source']}; scale {plan['scale']})",
         "",
-        f"`{record['command']}`: seeds {seeds}; {record.get('unit', 'top-1 in percent')}, mean ± sd and Student's "
+        f"`{record['command']}`: seeds {seeds}; {unit_of(record)}, mean ± sd and Student's "
         f"95% interval of the last epoch, the mean of the best one. {effort(plan['factors'])} "
         f"{record['notes']}".rstrip(),
         "",
@@ -89,6 +89,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines += [f"- {verdict_line(claim)}" for claim in record["claims"]]
     lines += [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
     return "\n".join(lines) + "\n"
+
+
+def unit_of(record: Mapping[str, Any]) -> str:
+    """What the figures are; records of before there were several say nothing of it."""
+    return str(record.get("unit", "top-1 in percent"))
 
 
 def effort(factors: Sequence[float]) -> str:

@@ -21,7 +21,7 @@ from limbeck.report.chart import (
 from limbeck.report.words import Format
 
 LETTER = 7.6  # width of a letter of a label, in the canvas's units
-LONGEST_BESIDE = 13  # letters of a name that stands beside its row; longer ones stand above it,
+LONGEST_BESIDE = 14  # letters of a name that stands beside its row; longer ones stand above it,
 LONGEST_ABOVE = 50  # with so many letters at most
 
 
