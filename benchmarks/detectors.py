@@ -90,7 +90,7 @@ def steps(name: str, batch: DetectionBatch, precision: torch.dtype) -> dict[str,
     )
     for model in (student, teacher):
         model.module.to(memory_format=torch.channels_last)
-    by_hand = ByHand(student.module, teacher.module, weight=recipe.feature_weight)
+    by_hand = ByHand(student.module, teacher.module, weight=recipe.full_feature_weight)
     alone = build_detection_distiller(recipe.changed({"method": "alone", "teacher": None}), student, None)
     direct, moments = (build_detection_distiller(recipe, student, teacher) for _ in range(2))
     for distiller, form in ((direct, Form.DIRECT), (moments, Form.MOMENTS)):

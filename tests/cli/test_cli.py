@@ -30,7 +30,7 @@ FLAGS = {
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
         --student-logit-tap --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels
-        --layers --background
+        --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
@@ -90,11 +90,11 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     assert max(len(row) for row in text.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("methods", ["alone kd projector", "projector kd", "dist projector+kd", "projector"])
+@pytest.mark.parametrize("methods", ["alone kd projector", "kd projector", "dist projector+kd", "stages projector"])
 def test_a_comparison_takes_what_some_of_its_methods_use(methods: str, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["compare", "--recipe", "digits", "--layers", "stages", "--dry-run", "--methods", *methods.split()]
+    words = ["compare", "--recipe", "digits", "--student-tap", "bn3", "--dry-run", "--methods", *methods.split()]
     assert main(words) == 0
-    assert "layers: stages" in capfd.readouterr().out
+    assert "student_tap: bn3" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ FAULTS: list[tuple[str, str]] = [
     ("distill --qqq 3", 'unknown flag "--qqq"; `limbeck distill --help` lists the flags'),
     ("distill", "--data: missing; name the images, for example --data FOLDER"),
     ("distill --data x", "--student: missing; name the model to train, for example timm/resnet18"),
-    ("distill --data x --student y", "--teacher: missing; method projector needs one (method alone does not)"),
+    ("distill --data x --student y", "--teacher: missing; method stages+kd needs one (method alone does not)"),
     ("train --data x", "--model: missing; name the model to train"),
     ("train --recipe digits --teacher x", 'unknown flag "--teacher"'),
     ("distill --recipe nope", "no recipe 'nope'; `limbeck recipes` lists them"),
@@ -387,6 +387,20 @@ def test_distill_needs_no_recipe(parts: Parts) -> None:
     assert parts.runs[0][1] == Path("x")
 
 
+@pytest.mark.parametrize(
+    ("flags", "method"),
+    [
+        ("", "stages+kd"),
+        ("--cache-views 2", "projector+kd"),
+        ("--student-tap layer3", "projector+kd"),
+        ("--method kd", "kd"),
+    ],
+)
+def test_the_recipe_of_a_folder_leaves_its_method_to_the_other_flags(flags: str, method: str, parts: Parts) -> None:
+    assert call(f"distill --recipe folder --data d {flags}") == 0
+    assert parts.runs[0][0].method == method
+
+
 def test_a_file_is_a_recipe(parts: Parts) -> None:
     wanted = named("cifar100-resnet56-resnet20").changed({"epochs": 300})
     Path("mine.yaml").write_text(wanted.to_yaml())
@@ -465,7 +479,7 @@ def test_compare_prints_a_table_and_says_what_it_means(parts: Parts, capsys: pyt
 def test_compare_has_its_defaults_and_goes_on_from_its_record(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("compare --recipe digits") == 0
     assert {recipe.seed for recipe, _, _ in parts.runs} == {0, 1, 2, 3, 4}
-    assert {recipe.method for recipe, _, _ in parts.runs} == {"alone", "kd", "projector", "projector+kd"}
+    assert {recipe.method for recipe, _, _ in parts.runs} == {"alone", "kd", "projector", "stages+kd"}
     assert call("compare --teacher a --student b --data c --methods projector --seed 7") == 0
     assert [recipe.seed for recipe, _, _ in parts.runs[20:]] == [7, 8, 9]
     parts.runs.clear()

@@ -179,7 +179,7 @@ def test_levels_are_paired_by_stride(alone: Recipe, teacher: Path):
         "backbone.fpn.extra_blocks.p6",
         "backbone.fpn.extra_blocks.p7",
     ]
-    assert distiller.weights["feature-s8"] == recipe.feature_weight / 2
+    assert distiller.weights["feature-s8"] == recipe.full_feature_weight / 2
     trunk = built(recipe.changed({"levels": "trunk", "teacher": "fcos-64/timm/resnet18"}))
     assert [term.student_taps[0] for term in trunk.terms.values()] == [f"backbone.body.layer{n}" for n in (2, 3, 4)]
 

@@ -86,11 +86,11 @@ def test_a_recipe_is_whole_at_full_size(name: str) -> None:
     for model in (student, teacher):
         assert model is None or count(model.module) == known(model)[0]
     distiller = build_distiller(recipe, student, teacher, None)  # its own parts have memory: a projector is small
-    for term in distiller.terms.values():
-        if isinstance(term, FeatureTerm):
-            assert teacher is not None
-            assert term.projector(torch.empty(2, known(student)[1])).shape == (2, known(teacher)[1])
+    if isinstance(term := distiller.terms["feature"] if recipe.uses_features else None, FeatureTerm):
+        assert teacher is not None
+        assert term.projector(torch.empty(2, known(student)[1])).shape == (2, known(teacher)[1])
     wanted = {"feature": recipe.uses_features, "logit": recipe.has_logit_term}
+    wanted |= {f"feature{stage}": recipe.uses_stages for stage in range(1, 5 if "timm" in str(recipe.student) else 4)}
     assert set(distiller.terms) == {term for term, used in wanted.items() if used}
 
 

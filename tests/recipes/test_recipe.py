@@ -36,14 +36,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": 3}, "data: expected a text of one line, got 3"),
     (
         {"method": "projektor"},
-        "method: expected one of alone, kd, projector, projector+kd, projector+dkd, fitnet, at, nst, sp, rkd, pkt, cc, "
-        "vid, crd, review, dkd, dist, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
+        "method: expected one of alone, kd, projector, projector+kd, projector+dkd, stages, stages+kd, fitnet, at, "
+        "nst, sp, rkd, pkt, cc, vid, crd, review, dkd, dist, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     ({"milestones": [1, "x"]}, "milestones: expected any number of values, each a number above 0, got 'x' as value 2"),
     ({"epochs": 0, "alpha": 0}, "alpha: expected a number of at least 1, got 0; epochs: expected a whole number"),
     ({"student": None}, "student: missing; name the model to train, for example timm/resnet18"),
-    ({"teacher": None}, "teacher: missing; method projector needs one (method alone does not)"),
+    ({"teacher": None}, "teacher: missing; method stages+kd needs one (method alone does not)"),
     ({"teacher": None, "method": "kd"}, "teacher: missing; method kd needs one"),
     ({"method": "alone"}, "method: alone uses no teacher, got teacher 'small/cnn-32'; `limbeck train`"),
     ({**ALONE, "teacher": None, "teacher_weights": "x"}, "teacher_weights: given without a teacher"),
@@ -56,10 +56,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "kd", "logit_loss": "dkd", "labels": False}, "logit_loss: dkd needs labels"),
     ({"method": "dkd", "labels": False}, "labels: method dkd treats the true class apart, so it needs them"),
     ({"method": "projector+dkd", "labels": False}, "labels: method dkd treats the true class apart"),
-    ({"student_logit_tap": "fc"}, "student_logit_tap: method projector compares no logits, got 'fc'"),
+    ({"method": "stages+kd", "cache_views": 2}, "cache_views: method stages+kd reads whole maps, which are too large"),
+    ({"method": "stages", "student_logit_tap": "fc"}, "student_logit_tap: method stages compares no logits, got 'fc'"),
     ({**ALONE, "teacher": None, "labels": False}, "labels: method alone learns from the labels only"),
     ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: smooths labels, and there are none"),
-    ({"feature_weight": 0, "task_weight": 0}, "method: every weight of projector is zero, so nothing would be learned"),
+    (
+        {"method": "stages", "feature_weight": 0, "task_weight": 0},
+        "method: every weight of stages is zero, so nothing would be learned",
+    ),
     ({"feature_weight": 0, "labels": False}, "method: every weight of projector is zero"),
     ({"train_limit": 5, "subset": 0.5}, "train_limit: give either train_limit (5) or subset (0.5), not both"),
     ({"precision": "fp16", "device": "cpu"}, "precision: fp16 is for a GPU, got device cpu"),
@@ -293,3 +297,33 @@ def test_the_published_recipes_have_their_sources_numbers() -> None:
     assert (vkd.projector, vkd.student_norm, vkd.teacher_norm) == ("orthogonal", "none", "layer")
     assert (vkd.feature_loss, vkd.feature_weight, vkd.warmup_epochs, vkd.lr) == ("smooth_l1", 1, 0, 5e-4)
     assert named("imagenet-deit-ti-kd") == deit.changed({"name": "imagenet-deit-ti-kd", "method": "kd"})
+
+
+DETECTORS = {"task": "detection", "teacher": "fcos/timm/resnet34", "student": "fcos/timm/resnet18"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({}, "stages+kd"),
+        ({"labels": False}, "projector"),
+        ({"student_tap": "bn3"}, "projector+kd"),
+        ({"teacher_tap": "bn3"}, "projector+kd"),
+        ({"cache_views": 2}, "projector+kd"),
+        (DETECTORS, "projector"),
+    ],
+)
+def test_the_method_that_is_not_named(changes: dict[str, object], method: str) -> None:
+    recipe = Recipe(**{**GOOD, **changes})
+    assert recipe.method == method
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"), [("projector+kd", (2, 4)), ("kd", (2, 4)), ("stages", (32, 4)), ("stages+kd", (32, 16))]
+)
+def test_weights_that_are_not_named_are_the_methods(method: str, weights: tuple[float, float]) -> None:
+    recipe = Recipe(**{**GOOD, "method": method})
+    assert (recipe.full_feature_weight, recipe.full_logit_weight) == weights
+    named = recipe.changed({"feature_weight": 3.0, "logit_weight": 5.0})
+    assert (named.full_feature_weight, named.full_logit_weight) == (3, 5)

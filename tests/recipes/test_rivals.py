@@ -187,7 +187,7 @@ def test_the_projector_at_every_stage(name: str, positions: tuple[int, ...], dat
     """Stages meet place by place on the coarser grid; the weight is shared out."""
     torch.manual_seed(1)
     teacher = build(name, num_classes=10, size=8)
-    parts = build_parts(recipe(teacher=name, layers="stages", feature_weight=2.0), data, teacher)
+    parts = build_parts(recipe(teacher=name, method="stages", feature_weight=2.0), data, teacher)
     terms = [term for term in parts.distiller.terms.values() if isinstance(term, FeatureTerm)]
     assert list(parts.distiller.terms) == ["feature", *(f"feature{stage + 1}" for stage in range(len(positions)))]
     assert {parts.distiller.weights[term] for term in parts.distiller.terms} == {2.0 / len(terms)}
@@ -204,14 +204,13 @@ def test_the_projector_at_every_stage(name: str, positions: tuple[int, ...], dat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "kd"}, "layers: method kd projects no features"),
-        ({"student_tap": "layer1"}, "layers: give either stages or student_tap"),
+        ({"student_tap": "layer1"}, "student_tap: method stages finds the stages itself"),
         (
             dict.fromkeys(("student_pool", "teacher_pool"), "spatial_positions") | {"feature_loss": GAUSSIAN},
-            "layers: feature_loss gaussian_wasserstein",
+            "feature_loss: gaussian_wasserstein compares positions; method stages",
         ),
     ],
 )
 def test_stages_that_cannot_be_projected_are_told(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        recipe(layers="stages", **changes)
+        recipe(method="stages", **changes)

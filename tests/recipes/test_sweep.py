@@ -71,7 +71,7 @@ def quality(recipe: Recipe) -> float:
     """Best at weight 1 and alpha 2, a little better with each seed."""
     import math
 
-    return 0.7 - 0.1 * abs(math.log10(recipe.feature_weight)) - 0.05 * abs(recipe.alpha - 2) + 0.001 * recipe.seed
+    return 0.7 - 0.1 * abs(math.log10(recipe.full_feature_weight)) - 0.05 * abs(recipe.alpha - 2) + 0.001 * recipe.seed
 
 
 def quiet(line: str) -> None:

@@ -57,7 +57,7 @@ def test_a_teacher_that_was_read_from_a_cache_is_named_so(tmp_path: Path):
 
 
 def test_projectors_at_every_stage_are_said(tmp_path: Path):
-    runs = [make_run(tmp_path / name, projector="linear", layers=name) for name in ("stages", "last")]
+    runs = [make_run(tmp_path / name, projector="linear", method=name) for name in ("stages", "projector")]
     words = [read(write_report(run))[1].words for run in runs]
     assert "projector linear, at every stage" in words[0]
     assert "at every stage" not in words[1]

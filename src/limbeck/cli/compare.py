@@ -23,7 +23,7 @@ from limbeck.errors import UserError
 from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, Count, Method
+from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Count, Method
 from limbeck.records import figure, is_share
 
 DESCRIPTION = """Train each method with each seed; compare them in pairs, seed by seed.
@@ -47,7 +47,7 @@ class Flags(RunFlags):
         "alone",
         "kd",
         "projector",
-        "projector+kd",
+        "stages+kd",
     )
     seeds: Annotated[
         Count | None,
@@ -116,12 +116,14 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
 
 def shared_recipe(values: Mapping[str, object], methods: Sequence[Method], flags: Mapping[str, str]) -> Recipe:
     """The recipe that all runs share, with a method that has a use for what any of theirs has; alone has no teacher."""
-    taught = next((method for method in methods if method in FEATURE_METHODS), None)
-    if taught is not None and any(method in LOGIT_METHODS for method in methods):
-        taught = "projector+kd"
+    features = [method for method in methods if method in FEATURE_METHODS]
+    taught: str | None = None
+    if features:
+        kind = "stages" if all(method in STAGE_METHODS for method in features) else "projector"
+        taught = f"{kind}+kd" if any(method in LOGIT_METHODS for method in methods) else kind
     taught = taught or next((method for method in methods if method != "alone"), None)
     if not methods:
-        raise UserError("--methods: its value is missing; expected one or more of alone, kd, projector, projector+kd")
+        raise UserError("--methods: its value is missing; expected one or more of alone, kd, projector, stages+kd")
     without = dict.fromkeys(TEACHER_SETTINGS) if taught is None else {}
     return make_recipe({**values, **without, "method": taught or "alone"}, flags)
 

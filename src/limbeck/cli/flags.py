@@ -150,8 +150,7 @@ def parse_recipe(
     Returns:
         The recipe's values (those of fields that are no flags here come from the base), and the other flags' object.
     """
-    base = _base(words)
-    defaults = base.model_dump() if base is not None else {**_defaults(), **fallback}
+    defaults = _base(words) or {**_defaults(), **fallback}
     kind, groups = _flags_types(command, type(options), tuple(fields.items()))
     default = kind(
         run=options,
@@ -212,20 +211,24 @@ def run_folder(options: RunFlags, default: Path) -> Path:
     return Path(options.resume or options.out or default)
 
 
-def _base(words: Sequence[str]) -> Recipe | None:
-    """The recipe that the flags go on top of: that of --recipe, else that of the run to resume."""
+def _base(words: Sequence[str]) -> dict[str, object] | None:
+    """The values that the flags go on top of: those of --recipe, else of the run to resume; None without either."""
     given = given_flags(words)
     if chosen := given.get("recipe"):
         file = Path(chosen[0])
         is_name = chosen[0] in NAMED or (file.suffix not in (".yaml", ".yml") and file.name == chosen[0])
-        return named(chosen[0]) if is_name else Recipe.from_yaml(file)
+        if not is_name:
+            return Recipe.from_yaml(file).model_dump()
+        recipe = named(chosen[0])
+        # Where a named recipe has the stages, it left its method to the rule; other flags may lead that elsewhere.
+        return {**recipe.model_dump(), **({"method": None} if recipe.uses_stages else {})}
     if (place := resumed_folder(words)) is None:
         return None
     if (place / RESULT_FILE).is_file():
-        return recorded_recipe(place)
+        return recorded_recipe(place).model_dump()
     if not (place / "recipe.yaml").is_file():
         raise UserError(f"--resume: no run in {place} (no recipe.yaml there)")
-    return Recipe.from_yaml(place / "recipe.yaml")
+    return Recipe.from_yaml(place / "recipe.yaml").model_dump()
 
 
 def resumed_folder(words: Sequence[str]) -> Path | None:
@@ -257,5 +260,6 @@ def _flags_types(
 
 def _annotation(name: str) -> Any:
     field = Recipe.model_fields[name]
-    kind = field.annotation if not field.is_required() else cast(Any, field.annotation) | None
+    optional = field.is_required() or field.default is None
+    kind = cast(Any, field.annotation) | None if optional else field.annotation
     return Annotated[cast(Any, kind), field, tyro.conf.arg(help=field.description, metavar=METAVARS.get(name))]

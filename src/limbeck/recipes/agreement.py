@@ -1,11 +1,13 @@
 """Settings of a recipe that contradict each other, found before anything is built."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from limbeck.recipes.shards import check_shards
 
 if TYPE_CHECKING:
     from limbeck.recipes.recipe import Recipe
+    from limbeck.recipes.values import Method
 
 CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
 """What there is none of where the teacher runs live, or where there is no teacher."""
@@ -18,6 +20,20 @@ TEACHER_SETTINGS = (
 
 ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
 """First words of the names of detectors; `limbeck.models.detectors`, which imports torch, has the same."""
+
+
+def default_method(values: Mapping[str, object]) -> "Method":
+    """What teaches where no method is named, by the other settings.
+
+    ``stages+kd``; its part with one layer, ``projector+kd``, where taps are named, and where the teacher's outputs are
+    kept, since whole maps are too many; ``projector`` of detectors, whose pyramid has it at every level anyway, and
+    without labels, where a teacher may have no head.
+    """
+    if values.get("task") == "detection" or values.get("labels") is False:
+        return "projector"
+    if any(values.get(name) is not None for name in ("student_tap", "teacher_tap", "cache_views")):
+        return "projector+kd"
+    return "stages+kd"
 
 
 def problem_of(recipe: "Recipe") -> str | None:
@@ -47,6 +63,11 @@ def _check_models(recipe: "Recipe") -> str | None:
     for name in TEACHER_SETTINGS:
         if recipe.teacher is None and getattr(recipe, name) is not None:
             return f"{name}: given without a teacher"
+    if recipe.cache_views is not None and recipe.uses_stages:
+        return (
+            f"cache_views: method {recipe.method} reads whole maps, which are too large to keep; "
+            "expected none, or method projector+kd"
+        )
     for name in CACHE_SETTINGS:
         if recipe.cache_views is None and getattr(recipe, name) is not None:
             return f"{name}: given without cache_views, the number of views that are kept"
@@ -73,21 +94,20 @@ def _check_terms(recipe: "Recipe") -> str | None:
                 return (
                     f"{name}: feature_loss gaussian_wasserstein compares positions; use spatial_positions, got {pool!r}"
                 )
-    if recipe.layers == "stages":
-        if not recipe.uses_features:
-            return f"layers: method {recipe.method} projects no features, got stages"
-        if recipe.student_tap is not None or recipe.teacher_tap is not None:
-            return "layers: give either stages or student_tap and teacher_tap, not both"
+    if recipe.uses_stages:
+        for name in ("student_tap", "teacher_tap"):
+            if getattr(recipe, name) is not None:
+                return f"{name}: method {recipe.method} finds the stages itself; name taps with method projector"
         if recipe.feature_loss == "gaussian_wasserstein":
-            return "layers: feature_loss gaussian_wasserstein compares positions alone; expected last, got stages"
+            return f"feature_loss: gaussian_wasserstein compares positions; method {recipe.method} has vectors too"
     if recipe.method == "alone" and not recipe.labels:
         return "labels: method alone learns from the labels only; without them choose kd or projector"
     if not recipe.labels and recipe.label_smoothing > 0:
         return f"label_smoothing: smooths labels, and there are none (labels false), got {recipe.label_smoothing}"
     weights = {
         "task_weight": recipe.task_weight if recipe.labels else 0.0,
-        "feature_weight": recipe.feature_weight if recipe.uses_features else 0.0,
-        "logit_weight": recipe.logit_weight if recipe.has_logit_term else 0.0,
+        "feature_weight": recipe.full_feature_weight if recipe.uses_features else 0.0,
+        "logit_weight": recipe.full_logit_weight if recipe.has_logit_term else 0.0,
         "rival_weight": (1.0 if recipe.rival_weight is None else recipe.rival_weight) if recipe.rival else 0.0,
     }
     if not any(weights.values()):
@@ -123,7 +143,6 @@ def _check_schedule(recipe: "Recipe") -> str | None:
 DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
 DETECTION_SETTINGS = ("frozen_norms", "longest", "scales", "classes", "on_bad_boxes", "levels", "background")
 CLASSIFICATION_SETTINGS = (
-    "layers",
     "teacher_size",
     "teacher_pool",
     "student_pool",

@@ -167,13 +167,15 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
     weights: dict[str, Any] = {"task": recipe.task_weight}
     if teacher is not None and recipe.uses_features:
         terms |= build_feature_terms(recipe, student, teacher)
-        weights |= dict.fromkeys(terms, recipe.feature_weight / len(terms))
+        weights |= dict.fromkeys(terms, recipe.full_feature_weight / len(terms))
     if teacher is not None and recipe.has_logit_term:
         terms["logit"] = build_logit_term(recipe)
-        weights["logit"] = recipe.logit_weight
+        weights["logit"] = recipe.full_logit_weight
     if teacher is not None and recipe.rival is not None:
         if not isinstance(data, Data):
-            raise UserError(f"method {recipe.rival} needs images; expected one of alone, kd, projector, projector+kd")
+            raise UserError(
+                f"method {recipe.rival} needs images; expected one of alone, kd, projector, stages, stages+kd"
+            )
         rivals = build_rival_terms(recipe, student, teacher, data)
         terms |= rivals
         weights |= dict.fromkeys(rivals, rival_weight(recipe))

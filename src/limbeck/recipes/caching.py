@@ -171,7 +171,7 @@ def build_reduction(recipe: Recipe) -> Reduction | None:
     """How features are made smaller: as the one term that reads them pools them; None where it reads positions."""
     if recipe.rival in PAIRS or recipe.rival == "crd":
         return Reduction("automatic", pooling.automatic, _as_vector)
-    if not recipe.uses_features or recipe.layers == "stages":
+    if not recipe.uses_features:
         return None
     match recipe.teacher_pool:
         case "automatic":

@@ -10,9 +10,9 @@ from typing import Any
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
-from limbeck.recipes.agreement import TEACHER_SETTINGS
+from limbeck.recipes.agreement import CACHE_SETTINGS, TEACHER_SETTINGS
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, Method
+from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Method
 from limbeck.records import is_share, mapping
 from limbeck.untrusted import read_object
 
@@ -109,7 +109,12 @@ def method_changes(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -
 def _left_to_others(method: Method, methods: Sequence[Method]) -> dict[str, object]:
     """Settings that only other methods of the comparison have a use for, at their defaults."""
     left: list[str] = []
-    for users, names in ((FEATURE_METHODS, ("layers", "background")), (LOGIT_METHODS, ("student_logit_tap",))):
+    single = tuple(other for other in methods if other not in STAGE_METHODS)
+    for users, names in (
+        (FEATURE_METHODS, ("background",)),
+        (LOGIT_METHODS, ("student_logit_tap",)),
+        (single, ("student_tap", "teacher_tap", *CACHE_SETTINGS)),
+    ):
         if method not in users and any(other in users for other in methods):
             left += names
     return {name: Recipe.model_fields[name].default for name in left}

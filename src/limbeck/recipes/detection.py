@@ -81,10 +81,10 @@ def build_detection_distiller(recipe: Recipe, student: Model, teacher: Model | N
     pairs = paired_levels(recipe, detector_of(student), detector_of(teacher))
     if recipe.uses_features:
         terms |= {f"feature{of_stride(a)}": build_level_term(recipe, a, b) for a, b in pairs}
-        weights |= dict.fromkeys(terms, recipe.feature_weight / len(pairs))
+        weights |= dict.fromkeys(terms, recipe.full_feature_weight / len(pairs))
     if recipe.uses_logits:
         terms["logit"] = build_head_term(recipe, student, teacher)
-        weights["logit"] = recipe.logit_weight
+        weights["logit"] = recipe.full_logit_weight
     if recipe.rival is not None:
         rivals = build_rivals(recipe, pairs, str(student.name))
         terms |= rivals

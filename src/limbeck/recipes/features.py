@@ -16,14 +16,14 @@ from limbeck.terms import FeatureTerm
 
 
 def build_feature_terms(recipe: Recipe, student: Model, teacher: Model) -> dict[str, FeatureTerm]:
-    """The feature term between the two taps, and with ``layers`` one for each pair of stages, shallow to deep.
+    """The feature term between the two taps, and of method stages one for each pair of stages, shallow to deep.
 
     At the end of a stage every position is a row, on the coarser of both grids.
     """
     taps = (recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate)
     pools = (build_pool(recipe.student_pool), build_pool(recipe.teacher_pool))
     terms = {"feature": build_feature_term(recipe, (student, teacher), taps, pools)}
-    if recipe.layers == "stages":
+    if recipe.uses_stages:
         for index, pair in enumerate(pair_stages(student, teacher), start=1):
             layout = stage_pools(student, teacher, pair)
             terms[f"feature{index}"] = build_feature_term(recipe, (student, teacher), pair, layout)

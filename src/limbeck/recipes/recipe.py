@@ -13,11 +13,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.errors import UserError
-from limbeck.recipes.agreement import plain, problem_of
+from limbeck.recipes.agreement import default_method, plain, problem_of
 from limbeck.recipes.reading import explain, load_mapping, read_text
 from limbeck.recipes.values import (
     FEATURE_METHODS,
     LOGIT_METHODS,
+    STAGE_METHODS,
     Amount,
     Count,
     FeatureLoss,
@@ -48,8 +49,9 @@ class Recipe(BaseModel):
     """One run: which models, which images, what is minimised, and how. Checked when it is made, then frozen.
 
     Methods: ``alone`` minimises the task loss; ``kd`` adds the logit loss; ``projector`` adds the feature loss between
-    the projected student feature and the teacher's; ``projector+kd`` adds both; the others add the loss of a published
-    rival (`limbeck.recipes.rivals`), ``projector+dkd`` to the feature loss. Without labels the task loss is absent.
+    the projected student feature and the teacher's; ``stages`` has such a loss also between the ends of the models'
+    stages; those with ``+kd`` add both; the others add the loss of a published rival (`limbeck.recipes.rivals`),
+    ``projector+dkd`` to the feature loss. Without labels the task loss is absent.
 
     Raises:
         UserError: A setting is unknown, has a value it cannot have, or contradicts another one (one line).
@@ -162,12 +164,11 @@ class Recipe(BaseModel):
     )
     workers: Amount | None = Field(default=None, description="Workers that read and decode images; None: one a core.")
 
-    method: Method = Field(default="projector", description="What teaches the student besides the labels.")
-    layers: Literal["last", "stages"] = Field(
-        default="last",
-        description="Features that are projected: the last one, or also the ends of the stages, each with its share of "
-        "the weight.",
-    )
+    method: Method = Field(
+        default=None,
+        description="What teaches the student besides the labels. None: stages+kd, the best of docs/results.md; "
+        "projector+kd with taps of your own or a teacher cache; projector for detectors and without labels.",
+    )  # pyright: ignore[reportAssignmentType]
     levels: Literal["pyramid", "trunk"] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
     )
@@ -180,7 +181,11 @@ class Recipe(BaseModel):
     alpha: Annotated[float, Field(ge=1), Number] = Field(
         default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
-    feature_weight: Weight = Field(default=2.0, description="Weight of the feature loss (published ImageNet code).")
+    feature_weight: Weight | None = Field(
+        default=None,
+        description="Weight of the feature loss, shared out over its layers. None: 2 (published ImageNet code); at "
+        "every stage 32 (docs/results.md).",
+    )
     projector: Projector = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
     )
@@ -204,7 +209,9 @@ class Recipe(BaseModel):
         default="kl",
         description="Distance of the outputs: soft targets, the same standardized, DKD, NKD, DIST or MLKD.",
     )
-    logit_weight: Weight = Field(default=4.0, description="Weight of the logit loss; 4 beat 1, docs/results.md.")
+    logit_weight: Weight | None = Field(
+        default=None, description="Weight of the logit loss. None: 4, which beat 1; of stages+kd 16 (docs/results.md)."
+    )
     temperature: Positive = Field(default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature).")
     rival_weight: Weight | None = Field(
         default=None, description="Weight of a rival's loss; None: the published one (CRD protocol, or its own code)."
@@ -332,6 +339,13 @@ class Recipe(BaseModel):
             except ValidationError as error:
                 raise UserError(explain(error, type(self).model_fields)) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") is None:
+            return {**values, "method": default_method(values)}
+        return values
+
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
         if (problem := problem_of(self)) is not None:
@@ -342,6 +356,23 @@ class Recipe(BaseModel):
     def uses_features(self) -> bool:
         """Whether the method has a feature term (projector)."""
         return self.method in FEATURE_METHODS
+
+    @property
+    def uses_stages(self) -> bool:
+        """Whether the method has a feature term at the end of every stage."""
+        return self.method in STAGE_METHODS
+
+    @property
+    def full_feature_weight(self) -> float:
+        """The weight of all feature terms together."""
+        chosen = 32.0 if self.uses_stages else 2.0
+        return chosen if self.feature_weight is None else self.feature_weight
+
+    @property
+    def full_logit_weight(self) -> float:
+        """The weight of the logit term."""
+        chosen = 16.0 if self.method == "stages+kd" else 4.0
+        return chosen if self.logit_weight is None else self.logit_weight
 
     @property
     def detects(self) -> bool:
@@ -368,7 +399,7 @@ class Recipe(BaseModel):
     @property
     def has_logit_term(self) -> bool:
         """Whether the method has the term of ``logit_loss`` (KD)."""
-        return self.method in ("kd", "projector+kd")
+        return self.method in ("kd", "projector+kd", "stages+kd")
 
     def changed(self, changes: Mapping[str, object]) -> "Recipe":
         """A checked copy with some settings changed; pydantic's own ``model_copy`` does not check.

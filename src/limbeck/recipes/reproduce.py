@@ -158,9 +158,9 @@ def weighted(recipe: Recipe, factor: float) -> dict[str, object]:
     """The change that multiplies the weights of a recipe's distillation losses; none where there are none."""
     changes: dict[str, object] = {}
     if recipe.uses_features:
-        changes["feature_weight"] = recipe.feature_weight * factor
+        changes["feature_weight"] = recipe.full_feature_weight * factor
     if recipe.has_logit_term:
-        changes["logit_weight"] = recipe.logit_weight * factor
+        changes["logit_weight"] = recipe.full_logit_weight * factor
     if recipe.rival is not None:
         from limbeck.recipes.rivals import full_weight
 

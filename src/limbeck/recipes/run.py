@@ -208,6 +208,9 @@ def prepare(
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
         log.note(f"student {recipe.student}: weights {parts.student.weights}{head}")
+    if parts.distiller.terms:
+        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in parts.distiller.current_weights().items())
+        log.note(f"method {recipe.method}, weights: {weights}")
     if recipe.shard and teacher is not None and collectives.world_size() > 1:
         shard_frozen(teacher.module, device)  # before anything moves all of it there
     parts.distiller.to(device)

@@ -6,11 +6,14 @@ from pydantic import BeforeValidator, Field
 
 TaskName = Literal["classification", "detection"]
 Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
-Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", Rival]
-FEATURE_METHODS: tuple[Method, ...] = ("projector", "projector+kd", "projector+dkd")
+Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", "stages", "stages+kd", Rival]
+STAGE_METHODS: tuple[Method, ...] = ("stages", "stages+kd")
+"""Those with a projector at the end of every stage."""
+
+FEATURE_METHODS: tuple[Method, ...] = ("projector", "projector+kd", "projector+dkd", *STAGE_METHODS)
 """Those that have a feature term."""
 
-LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "dkd", "dist")
+LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "stages+kd", "dkd", "dist")
 """Those that compare logits, so that the teacher's head has to fit."""
 
 FeatureLoss = Literal[

@@ -124,9 +124,9 @@ def setting(record: RunRecord) -> list[tuple[str, str]]:
     method = str(recipe.get("method") or "")
     if method:
         found.append(("method", f"{method}: {words.METHODS[method]}" if method in words.METHODS else method))
-    if "projector" in method:
+    if method in ("stages", "stages+kd") or "projector" in method:
         parts = [shape.get("projector", ""), f"distance {shape['feature_loss']}" if "feature_loss" in shape else ""]
-        parts.append("at every stage" if recipe.get("layers") == "stages" else "")
+        parts.append("at every stage" if method.startswith("stages") else "")
         found.append(("projector", ", ".join(part for part in parts if part)))
     training = [
         f"{shape[key]} {name}".strip() if key == "epochs" else f"{name} {shape[key]}".strip()

@@ -20,6 +20,8 @@ METHODS = {
     "kd": "the student also matches the teacher's softened logits",
     "projector": "the student also matches the teacher's feature through a learned projector",
     "projector+kd": "both, the feature through the projector and the logits",
+    "stages": "the student also matches the teacher's features at the end of every stage through learned projectors",
+    "stages+kd": "both, the features of every stage through projectors and the logits",
     "fitnet": "the student also matches a map of the teacher's through a convolution (FitNet hints)",
     "at": "the student also matches where the teacher's maps are active (attention transfer)",
     "nst": "the student also matches the distribution of the teacher's channels (neuron selectivity)",

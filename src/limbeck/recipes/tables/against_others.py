@@ -89,24 +89,22 @@ AGAINST_OTHERS: dict[str, Table] = {
                 "teacher_norm": "layer",
                 "feature_loss": "smooth_l1",
             },
-            "default": {"method": "projector", "feature_loss": "log_correlation"},
-            "default + KD": {"method": "projector+kd", "feature_loss": "log_correlation"},
-            "at every stage": {"method": "projector", **STAGES},
-            "at every stage + KD": {"method": "projector+kd", **STAGES},
+            "projector": {"method": "projector", "feature_loss": "log_correlation"},
+            "projector + KD": {"method": "projector+kd", "feature_loss": "log_correlation"},
+            "stages": {"method": "stages", **STAGES},
+            "stages + KD": {"method": "stages+kd", **STAGES},
             "ReviewKD": {"method": "review", "cache_views": None},
         },
         claims=(
-            Claim("default", "SRD", "the default is above SRD"),
-            Claim("default + KD", "KD", "the default adds to KD"),
-            Claim("default + KD", "DKD", "the default with KD is above DKD"),
-            Claim("default + KD", "DIST", "the default with KD is above DIST"),
-            Claim("default + KD", "VkD", "the default with KD is above VkD"),
-            Claim("at every stage", "default", "the projector gains from more layers than the last"),
-            Claim("at every stage + KD", "default + KD", "and so it does with KD"),
             *(
-                Claim("at every stage + KD", rival, f"at every stage, with KD, it is above {rival}")
+                Claim("stages + KD", rival, f"the default, projectors at every stage and logits, is above {rival}")
                 for rival in ("SRD", "KD", "DKD", "DIST", "VkD", "ReviewKD")
             ),
+            Claim("stages + KD", "projector + KD", "it is above one projector at the last layer"),
+            Claim("stages + KD", "stages", "logits add to the projectors"),
+            Claim("stages", "projector", "without logits, too, more layers than the last are worth it"),
+            Claim("projector", "SRD", "at the last layer, the correlation form is above the paper's"),
+            Claim("projector + KD", "KD", "at the last layer, the projector adds to KD"),
         ),
         pairs={
             "tiny": TINY,
@@ -114,7 +112,7 @@ AGAINST_OTHERS: dict[str, Table] = {
             "full": {name: CIFAR[name] for name in ("wrn-40-2-wrn-16-2", "resnet32x4-resnet8x4", "vgg13-mobilenetv2")},
         },
         notes="SRD is the paper's elementwise LogSum. One weight multiplies both losses of a row that has two. "
-        "At every stage: --layers stages. Its maps and ReviewKD's are too large to be kept: their teachers run live.",
+        "The maps of stages and of ReviewKD are too large to be kept: their teachers run live.",
     ),
 }
 """Name to table."""

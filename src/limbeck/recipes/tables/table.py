@@ -33,12 +33,12 @@ LOG_SUM: Changes = {"method": "projector", "feature_loss": "log_sum"}
 STAGES: Changes = {
     "feature_loss": "log_correlation",
     "feature_weight": 8.0,
-    "layers": "stages",
+    "logit_weight": 4.0,
     "student_tap": None,
     "teacher_tap": None,
     "cache_views": None,
 }
-"""Projectors at every stage; its maps are too large to be kept."""
+"""Projectors at every stage: 2 for each of four layers; its maps are too large to be kept."""
 CORRELATION: Changes = {"method": "projector", "feature_loss": "correlation_power", "feature_weight": 0.02}
 
 
