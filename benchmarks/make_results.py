@@ -253,6 +253,10 @@ class Page:
         chosen = names or [name for name, record in found.items() if record.get("unit") != "AP in percent"]
         return "\n".join(table_text.markdown(found[name]) for name in chosen)
 
+    def untitled(self, file: str) -> str:
+        """A table of ``limbeck reproduce`` from a file of its own, without its heading."""
+        return table_text.markdown(self.record(file)).partition("\n\n")[2]
+
     def detectors(self, file: str) -> str:
         """The steps of benchmarks/detectors.py: times the student alone with quartiles, and MiB."""
         lines: list[Cells] = []

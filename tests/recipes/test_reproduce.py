@@ -198,9 +198,9 @@ def test_tables_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_another_run() -> None:
-    recipe = Recipe(teacher="small/cnn-32", student="small/cnn-4", data="digits", seed=1)
+    recipe = Recipe(teacher="small/cnn-32", student="small/cnn-4", data="digits", method="projector", seed=1)
     place = place_of(Path(), recipe)
-    assert place.name.startswith("small-cnn-32-to-small-cnn-4--stages+kd")
+    assert place.name.startswith("small-cnn-32-to-small-cnn-4--projector")
     assert place.name.endswith("-seed1")
     for same in ({"name": "mine"}, {"workers": 2}, {"device": "cpu"}, {"shard": True}, {"probe": 7}):
         assert place_of(Path(), recipe.changed(same)) == place

@@ -16,7 +16,7 @@ def digits() -> Recipe:
     Expect: in a rough trial (3 seeds), teacher 99.0; student alone 79.1, KD 90.6, projector 89.3.
     Command: limbeck compare --recipe digits
     Cost: about 5 seconds a run on one CPU core.
-    Ours: 5 seeds, last epoch: teacher 98.8; alone 80.6, KD 91.2, projector 85.0, projector + KD 90.6; docs/results.md.
+    Ours: 5 seeds, last epoch: teacher 98.8; alone 80.6, KD 90.2, projector 85.6, stages + KD 90.0; docs/results.md.
     Differences: not applicable.
     """
     return Recipe(
