@@ -89,6 +89,31 @@ def test_a_finished_run_is_not_trained_again(small: Recipe, finished: Path) -> N
     assert (finished / "student.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("torch_then", [None, "2.14.0"])
+def test_a_run_that_goes_on_with_other_versions_says_so(torch_then: str | None, small: Recipe, tmp_path: Path) -> None:
+    recipe = small.changed(
+        {"method": "alone", "teacher": None, "teacher_epochs": None, "train_limit": 100, "probe": "off"}
+    )
+    folder = tmp_path / "run"
+
+    def stop(epoch: int, _: object) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(recipe, folder, on_epoch=stop)
+    log = folder / "log.jsonl"
+    if torch_then is not None:
+        now = json.dumps(torch.__version__.partition("+")[0])
+        assert f'"torch": {now}' in log.read_text(encoding="utf-8")
+        log.write_text(log.read_text(encoding="utf-8").replace(f'"torch": {now}', f'"torch": "{torch_then}"'))
+    runs.run(recipe, folder, resume=True)
+    notes = [record["text"] for record in records(folder) if record["kind"] == "note"]
+    found = [note for note in notes if "begun with other versions" in note]
+    assert len(found) == (torch_then is not None)
+    assert all(f"torch {torch_then} -> " in note for note in found)
+
+
 def test_a_folder_with_another_run_is_refused(small: Recipe, finished: Path) -> None:
     with pytest.raises(UserError, match="holds a run already"):
         runs.run(small, finished)

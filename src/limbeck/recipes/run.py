@@ -39,7 +39,16 @@ from limbeck.recipes.processes import meet
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
-from limbeck.recipes.summary import Summary, device_name, origins_of, parameter_counts, summarize, versions
+from limbeck.recipes.summary import (
+    Summary,
+    changes_since_start,
+    commit,
+    device_name,
+    origins_of,
+    parameter_counts,
+    summarize,
+    versions,
+)
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.runlog import RunLog
 from limbeck.sharding import shard_frozen
@@ -132,12 +141,15 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
         origins = origins_of(parts)
+        if not began_here and (changed := changes_since_start(folder)):
+            log.note(f"this run was begun with other versions, and is of both: {changed}")
         log.write(
             "start",
             recipe=recipe.name,
             images=data.train_count,
             counts=parameter_counts(parts),
             versions=versions(),
+            commit=commit(),
             device=device_name(device),
             origins=origins,
         )

@@ -20,7 +20,7 @@ from limbeck.recipes.build import Parts
 from limbeck.recipes.preflight import Preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.settings import name_of
-from limbeck.records import Record, headline, number
+from limbeck.records import Record, headline, mapping, number
 from limbeck.runlog import RunLog
 from limbeck.train import FitResult
 from limbeck.untrusted import records_of
@@ -107,6 +107,19 @@ def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in packages}
     cuda = {"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}
     return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found, **cuda}
+
+
+def changes_since_start(folder: Path) -> str:
+    """What a run that goes on has in another version than when it was last started, as words; empty where nothing."""
+    log = folder / "log.jsonl"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    starts = [record for _, record in records_of(text) if record.get("kind") == "start"]
+    if not starts:
+        return ""
+    then: dict[str, Any] = {**mapping(starts[-1], "versions"), "commit of limbeck": starts[-1].get("commit")}
+    now: dict[str, Any] = {**versions(), "commit of limbeck": commit()}
+    both = [name for name in now if now[name] is not None and then.get(name) is not None]
+    return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in both if then[name] != now[name])
 
 
 def machine() -> dict[str, Any]:
