@@ -13,7 +13,7 @@ from limbeck.data import Data
 from limbeck.distiller import Weight, evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.stages import stages
+from limbeck.models.stages import layout_of, stages
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import Rival
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
@@ -185,7 +185,7 @@ def _as_map(shape: tuple[int, ...]) -> pooling.Pool:
     """A pool that gives a map; tokens are laid out in a square, without those in front of the patches."""
     if len(shape) == 4:
         return pooling.unpooled
-    if len(shape) != 3:
+    layout = layout_of(shape)
+    if layout is None:
         raise UserError(f"a feature of shape {shape} is no map; tap a submodule that gives maps or tokens")
-    side = int(shape[1] ** 0.5)
-    return pooling.token_map(shape[1] - side**2)
+    return pooling.token_map(layout.prefix)

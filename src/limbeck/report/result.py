@@ -124,9 +124,10 @@ def setting(record: RunRecord) -> list[tuple[str, str]]:
     method = str(recipe.get("method") or "")
     if method:
         found.append(("method", f"{method}: {words.METHODS[method]}" if method in words.METHODS else method))
-    if method in ("stages", "stages+kd") or "projector" in method:
+    at_stages = method.startswith("stages")
+    if at_stages or "projector" in method:
         parts = [shape.get("projector", ""), f"distance {shape['feature_loss']}" if "feature_loss" in shape else ""]
-        parts.append("at every stage" if method.startswith("stages") else "")
+        parts.append("at every stage" if at_stages else "")
         found.append(("projector", ", ".join(part for part in parts if part)))
     training = [
         f"{shape[key]} {name}".strip() if key == "epochs" else f"{name} {shape[key]}".strip()

@@ -72,7 +72,7 @@ def fashion_mnist() -> Recipe:
 def folder() -> Recipe:
     """Your own images, a folder of one folder per class: ResNet34 teaches ResNet18.
 
-    Paper: none; the paper's linear projector with batch norm and LogSum in the defaults of this library.
+    Paper: none; the paper's linear projector with batch norm and LogSum, at every stage, and logits: our default.
     Row: none.
     Expect: depends on the images; compare against --methods alone.
     Command: limbeck compare --recipe folder --data FOLDER
