@@ -161,6 +161,27 @@ def test_the_signal_is_named_and_the_handlers_are_what_they_were(
     assert "going on from batch 2 of epoch 2, step 7" in capfd.readouterr().err
 
 
+def test_a_signal_while_the_checkpoint_is_read_waits_for_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By default SIGTERM would end the process there without a word."""
+    unbroken = train(tmp_path / "unbroken")
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", at=7)
+    load = Checkpoints.load
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return load(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "load", signalled)
+        with pytest.raises(Stopped):
+            train(tmp_path / "stopped")
+    assert "stopped by SIGTERM behind step 8; the checkpoint is written" in capfd.readouterr().err
+    assert_same(train(tmp_path / "stopped"), unbroken)
+
+
 def test_banks_and_running_norms_go_on_in_mid_epoch(tmp_path: Path) -> None:
     """A probe looks on, and its records are those of an unbroken run."""
     unbroken = probed.train(every=2, folder=tmp_path / "unbroken", loader=Held(None))

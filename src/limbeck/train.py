@@ -153,7 +153,6 @@ def fit(
     check_optimizer(distiller, optimizer)
     if scaler.is_enabled():
         check_scaled(optimizer)
-    counters, midway = resume(checkpoints, kept, optimizer, scaler, device, log)
 
     def save(within: Mapping[str, Any]) -> None:
         if checkpoints is not None:
@@ -161,20 +160,23 @@ def fit(
             checkpoints.save(kept, trainer, counters, device)
 
     loader = sharded(train_loader, accelerator, device)
-    check_processes(midway, train_loader, accelerator.num_processes)
     # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
     ahead = accelerator.num_processes == 1 or not is_sent
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
     no_sync = functools.partial(accelerator.no_sync, model)
     as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
-    guard = Guard(distiller, kept, optimizer, on_bad_numbers, log, counters, device, autocast=autocast, scaler=scaler)
 
     last: dict[str, float] = {}
     stopping = Stopping(active=checkpoints is not None)
     with contextlib.ExitStack() as inside:
+        inside.enter_context(stopping)  # from here on: a signal while the checkpoint is read waits for the first step
+        counters, midway = resume(checkpoints, kept, optimizer, scaler, device, log)
+        check_processes(midway, train_loader, accelerator.num_processes)
+        guard = Guard(
+            distiller, kept, optimizer, on_bad_numbers, log, counters, device, autocast=autocast, scaler=scaler
+        )
         inside.callback(log.pause)
-        inside.enter_context(stopping)
         if probe is not None and counters.step == 0:
             probe(0, 0.0)
         since = time.perf_counter() - counters.seconds
