@@ -37,9 +37,16 @@ class Evidence:
     data: Record
     inputs: Record
 
-    def feature_terms(self) -> Iterator[tuple[str, Record, Record]]:
-        """Name, first and last record of each term with a projector that was probed at least twice."""
-        for name in mapping(self.probes[-1], "terms") if self.probes else ():
+    def feature_terms(self, *, stages: bool = True) -> Iterator[tuple[str, Record, Record]]:
+        """Name, first and last record of each term with a projector that was probed at least twice.
+
+        Args:
+            stages: Also those of the ends of stages, which have the name of the last layer's and a number.
+        """
+        names = mapping(self.probes[-1], "terms") if self.probes else {}
+        for name in names:
+            if not stages and name != (whole := name.rstrip("0123456789")) and whole in names:
+                continue
             found = [record for probe in self.probes if (record := mapping(probe, "terms", name))]
             if len(found) > 1 and "widths" in found[-1]:
                 yield name, found[0], found[-1]

@@ -25,7 +25,7 @@ Level = Literal["ok", "note", "warning", "error"]
 
 # Ratios of a term's weighted gradient norm to the task's before training, beyond which one of the two hardly counts.
 TOO_LIGHT = 1 / 30
-TOO_HEAVY = AT_FIRST  # the best of their tables began at 110 and more: docs/results.md, "at every stage"
+TOO_HEAVY = AT_FIRST  # the best of their tables began at up to 164: docs/log.md
 TOO_HEAVY_FOR_BOXES = 30.0  # detectors lose from a few times on: the same page, the table of COCO
 
 LEAST_PRECISION = 0.005
