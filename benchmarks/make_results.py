@@ -248,14 +248,30 @@ class Page:
         return grid(head, rows)
 
     def reproduced(self, *names: str) -> str:
-        """The tables of ``limbeck reproduce`` in the folder ``tables`` with these names; by default all of images."""
+        """The tables of ``limbeck reproduce`` in ``tables`` with these names; by default all of accuracies."""
         found = {path.stem: _json(path) for path in sorted((self.folder / "tables").glob("*.json"))}
-        chosen = names or [name for name, record in found.items() if record.get("unit") != "AP in percent"]
+        chosen = names or [name for name, record in found.items() if table_text.unit_of(record) == "top-1 in percent"]
         return "\n".join(table_text.markdown(found[name]) for name in chosen)
 
     def untitled(self, file: str) -> str:
         """A table of ``limbeck reproduce`` from a file of its own, without its heading."""
         return table_text.markdown(self.record(file)).partition("\n\n")[2]
+
+    def against(self, file: str, row: str, other: str) -> str:
+        """A row of one table of ``limbeck reproduce`` against every row of another one, seed by seed."""
+
+        def seeds(each: Mapping[str, Any]) -> dict[int, float]:
+            return {int(seed): value for seed, value in each["by seed"].items()}
+
+        ours = {each["pair"]: seeds(each) for each in self.record(file)["rows"] if each["row"] == row}
+        lines: list[Cells] = []
+        for each in self.record(other)["rows"]:
+            found = paired(ours[each["pair"]], seeds(each))
+            if found is None:
+                raise UserError(f"{file}.json and {other}.json share no seed of {each['pair']}")
+            mean = own(Interval(**each["last"]))
+            lines.append([each["pair"], each["row"], mean, f"{found.mean:+.2f}", ends(found, "+", 2)])
+        return grid(["pair", "row", "last, mean ± sd", f"{row} minus it, paired", "95%"], lines)
 
     def detectors(self, file: str) -> str:
         """The steps of benchmarks/detectors.py: times the student alone with quartiles, and MiB."""

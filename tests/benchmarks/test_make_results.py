@@ -68,6 +68,21 @@ def test_figures_are_those_of_the_runs(page: Any) -> None:
     assert page.tried("runs", [["B", "b"]], 100).splitlines()[2:] == ["| B | 2: 30.00 |"]
 
 
+def test_a_row_against_those_of_another_table(page: Any) -> None:
+    def rows(**values: dict[str, float]) -> dict[str, Any]:
+        last = {"n": 2, "mean": 1.0, "sd": 0.5, "low": None, "high": None}
+        return {"rows": [{"pair": "p", "row": row, "by seed": seeds, "last": last} for row, seeds in values.items()]}
+
+    (page.folder / "short.json").write_text(json.dumps(rows(A={"0": 3.0, "1": 5.0}, B={"0": 9.0})))
+    (page.folder / "long.json").write_text(json.dumps(rows(C={"0": 2.0, "1": 3.0, "2": 99.0})))
+    (page.folder / "other.json").write_text(json.dumps(rows(C={"7": 2.0})))
+    lines = page.against("short", "A", "long").splitlines()
+    assert lines[0] == "| pair | row | last, mean ± sd | A minus it, paired | 95% |"
+    assert lines[2:] == ["| p | C | 1.00 ± 0.50 | +1.50 | -4.85 to +7.85 |"]
+    with pytest.raises(UserError, match=r"short.json and other.json share no seed of p"):
+        page.against("short", "A", "other")
+
+
 def test_a_name_that_no_record_has_is_an_error(page: Any) -> None:
     with pytest.raises(UserError, match=r"runs.json has no run c"):
         page.top("runs", "c")

@@ -19,9 +19,9 @@ def record(path: Path) -> dict[str, Any]:
 def test_the_page_has_every_row_and_every_claim(path: Path, tmp_path: Path) -> None:
     table = record(path)
     text = write_table(table, tmp_path / "table.html").read_text(encoding="utf-8")
-    assert text.count("<figure") == len(table["plan"]["pairs"])
+    assert text.count("<figure") == len(table["plan"]["pairs"]) * (1 + len(table.get("curves", ())))
     for row in table["rows"]:
-        assert f"{row['last']['mean']:.2f}" in text
+        assert f"{row['last']['mean']:.{table.get('digits', 2)}f}" in text
     assert text.count("<table") >= len(table["plan"]["pairs"]) + 1
     verdicts = [claim["verdict"] for claim in table["claims"]]
     for verdict in set(verdicts):

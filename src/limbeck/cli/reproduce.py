@@ -1,4 +1,4 @@
-"""``limbeck reproduce``: a table of the paper, made again with seeds and intervals, beside what was printed."""
+"""``limbeck reproduce``: a table or figure of the paper, again with seeds and intervals, beside what was printed."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from limbeck.cli.running import say
 from limbeck.errors import UserError
 from limbeck.recipes.tables import TABLES, Scale
 
-DESCRIPTION = """Make a table of the paper again: every row, pair of models and seed.
+DESCRIPTION = """Make a table or a figure of the paper again: every row, pair of models and seed.
 
   limbeck reproduce                                 lists the tables
   limbeck reproduce alpha --scale tiny              in minutes, on embedded images
@@ -35,7 +35,9 @@ class Flags:
     """Which table, and how much of it."""
 
     table: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE", help="A table; without it all are listed.")
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="TABLE", help="A table or figure; without it all are listed."),
     ] = None
     scale: Annotated[
         Scale,
@@ -50,9 +52,10 @@ class Flags:
         tuple[float, ...],
         tyro.conf.arg(
             metavar="FLOAT ...",
-            help="Each row's weight is the best of these times its own, on a seed that does not count.",
+            help="Each row's weight is the best of these times its own, on a seed that does not count; by default "
+            "0.25, 1 and 4, in figures 1 alone.",
         ),
-    ] = (0.25, 1.0, 4.0)
+    ] = ()
     out: Annotated[
         str,
         tyro.conf.arg(metavar="FOLDER", help="Where it goes; tables in one folder share their runs."),
@@ -116,7 +119,7 @@ def main(words: Sequence[str]) -> int:
         pairs=flags.pairs,
         rows=flags.rows,
         seeds=range(flags.seeds),
-        factors=flags.factors,
+        factors=flags.factors or None,
         teacher_weights=flags.teacher_weights,
         student_weights=flags.student_weights,
     )
@@ -129,7 +132,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
     from limbeck.checkpoint import save_json, save_text
     from limbeck.recipes.reproduce import RESULT_FILE, reproduce, table_folder
     from limbeck.recipes.table_page import PAGE_FILE, write_table
-    from limbeck.recipes.table_text import markdown, table_record, verdict_line
+    from limbeck.recipes.table_text import digits_of, markdown, table_record, verdict_line
     from limbeck.recipes.verdicts import Cell
 
     own = table_folder(plan, folder)
@@ -150,7 +153,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
     record = write(cells)
     _print(record)
     for claim in record["claims"]:
-        say(verdict_line(claim))
+        say(verdict_line(claim, digits_of(record)))
     say(f"table: {own / 'table.md'}")
     say(f"page: {own / PAGE_FILE}")
     return 1 if any(cell.failed for cell in cells) else 0
@@ -177,12 +180,12 @@ def _print(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from limbeck.recipes.table_text import HEAD, cells_of, effort
+    from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, measures_of
 
     console = Console(highlight=False)
     plan = record["plan"]
-    for pair in plan["pairs"]:
-        title = f"{pair}: {record['unit']}, {len(plan['seeds'])} seeds, mean ± sd"
+
+    def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(
             title=title,
             title_justify="left",
@@ -191,10 +194,16 @@ def _print(record: dict[str, Any]) -> None:
             pad_edge=False,
             collapse_padding=True,
         )
-        for name in HEAD:
-            table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
-        for row in record["rows"]:
-            if row["pair"] == pair:
-                table.add_row(*cells_of(row))
+        for number, name in enumerate(heads):
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
+
+    for pair in plan["pairs"]:
+        rows = [cells_of(row, digits_of(record)) for row in record["rows"] if row["pair"] == pair]
+        show(f"{pair}: {record['unit']}, {len(plan['seeds'])} seeds, mean ± sd", HEAD, rows)
+        heads, measures = measures_of(record, pair)
+        if measures:
+            show("", heads, measures)
     say(effort(plan["factors"]))

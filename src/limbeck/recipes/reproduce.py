@@ -1,4 +1,4 @@
-"""Make a table of the paper again: every row, pair and seed, beside what was printed, and what becomes of each claim.
+"""Make a table or figure of the paper again: all rows, pairs and seeds, beside what was printed, and each claim's fate.
 
 Equal effort: the weight of each row's distillation loss is chosen among the same number of factors, on one seed of its
 own (`TUNING_SEED`), before the seeds that count. Rows are compared in pairs, seed by seed. Tables share their runs: the
@@ -13,15 +13,14 @@ from typing import Any
 
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.pool import Say, place_of, run_all
+from limbeck.recipes.probed import at_the_end, points_of, probes_of
 from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.tables import Changes, Scale, table
 from limbeck.recipes.verdicts import Cell
-from limbeck.records import mapping
-from limbeck.untrusted import read_object, records_of
+from limbeck.untrusted import read_object
 
 TUNING_SEED = 100
-FACTORS = (0.25, 1.0, 4.0)
 PLAN_FILE, RESULT_FILE = "plan.json", "table.json"
 RUNS = "runs"
 SAME = ("table", "scale", "changes")
@@ -88,7 +87,7 @@ def make_plan(
     pairs: Sequence[str] = (),
     rows: Sequence[str] = (),
     seeds: Sequence[int],
-    factors: Sequence[float] = FACTORS,
+    factors: Sequence[float] | None = None,
     teacher_weights: Sequence[str] = (),
     student_weights: Sequence[str] = (),
 ) -> Plan:
@@ -101,7 +100,7 @@ def make_plan(
         pairs: Some of the scale's pairs; by default all.
         rows: Some of the table's rows; by default all.
         seeds: Those that count.
-        factors: On the weights, see :class:`Plan`.
+        factors: On the weights, see :class:`Plan`; by default the table's.
         teacher_weights: ``MODEL=WEIGHTS`` each, or just the weights where all pairs have one teacher.
         student_weights: The same of the students, which start from them.
 
@@ -116,6 +115,7 @@ def make_plan(
     _check_names("rows", rows, chosen.rows)
     if not seeds or TUNING_SEED in seeds:
         raise UserError(f"--seeds: expected 1 to {TUNING_SEED}, seed {TUNING_SEED} is the one that chooses weights")
+    factors = chosen.factors if factors is None else factors
     if not factors or min(factors) <= 0 or not math.isfinite(max(factors)):
         raise UserError("--factors: expected one or more numbers above 0")
     plan = Plan(
@@ -247,12 +247,22 @@ def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:
 def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, failed: Mapping[Path, str]) -> Cell:
     places = {seed: place_of(runs, plan.recipe(*cell, seed=seed, factor=factor or 1.0)) for seed in plan.seeds}
     found = {seed: summary for seed, place in places.items() if (summary := read_summary(place)) is not None}
-    probe = table(plan.table).probe
+    chosen = table(plan.table)
+    probes = {seed: probes_of(places[seed]) for seed in found} if chosen.probe else {}
 
     def figure(epoch: str, seed: int) -> float | None:
-        if probe:
-            return _mean_of_probe(places[seed], probe)
+        if chosen.probe:
+            return at_the_end(probes[seed], chosen.probe) if epoch == "last" else None
         return float(found[seed][epoch][found[seed]["metric"]])
+
+    measures = {
+        name: {seed: value for seed in probes if (value := at_the_end(probes[seed], path)) is not None}
+        for name, path in chosen.measures.items()
+    }
+    if chosen.probe:
+        measures["top-1 in percent"] = {
+            seed: 100 * float(run["last"]["top1"]) for seed, run in found.items() if "top1" in run["last"]
+        }
 
     return Cell(
         *cell,
@@ -262,14 +272,8 @@ def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, f
         best={seed: value for seed in found if (value := figure("best", seed)) is not None},
         seconds=sum(float(run["seconds"]) for run in found.values()) / max(len(found), 1),
         runs={seed: places[seed].name for seed in found},
+        measures=measures,
+        curves={curve.title: points_of(probes, curve) for curve in chosen.curves},
         device="; ".join(dict.fromkeys(str(run["device"]) for run in found.values() if "device" in run)),
         failed="; ".join(dict.fromkeys(failed[place] for place in places.values() if place in failed)),
     )
-
-
-def _mean_of_probe(place: Path, name: str) -> float | None:
-    """The mean of some numbers of a run's last probe; None where it has none."""
-    log = (place / "log.jsonl").read_text(encoding="utf-8")
-    probes = [record for _, record in records_of(log) if record.get("kind") == "probe"]
-    values = [value for value in mapping(probes[-1], name).values() if isinstance(value, float)] if probes else []
-    return sum(values) / len(values) if values else None

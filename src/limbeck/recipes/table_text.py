@@ -19,7 +19,9 @@ def table_record(plan: Plan, cells: Sequence[Cell], *, command: str) -> dict[str
         "title": chosen.title,
         "source": chosen.source,
         "unit": chosen.unit,
+        "digits": chosen.digits,
         "notes": chosen.notes,
+        "curves": [{"title": each.title, "x_title": each.x_title, "log": each.log} for each in chosen.curves],
         "rows": [_row(cell, chosen.scale, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
         "devices": sorted({cell.device for cell in cells if cell.device}),
         "claims": [asdict(verdict) for verdict in judge(chosen.claims, plan.pairs, cells, scale=chosen.scale)],
@@ -40,34 +42,54 @@ def _row(cell: Cell, scale: float, printed: float | None) -> dict[str, Any]:
         "seconds": round(cell.seconds, 1),
         "runs": {str(seed): name for seed, name in cell.runs.items()},
         "failed": cell.failed,
+        "measures": {name: asdict(interval(list(values.values()))) for name, values in cell.measures.items() if values},
+        "curves": {title: {"end": end, "start": start} for title, (end, start) in cell.curves.items()},
     }
 
 
-def cells_of(row: Mapping[str, Any]) -> list[str]:
+def cells_of(row: Mapping[str, Any], digits: int = 2) -> list[str]:
     """A row of the record in words: row, last, its interval, best, weight, printed, seconds."""
     factor = "" if row["factor"] is None else f"x{row['factor']:g}" + ("*" if row["factor at the edge"] else "")
-    printed = "" if row["printed"] is None else f"{row['printed']:.2f}"
+    printed = "" if row["printed"] is None else f"{row['printed']:.{digits}f}"
     if row["last"] is None:
         return [row["row"], "failed" if row["failed"] else "", "", "", factor, printed, ""]
     last = Interval(**row["last"])
-    spread = "" if last.sd is None else f" ± {last.sd:.2f}"
-    ends = "" if last.low is None or last.high is None else f"{last.low:.1f}..{last.high:.1f}"
-    best = f"{row['best']['mean']:.2f}"
-    return [row["row"], f"{last.mean:.2f}{spread}", ends, best, factor, printed, f"{row['seconds']:.0f}"]
+    ends = "" if last.low is None or last.high is None else f"{last.low:.{digits - 1}f}..{last.high:.{digits - 1}f}"
+    best = "" if row["best"] is None else f"{row['best']['mean']:.{digits}f}"
+    return [row["row"], spread(last, digits), ends, best, factor, printed, f"{row['seconds']:.0f}"]
+
+
+def spread(found: Interval, digits: int) -> str:
+    """A mean and, of several values, their standard deviation."""
+    return f"{found.mean:.{digits}f}" + ("" if found.sd is None else f" ± {found.sd:.{digits}f}")
+
+
+def measures_of(record: Mapping[str, Any], pair: str) -> tuple[list[str], list[list[str]]]:
+    """What else was measured of a pair: heads, which are the rows of the record, and a line for each measure."""
+    rows = [row for row in record["rows"] if row["pair"] == pair]
+    names = dict.fromkeys(name for row in rows for name in row.get("measures", {}))
+    lines: list[list[str]] = []
+    for name in names:
+        found = [Interval(**row["measures"][name]) if name in row.get("measures", {}) else None for row in rows]
+        largest = max(abs(each.mean) for each in found if each is not None)
+        digits = 3 if largest < 1 else 2 if largest < 10 else 1
+        lines.append([name, *("" if each is None else spread(each, digits) for each in found)])
+    return ["at the end", *(row["row"] for row in rows)], lines
 
 
 HEAD = ("row", "last epoch", "95%", "best", "w", "paper", "s")
 
 
-def verdict_line(claim: Mapping[str, Any]) -> str:
+def verdict_line(claim: Mapping[str, Any], digits: int = 2) -> str:
     """A claim and what becomes of it, in one sentence."""
-    head = f"{claim['verdict']}: {claim['words']} ({claim['pair']}: {claim['better']} minus {claim['worse']}"
+    measure = f"{claim['measure']} of " if claim.get("measure") else ""
+    head = f"{claim['verdict']}: {claim['words']} ({claim['pair']}: {measure}{claim['better']} minus {claim['worse']}"
     if claim["difference"] is None:
         return f"{head}: no run of both)"
     difference = Interval(**claim["difference"])
     if difference.low is None or difference.high is None:
-        return f"{head} {difference.mean:+.2f}, one seed)"
-    return f"{head} {difference.mean:+.2f}, {difference.low:+.2f} to {difference.high:+.2f})"
+        return f"{head} {difference.mean:+.{digits}f}, one seed)"
+    return f"{head} {difference.mean:+.{digits}f}, {difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -83,12 +105,23 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
     ]
     for pair in plan["pairs"]:
-        rows = [cells_of(row) for row in record["rows"] if row["pair"] == pair]
-        lines += [f"**{pair}**", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
-    lines += [f"- {verdict_line(claim)}" for claim in record["claims"]]
+        rows = [cells_of(row, digits_of(record)) for row in record["rows"] if row["pair"] == pair]
+        lines += [f"**{pair}**", "", *_grid(HEAD, rows), ""]
+        heads, measures = measures_of(record, pair)
+        lines += [*_grid(heads, measures), ""] if measures else []
+    lines += [f"- {verdict_line(claim, digits_of(record))}" for claim in record["claims"]]
     lines += [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
     return "\n".join(lines) + "\n"
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def digits_of(record: Mapping[str, Any]) -> int:
+    """Behind the point of a figure; records of before there were several say nothing of it."""
+    return int(record.get("digits", 2))
 
 
 def unit_of(record: Mapping[str, Any]) -> str:

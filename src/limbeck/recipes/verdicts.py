@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from limbeck.intervals import Interval, paired
+from limbeck.recipes.probed import Points
 from limbeck.recipes.tables import Claim
 
 FEWEST = 3  # seeds: two that happen to differ by the same have an interval of no width
@@ -22,6 +23,8 @@ class Cell:
         best: Seed to the metric of the best epoch.
         seconds: Of a run, on average.
         runs: Seed to the run's folder.
+        measures: Name to seed to a further figure.
+        curves: Title to a curve at the end, and at the start.
         device: What the runs were made on.
         failed: Why runs are missing.
     """
@@ -34,6 +37,8 @@ class Cell:
     best: Mapping[int, float]
     seconds: float
     runs: Mapping[int, str] = field(default_factory=dict[int, str])
+    measures: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
+    curves: Mapping[str, tuple[Points, Points]] = field(default_factory=dict[str, tuple[Points, Points]])
     device: str = ""
     failed: str = ""
 
@@ -47,6 +52,7 @@ class Verdict:
         better: The row that is claimed to be above.
         worse: The other one.
         words: The claim.
+        measure: What is compared; empty for the figure of the table.
         difference: Of the last epochs, seed by seed, in the table's unit; None where no seed has both.
         verdict: "holds", "does not hold" or "not decided": by whether the interval leaves out zero, and on which side.
             Of fewer than three seeds nothing is concluded.
@@ -56,6 +62,7 @@ class Verdict:
     better: str
     worse: str
     words: str
+    measure: str
     difference: Interval | None
     verdict: str
 
@@ -64,13 +71,17 @@ def judge(
     claims: Sequence[Claim], pairs: Sequence[str], cells: Sequence[Cell], *, scale: float = 100.0
 ) -> list[Verdict]:
     """What becomes of each claim of a table, for each of the pairs; ``scale`` as of a :class:`Table`."""
-    found = {(cell.pair, cell.row): {seed: scale * value for seed, value in cell.last.items()} for cell in cells}
+    found: dict[tuple[str, str, str], Mapping[int, float]] = {}
+    for cell in cells:
+        found[cell.pair, cell.row, ""] = {seed: scale * value for seed, value in cell.last.items()}
+        found.update({(cell.pair, cell.row, name): values for name, values in cell.measures.items()})
     verdicts: list[Verdict] = []
     for claim in claims:
         for pair in pairs:
-            if (pair, claim.better) not in found or (pair, claim.worse) not in found:
+            better, worse = (found.get((pair, row, claim.measure)) for row in (claim.better, claim.worse))
+            if better is None or worse is None:
                 continue
-            difference = paired(found[pair, claim.better], found[pair, claim.worse])
+            difference = paired(better, worse)
             verdict = "not decided"
             if difference is not None and difference.n >= FEWEST and difference.excludes_zero:
                 verdict = "holds" if difference.mean > 0 else "does not hold"

@@ -1,4 +1,4 @@
-"""The tables of the paper that `limbeck reproduce` makes again: their rows, what was printed, and what is claimed.
+"""The tables and figures of the paper that `limbeck reproduce` makes again: rows, what was printed, what is claimed.
 
 "The paper" is Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024
 (arXiv 2303.11098); tables have the numbers of the AAAI version. Printed figures are of single runs, in percent: top-1
@@ -11,12 +11,13 @@ from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.tables.ablations import ABLATIONS
 from limbeck.recipes.tables.against_others import AGAINST_OTHERS
 from limbeck.recipes.tables.detection import DETECTION
-from limbeck.recipes.tables.table import Changes, Claim, Scale, Table
+from limbeck.recipes.tables.figures import FIGURES
+from limbeck.recipes.tables.table import Changes, Claim, Curve, Scale, Table
 from limbeck.recipes.tables.transformers import TRANSFORMERS
 
-__all__ = ["TABLES", "Changes", "Claim", "Scale", "Table", "table"]
+__all__ = ["TABLES", "Changes", "Claim", "Curve", "Scale", "Table", "table"]
 
-TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS, **TRANSFORMERS, **DETECTION}
+TABLES: Mapping[str, Table] = {**ABLATIONS, **AGAINST_OTHERS, **TRANSFORMERS, **DETECTION, **FIGURES}
 """Name to table: what ``limbeck reproduce`` knows."""
 
 

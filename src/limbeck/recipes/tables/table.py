@@ -39,6 +39,7 @@ STAGES: Changes = {
     "cache_views": None,
 }
 """Projectors at every stage: 2 for each of four layers; its maps are too large to be kept."""
+FACTORS = (0.25, 1.0, 4.0)
 CORRELATION: Changes = {"method": "projector", "feature_loss": "correlation_power", "feature_weight": 0.02}
 
 
@@ -50,16 +51,37 @@ class Claim:
         better: The row that is said to be above.
         worse: The other one.
         words: As the paper has it.
+        measure: One of the table's; its figure by default.
     """
 
     better: str
     worse: str
     words: str
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve for each row, out of the probes of its runs.
+
+    Attributes:
+        title: What is drawn.
+        y: Path of a list in the last probe or, of a curve over the steps, of a number in each.
+        x: Path of the list of its places in the same probe; empty for the steps.
+        x_title: What those are.
+        log: Whether the vertical axis is logarithmic.
+    """
+
+    title: str
+    y: str
+    x: str = ""
+    x_title: str = "step"
+    log: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table.
+    """One table, or a figure, whose numbers are those of the probes. Paths in a probe are names with points between.
 
     Attributes:
         title: What it is about.
@@ -72,7 +94,10 @@ class Table:
         printed: Pair of full scale to row to the printed figure.
         notes: What is not stated, or not as printed.
         metric: What the figures are; in percent, unless they are a probe's.
-        probe: Name of numbers in the last probe of a run, whose mean is then the figure.
+        probe: Path of a number in the last probe of a run, or of several, whose mean is then the figure.
+        measures: Name to the path of further ones.
+        curves: What is drawn of them.
+        factors: On each row's weight; the best is taken, a single one as it is.
     """
 
     title: str
@@ -84,11 +109,19 @@ class Table:
     notes: str = ""
     metric: str = "top-1"
     probe: str = ""
+    measures: Mapping[str, str] = field(default_factory=dict[str, str])
+    curves: tuple[Curve, ...] = ()
+    factors: tuple[float, ...] = FACTORS
 
     @property
     def scale(self) -> float:
         """What figures of a run are multiplied by."""
         return 1.0 if self.probe else 100.0
+
+    @property
+    def digits(self) -> int:
+        """Behind the point of a figure."""
+        return 3 if self.probe else 2
 
     @property
     def unit(self) -> str:
