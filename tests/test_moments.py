@@ -166,8 +166,18 @@ def test_gradcheck(cross: bool) -> None:
 @pytest.mark.parametrize("step", [1, 3, 4, 100])
 def test_the_size_of_blocks_changes_nothing(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     z_s, z_t, weight = draw(25, 4, 3, mean=5.0), draw(25, 4, 6, seed=1), draw(6, 3, seed=2)
-    monkeypatch.setattr(moments, "blocks", functools.partial(moments.blocks, least=step))
+    monkeypatch.setattr(moments, "BLOCK_ROWS", step)
+    monkeypatch.setattr(moments, "block_rows", lambda device, width: step)
     assert max(differences(by_moments, directly, z_s, z_t, weight)) < 1e-10
+
+
+def test_blocks_are_larger_for_narrow_features_and_on_a_gpu() -> None:
+    """A map of ResNet50's first stage, 256 images of 56 x 56: 16 blocks in place of one for each image."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert moments.block_rows(cpu, 64 + 256) == moments.BLOCK_ROWS < moments.block_rows(cpu, 16 + 32)
+    step = moments.block_rows(gpu, 64 + 256)
+    assert len(list(moments.blocks(256, 56 * 56, least=step))) == 16
+    assert step * (64 + 256) * 4 <= 64 * 2**20
 
 
 def test_maps_in_any_layout_of_memory() -> None:
