@@ -26,6 +26,12 @@ EXPECTED = {
     "timm/convnext_atto": ("stages.0", "stages.1", "stages.2", "stages.3"),
     "timm/regnety_016": ("s1", "s2", "s3", "s4"),
     "timm/swin_tiny_patch4_window7_224": ("layers.0", "layers.1", "layers.2", "norm"),
+    "timm/levit_128s": ("stages.0", "stages.1", "stages.2"),  # tokens that become fewer
+    "timm/pit_ti_224": ("transformers.0.blocks", "transformers.1.blocks", "transformers.2.blocks"),
+    "timm/cait_xxs24_224": ("blocks.5", "blocks.11", "blocks.17", "blocks.23"),  # and two blocks of a token alone
+    "timm/crossvit_tiny_240": ("blocks.0.blocks.1", "blocks.1.blocks.0", "blocks.2.blocks.0", "blocks.2.blocks.1"),
+    "timm/efficientformer_l1": ("stages.0", "stages.1", "stages.2", "norm"),  # maps, and tokens at the end
+    "timm/tnt_s_legacy_patch16_224": tuple(f"blocks.{i}.attn_out" for i in (2, 5, 8, 11)),  # parts of patches are not
     "torchvision/swin_t": ("features.1", "features.3", "features.5", "permute"),
     "torchvision/resnet18": ("layer1", "layer2", "layer3", "layer4"),
     "torchvision/mobilenet_v2": ("features.3", "features.6", "features.13", "features.18"),

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -64,10 +65,11 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
 
     Of a model of maps, the last submodule at each resolution, looking into a submodule only where its parts have three
     resolutions or more (``features``, ``stages``), so not into blocks: ``layer1`` to ``layer4`` of a ResNet. A stem,
-    one convolution alone at its resolution, is left out where three more stages follow. Of a model of tokens, blocks
-    at even depths out of the largest group of alike siblings: ``blocks.2``, ``blocks.5``, ``blocks.8`` and
-    ``blocks.11`` of twelve. Pooled vectors are never among them, nor is what :class:`limbeck.taps.Taps` refuses: a
-    submodule that runs twice, that gives no tensor, or whose output is overwritten in place.
+    one convolution alone at its resolution, is left out where three more stages follow. Of a model whose tokens become
+    fewer (LeViT, Twins), the same. Of other models of tokens, blocks at even depths out of the alike ones that lie
+    least deep: ``blocks.2``, ``blocks.5``, ``blocks.8`` and ``blocks.11`` of twelve. Vectors and single tokens are
+    never among them, nor is what :class:`limbeck.taps.Taps` refuses: a submodule that runs twice, that gives no tensor,
+    or whose output is overwritten in place.
 
     It is a guess by shapes, made in one forward pass on two blank images that leaves no trace in the model.
 
@@ -89,11 +91,13 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
     if count < 1:
         raise UserError(f"stages: count is {count}; expected at least 1")
     calls = _dry_run(model)
-    line = [call for call in _line(model.module, "", calls) if call.output.ndim in (3, 4)]
+    line = [each for each in _line(model.module, "", calls) if each.output.ndim in (3, 4) and each.size != (1, 1)]
     if line and line[-1].output.ndim == 3:
-        found = _blocks(model.module, calls, count)
+        tokens = [call for call in line if call.output.ndim == 3]
+        found = _resolutions(tokens, count) if _become_fewer(tokens) else _blocks(model.module, calls, count)
+        found = found or _resolutions(line, count)
     else:
-        found = _resolutions([call for call in line if call.output.ndim == 4 and call.size != (1, 1)], count)
+        found = _resolutions([call for call in line if call.output.ndim == 4], count)
     if not found:
         raise UserError(f"stages: {model.name} has no submodule that gives maps or tokens; name the taps yourself")
     return found
@@ -129,16 +133,28 @@ def _resolutions(line: list[_Call], count: int) -> tuple[str, ...]:
     return tuple(call.path for call in ends[-count:])
 
 
+def _become_fewer(tokens: list[_Call]) -> bool:
+    """Whether each further resolution is clearly coarser, and there are some; tokens in front change them by little."""
+    sides = [size[0] for size in dict.fromkeys(call.size for call in tokens)]
+    return len(sides) > 1 and all(3 * after <= 2 * before for before, after in pairwise(sides))
+
+
 def _blocks(module: nn.Module, calls: dict[str, _Call], count: int) -> tuple[str, ...]:
-    """Blocks at even depths of the largest group of siblings of one class that give tokens."""
-    groups: dict[tuple[str, type[nn.Module]], list[str]] = defaultdict(list)
+    """Submodules at even depths that give tokens: of the classes with several, the one that lies least deep.
+
+    Layers without parts (a norm, a linear map) are no blocks.
+    """
+    groups: dict[tuple[int, type[nn.Module]], list[str]] = defaultdict(list)
     for path, call in calls.items():
-        if call.output.ndim == 3 and call.output._version == call.version:
-            part = module.get_submodule(path)
-            groups[path.rpartition(".")[0], type(part)].append(path)
-    largest = max(groups.values(), key=len, default=[])
-    number = min(count, len(largest))
-    return tuple(largest[-(-len(largest) * place // number) - 1] for place in range(1, number + 1))
+        part = module.get_submodule(path)
+        is_block = call.output.ndim == 3 and call.size != (1, 1) and any(part.children())
+        if is_block and call.output._version == call.version:
+            groups[path.count("."), type(part)].append(path)
+    ranked = sorted(groups.items(), key=lambda each: (each[0][0], -len(each[1])))
+    # Two alike may be no more than the embeddings of two branches.
+    alike = next((paths for least in (3, 2) for _, paths in ranked if len(paths) >= least), [])
+    number = min(count, len(alike))
+    return tuple(alike[-(-len(alike) * place // number) - 1] for place in range(1, number + 1))
 
 
 def _line(module: nn.Module, path: str, calls: dict[str, _Call]) -> list[_Call]:
@@ -148,7 +164,7 @@ def _line(module: nn.Module, path: str, calls: dict[str, _Call]) -> list[_Call]:
         inner = f"{path}.{name}" if path else name
         parts = [calls[f"{inner}.{below}"] for below, _ in part.named_children() if f"{inner}.{below}" in calls]
         # Two resolutions are the two sides of a downsampling.
-        if inner in calls and len({call.size for call in parts if call.output.ndim == 4}) < 3:
+        if inner in calls and len({call.size for call in parts if call.output.ndim in (3, 4)}) < 3:
             found.append(calls[inner])
         else:
             found += _line(part, inner, calls)
@@ -187,4 +203,5 @@ def _dry_run(model: Model) -> dict[str, _Call]:
             hook.remove()
         for layer, training in modes.items():
             layer.training = training
-    return {path: call for path, call in calls.items() if runs[path] == 1}
+    # What folds its parts of an image into the batch has other rows than the images.
+    return {path: call for path, call in calls.items() if runs[path] == 1 and call.output.shape[:1] == (2,)}
