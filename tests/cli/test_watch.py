@@ -222,14 +222,59 @@ def test_a_comparison_with_more_rows_than_lines_shows_what_goes_on(
 
 
 def test_a_comparison_has_ended_with_its_last_run_or_with_one_that_was_stopped(comparison: Path) -> None:
-    assert not have_ended(watched(comparison))
+    assert not have_ended(comparison, watched(comparison))
     planted.add(comparison / "kd-seed0", {"kind": "end", "summary": {}})
-    assert not have_ended(watched(comparison))  # the next one has not begun yet
+    assert not have_ended(comparison, watched(comparison))  # the next one has not begun yet
     planted.write(comparison / "alone-seed1", planted.start(), {"kind": "stop", "reason": "Ctrl-C"})
-    assert have_ended(watched(comparison))
+    assert have_ended(comparison, watched(comparison))
     planted.add(comparison / "alone-seed1", {"kind": "end", "summary": {}})
     planted.write(comparison / "kd-seed1", {"kind": "end", "summary": {}})
-    assert have_ended(watched(comparison))
+    assert have_ended(comparison, watched(comparison))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """What ``limbeck reproduce`` fills: runs below ``runs/``, whose number is not known, teachers below that."""
+    folder = tmp_path / "reproduce"
+    end = {"kind": "end", "summary": {}}
+    places = [folder / "runs" / "teachers" / "small-cnn-32-881640ba02", folder / "runs" / "a-to-b--kd-1234567890-seed0"]
+    for place in places:
+        planted.write(place, planted.start(), planted.epoch(4, 40, top1=0.5), end)
+        recipe(place)
+    (folder / "alpha-small").mkdir()
+    (folder / "alpha-small" / "plan.json").write_text("{}")
+    planted.write(folder / "runs" / "a-to-b--projector-0123456789-seed0", planted.start(), planted.step(20))
+    return folder
+
+
+def age(folder: Path, seconds: float) -> None:
+    old = time.time() - seconds
+    os.utime(folder / "log.jsonl", (old, old))
+
+
+def test_a_folder_of_runs_has_one_row_a_run(table: Path) -> None:
+    rows = shown(table)
+    assert words(rows)[1:3] == ["3 runs: 2 finished, 1 going on", "run epoch last best left state"]
+    assert [row.split()[0] for row in rows[3:]] == [
+        "a-to-b--kd-1234567890-seed0", "a-to-b--projector-0123456789-seed0", "small-cnn-32-881640ba02"
+    ]  # fmt: skip
+    assert [row.split()[0] for row in shown(table, lines=6)[3:]] == ["a-to-b--projector-0123456789-seed0"]
+    assert shown(table, width=70)[4].split()[0] == "a-to-b--pro…456789-seed0"
+    assert [row.split()[0] for row in shown(table / "runs")[3:]] == [row.split()[0] for row in rows[3:]]
+
+
+def test_a_folder_of_runs_has_ended_when_nothing_has_come_for_a_while(table: Path) -> None:
+    kd, projector, teacher = (run.folder for run in watched(table))
+    for folder in (kd, teacher):
+        age(folder, 90)
+    assert not have_ended(table, watched(table))
+    age(projector, 90)
+    assert not have_ended(table, watched(table))  # it may be at a long step
+    age(projector, 900)
+    assert "1 no record" in shown(table)[1]
+    assert have_ended(table, watched(table))  # it was killed
+    age(kd, 30)
+    assert not have_ended(table, watched(table))  # the next one may begin
 
 
 def test_what_was_read_is_kept_from_look_to_look(comparison: Path) -> None:

@@ -20,16 +20,22 @@ from limbeck.recipes.compare import RESULT_FILE, read_record
 from limbeck.recipes.reading import load_mapping, read_text
 from limbeck.untrusted import parse_json
 
-DESCRIPTION = """Show where a run or a comparison stands that is going on elsewhere.
+DESCRIPTION = """Show where a run stands that is going on elsewhere, or each of a folder.
 
-Reads the run's log.jsonl, changes nothing, and ends when the run has ended.
+Reads the logs, changes nothing, and ends when the run has ended.
 
-  limbeck watch runs/first"""
+  limbeck watch runs/first
+  limbeck watch runs/reproduce"""
 
 EVERY = 1.0  # seconds between two looks
 SILENT = 600.0  # seconds without a record after which it is said
+BETWEEN = 60.0  # seconds behind the last record of a folder of runs in which another one may still begin
+MOST_ROWS = 24  # of a folder of runs that is printed once
 
-NOT_BEGUN = "not begun"
+NOT_BEGUN, SILENT_RUN = "not begun", "no record"
+BESIDE = 46  # columns that are not the name
+BELOW = ("", "teachers/", "runs/", "runs/teachers/")
+"""Where the runs of a folder lie: of a sweep, its teachers', of a table, its teachers'."""
 COLUMNS: dict[str, Literal["left", "right"]] = {
     "run": "left",
     "epoch": "right",
@@ -38,14 +44,14 @@ COLUMNS: dict[str, Literal["left", "right"]] = {
     "left": "right",
     "state": "left",
 }
-"""Columns of a comparison, and where their cells stand; last and best are top-1, or the loss where there is none."""
+"""Columns of several runs, and where their cells stand; last and best are top-1, or the loss where there is none."""
 
 
 @dataclass(frozen=True)
 class Flags:
     """What is watched."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run or a comparison.")]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run, or of several.")]
     once: Annotated[bool, tyro.conf.arg(help="Print where it stands, and end."), tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -131,8 +137,12 @@ class Watched:
         """Whether it goes on, in words."""
         if self.standing.ended or not self._log.is_file():
             return self.standing.ended or NOT_BEGUN
-        silent = time.time() - self._log.stat().st_mtime
-        return f"no record for {duration(silent)}" if silent > SILENT else "going on"
+        return f"{SILENT_RUN} for {duration(self.silence)}" if self.silence > SILENT else "going on"
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last record; 0 before the first one."""
+        return time.time() - self._log.stat().st_mtime if self._log.is_file() else 0.0
 
     def view(self, console: Console) -> RenderableType:
         """What is shown of one run: a head, a line of where it is, the table."""
@@ -155,11 +165,11 @@ def main(words: Sequence[str]) -> int:
     runs = watched(folder)
     try:
         if flags.once:
-            console.print(view(folder, runs, console))
+            console.print(view(folder, runs, console, lines=None if is_comparison(folder) else MOST_ROWS))
             return 0
         # Where the output is no terminal, this prints once, at the end.
         with Live(view(folder, runs, console), console=console, auto_refresh=False) as live:
-            while not have_ended(runs):
+            while not have_ended(folder, runs):
                 time.sleep(EVERY)
                 runs = watched(folder, runs)
                 live.update(view(folder, runs, console, lines=console.height), refresh=True)
@@ -169,14 +179,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
-    """The runs in a folder after a look at each: itself, or those of a comparison with the teachers that it trains.
+    """The runs in a folder after a look at each: itself, or those below it, teachers included.
 
     Args:
         folder: What the user named.
         known: Those of the look before, which go on from where they were.
 
     Raises:
-        UserError: The folder is missing or holds neither.
+        UserError: The folder is missing or holds none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
@@ -185,8 +195,10 @@ def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
         record = read_record(folder)
         names = [f"{method}-seed{seed}" for seed in record["seeds"] for method in record["methods"]]
         places = [*sorted(folder.glob("teachers/*/")), *(folder / name for name in names)]
-    elif not any((folder / name).is_file() for name in ("log.jsonl", "recipe.yaml")):
-        raise UserError(f"{folder} holds no run: expected log.jsonl in it, or the {RESULT_FILE} of a comparison")
+    elif not is_run(folder):
+        places = sorted(place for below in BELOW for place in folder.glob(f"{below}*/") if is_run(place))
+        if not places:
+            raise UserError(f"{folder} holds no run: expected log.jsonl in it or in a folder in it")
     before = {run.folder: run for run in known}
     runs = [before.get(place) or Watched(place) for place in places]
     for run in runs:
@@ -199,15 +211,25 @@ def is_comparison(folder: Path) -> bool:
     return (folder / RESULT_FILE).is_file()
 
 
-def have_ended(runs: Sequence[Watched]) -> bool:
-    """Whether there is nothing more to come: a comparison ends also where one of its runs was stopped."""
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds one run."""
+    return any((folder / name).is_file() for name in ("log.jsonl", "recipe.yaml"))
+
+
+def have_ended(folder: Path, runs: Sequence[Watched]) -> bool:
+    """Whether there is nothing more to come: a comparison ends also where one of its runs was stopped.
+
+    Of other folders of runs it is not known how many there will be.
+    """
+    if not is_comparison(folder) and not is_run(folder):
+        return all(run.silence > (BETWEEN if run.standing.ended else SILENT) for run in runs)
     begun = [run for run in runs if run.state != NOT_BEGUN]
     is_stopped = any(run.standing.ended not in ("", FINISHED) for run in begun)
     return bool(begun) and all(run.standing.ended for run in begun) and (is_stopped or len(begun) == len(runs))
 
 
 def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int | None = None) -> RenderableType:
-    """One run with all its figures, or a comparison with one row a run.
+    """One run with all its figures, or several with one row each.
 
     Args:
         folder: What the user named.
@@ -215,9 +237,9 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
         console: Where it is shown.
         lines: Lines that there are for it; what has ended, then what has not begun, is left out of more rows.
     """
-    if not is_comparison(folder):
+    if is_run(folder):
         return runs[0].view(console)
-    states = [run.state for run in runs]
+    states = [SILENT_RUN if run.state.startswith(SILENT_RUN) else run.state for run in runs]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     shown = list(runs)
     for state in (FINISHED, NOT_BEGUN):
@@ -230,6 +252,25 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
     for run in shown:
         of = f"/{run.epochs}" if run.epochs is not None else ""
         epoch = f"{run.standing.epoch}{of}" if run.standing.step > 0 else ""
-        cells = (run.folder.name, epoch, run.standing.last, run.standing.best, run.left, run.state)
+        cells = (
+            shortened(run.folder.name, console.width - BESIDE),
+            epoch,
+            run.standing.last,
+            run.standing.best,
+            run.left,
+            run.state,
+        )
         rows.add_row(*map(Text, cells))
     return Group(Text(f"{folder}", style="bold", no_wrap=True), Text(f"{len(runs)} runs: {', '.join(counts)}"), rows)
+
+
+def shortened(name: str, most: int) -> str:
+    """A name with its middle left out, where it is longer.
+
+    Example:
+        >>> shortened("cifar-resnet20-to-cifar-resnet8--kd-633fb6a1c6-seed0", 24)
+        'cifar-resne…b6a1c6-seed0'
+    """
+    most = max(most, 24)
+    front = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:front]}…{name[front - most + 1 :]}"
