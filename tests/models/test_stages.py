@@ -110,6 +110,14 @@ def test_a_headless_model_and_fewer_stages() -> None:
     assert stages(build("small/vit-64", num_classes=10), count=9) == tuple(f"blocks.{i}" for i in range(6))
 
 
+def test_an_image_of_one_patch() -> None:
+    """A class token and a patch: less than a grid, but all that such a small image has."""
+    model = build("deit/conv_stem_test", num_classes=10, size=16)
+    taps = stages(model)
+    assert taps == ("blocks.1", "blocks.2", "blocks.4", "blocks.5")
+    assert {x.shape[1] for x in features(model, taps)} == {2}
+
+
 class Awkward(nn.Module):
     """At each of its resolutions the last submodule is one that Taps refuses."""
 

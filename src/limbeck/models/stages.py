@@ -91,13 +91,12 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
     if count < 1:
         raise UserError(f"stages: count is {count}; expected at least 1")
     calls = _dry_run(model)
-    line = [each for each in _line(model.module, "", calls) if each.output.ndim in (3, 4) and each.size != (1, 1)]
-    if line and line[-1].output.ndim == 3:
-        tokens = [call for call in line if call.output.ndim == 3]
-        found = _resolutions(tokens, count) if _become_fewer(tokens) else _blocks(model.module, calls, count)
-        found = found or _resolutions(line, count)
+    line = [call for call in _line(model.module, "", calls) if call.output.ndim in (3, 4)]
+    wide = {path: call for path, call in calls.items() if call.size != (1, 1)}
+    if line and line[-1].output.ndim == 3:  # where the image is one patch, one token is all that there is
+        found = _of_tokens(model.module, line, wide, count) or _of_tokens(model.module, line, calls, count)
     else:
-        found = _resolutions([call for call in line if call.output.ndim == 4], count)
+        found = _resolutions([call for call in line if call.output.ndim == 4 and call.path in wide], count)
     if not found:
         raise UserError(f"stages: {model.name} has no submodule that gives maps or tokens; name the taps yourself")
     return found
@@ -133,6 +132,14 @@ def _resolutions(line: list[_Call], count: int) -> tuple[str, ...]:
     return tuple(call.path for call in ends[-count:])
 
 
+def _of_tokens(module: nn.Module, line: list[_Call], calls: dict[str, _Call], count: int) -> tuple[str, ...]:
+    """Stages of a model that ends with tokens, out of some of its calls."""
+    among = [call for call in line if call.path in calls]
+    tokens = [call for call in among if call.output.ndim == 3]
+    found = _resolutions(tokens, count) if _become_fewer(tokens) else _blocks(module, calls, count)
+    return found or (_resolutions(among, count) if tokens else ())
+
+
 def _become_fewer(tokens: list[_Call]) -> bool:
     """Whether each further resolution is clearly coarser, and there are some; tokens in front change them by little."""
     sides = [size[0] for size in dict.fromkeys(call.size for call in tokens)]
@@ -147,8 +154,7 @@ def _blocks(module: nn.Module, calls: dict[str, _Call], count: int) -> tuple[str
     groups: dict[tuple[int, type[nn.Module]], list[str]] = defaultdict(list)
     for path, call in calls.items():
         part = module.get_submodule(path)
-        is_block = call.output.ndim == 3 and call.size != (1, 1) and any(part.children())
-        if is_block and call.output._version == call.version:
+        if call.output.ndim == 3 and call.output._version == call.version and any(part.children()):
             groups[path.count("."), type(part)].append(path)
     ranked = sorted(groups.items(), key=lambda each: (each[0][0], -len(each[1])))
     # Two alike may be no more than the embeddings of two branches.
