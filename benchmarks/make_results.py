@@ -257,6 +257,10 @@ class Page:
         """A table of ``limbeck reproduce`` from a file of its own, without its heading."""
         return table_text.markdown(self.record(file)).partition("\n\n")[2]
 
+    def command(self, file: str) -> str:
+        """What made a record."""
+        return f"`{self.record(file)['command']}`"
+
     def against(self, file: str, row: str, other: str) -> str:
         """A row of one table of ``limbeck reproduce`` against every row of another one, seed by seed."""
 
