@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from limbeck.errors import UserError
 from limbeck.recipes import NAMED, Recipe, named
 from limbeck.recipes.recipe import GROUPS
-from limbeck.recipes.values import FeatureLoss, Method, Norm, Pool
+from limbeck.recipes.values import STAGE_METHODS, FeatureLoss, Method, Norm, Pool
 
 GOOD: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "teacher": "small/cnn-32"}
 ALONE: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "method": "alone"}
@@ -170,7 +170,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "teacher": draw(line),
         "teacher_weights": draw(st.none() | line),
         "teacher_epochs": draw(st.none() | count),
-        "teacher_tap": draw(st.none() | line),
+        "teacher_tap": draw(st.none() if method in STAGE_METHODS else st.none() | line),
         "teacher_pool": draw(st.sampled_from(get_args(Pool))),
         "student": draw(line),
         "data": draw(line),
