@@ -11,7 +11,7 @@ reproduce`` are all those in docs/results/tables/, sweeps those in docs/results/
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from limbeck.errors import UserError
 from limbeck.intervals import Interval, interval, paired
 from limbeck.recipes import sweep_text, table_text
 from limbeck.recipes.reproduce import TUNING_SEED
+from limbeck.recipes.table_text import grid, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results"
@@ -28,17 +29,6 @@ PAGE = ROOT / "docs" / "results.md"
 NOTE = "<!-- Made by benchmarks/make_results.py: change docs/results/template.md or the records, not this page. -->\n\n"
 
 Cells = Sequence[str]
-
-
-def grid(head: Cells, rows: Iterable[Cells]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def own(found: Interval, digits: int = 2) -> str:
-    """A mean with its standard deviation."""
-    return f"{found.mean:.{digits}f}" + ("" if found.sd is None else f" ± {found.sd:.{digits}f}")
 
 
 def ends(found: Interval | None, sign: str = "", digits: int = 1) -> str:
@@ -80,7 +70,7 @@ class Page:
 
     def top(self, file: str, run: str) -> str:
         """Top-1 of a run, of several seeds with the standard deviation."""
-        return own(interval(list(self.values(file, run).values())))
+        return spread(interval(list(self.values(file, run).values())))
 
     def best(self, file: str, run: str) -> str:
         """Mean of the best epochs."""
@@ -127,7 +117,7 @@ class Page:
                 [
                     label,
                     *([weight] if weights else []),
-                    own(found),
+                    spread(found),
                     ends(found),
                     *([self.best(file, run)] if best else []),
                     "" if pair is None else f"{pair.mean:+.2f}",
@@ -147,7 +137,7 @@ class Page:
             found = interval(list(self.values(file, run).values()))
             pairs = [None if run == each else self.difference(file, run, each) for each in against.values()]
             words = ["" if pair is None else f"{pair.mean:+.2f} ({ends(pair, '+')})" for pair in pairs]
-            lines.append((-found.mean, [label, weight, own(found), ends(found), *words, costs[label]]))
+            lines.append((-found.mean, [label, weight, spread(found), ends(found), *words, costs[label]]))
         return grid(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
 
     def weights(self, file: str, columns: Mapping[str, str], weights: Sequence[float]) -> str:
@@ -189,7 +179,9 @@ class Page:
             pair = None if row["paired"] is None else _scaled(row["paired"])
             more = "" if pair is None else f"{pair.mean:+.2f}"
             best = f"{100 * row['best_mean']:.2f}"
-            lines.append([row["method"], own(found), ends(found), best, more, ends(pair, "+"), f"{row['seconds']:.0f}"])
+            lines.append(
+                [row["method"], spread(found), ends(found), best, more, ends(pair, "+"), f"{row['seconds']:.0f}"]
+            )
         head = ["method", "last, mean ± sd", "95% of the mean", "best", "minus alone, paired", "95%", "s a run"]
         return grid(head, lines)
 
@@ -273,7 +265,7 @@ class Page:
             found = paired(ours[each["pair"]], seeds(each))
             if found is None:
                 raise UserError(f"{file}.json and {other}.json share no seed of {each['pair']}")
-            mean = own(Interval(**each["last"]))
+            mean = spread(Interval(**each["last"]))
             lines.append([each["pair"], each["row"], mean, f"{found.mean:+.2f}", ends(found, "+", 2)])
         return grid(["pair", "row", "last, mean ± sd", f"{row} minus it, paired", "95%"], lines)
 

@@ -272,6 +272,8 @@ def test_a_folder_of_runs_has_ended_when_nothing_has_come_for_a_while(table: Pat
     assert not have_ended(table, watched(table))  # it may be at a long step
     age(projector, 900)
     assert "1 no record" in shown(table)[1]
+    (table / "runs" / "killed-early").mkdir()
+    recipe(table / "runs" / "killed-early")  # before its first record
     assert have_ended(table, watched(table))  # it was killed
     age(kd, 30)
     assert not have_ended(table, watched(table))  # the next one may begin

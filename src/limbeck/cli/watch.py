@@ -221,9 +221,9 @@ def have_ended(folder: Path, runs: Sequence[Watched]) -> bool:
 
     Of other folders of runs it is not known how many there will be.
     """
-    if not is_comparison(folder) and not is_run(folder):
-        return all(run.silence > (BETWEEN if run.standing.ended else SILENT) for run in runs)
     begun = [run for run in runs if run.state != NOT_BEGUN]
+    if not is_comparison(folder) and not is_run(folder):
+        return bool(begun) and all(run.silence > (BETWEEN if run.standing.ended else SILENT) for run in begun)
     is_stopped = any(run.standing.ended not in ("", FINISHED) for run in begun)
     return bool(begun) and all(run.standing.ended for run in begun) and (is_stopped or len(begun) == len(runs))
 

@@ -1,6 +1,6 @@
 """A table that was made again, as JSON and as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +59,7 @@ def cells_of(row: Mapping[str, Any], digits: int = 2) -> list[str]:
     return [row["row"], spread(last, digits), ends, best, factor, printed, f"{row['seconds']:.0f}"]
 
 
-def spread(found: Interval, digits: int) -> str:
+def spread(found: Interval, digits: int = 2) -> str:
     """A mean and, of several values, their standard deviation."""
     return f"{found.mean:.{digits}f}" + ("" if found.sd is None else f" ± {found.sd:.{digits}f}")
 
@@ -106,17 +106,18 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]
     for pair in plan["pairs"]:
         rows = [cells_of(row, digits_of(record)) for row in record["rows"] if row["pair"] == pair]
-        lines += [f"**{pair}**", "", *_grid(HEAD, rows), ""]
+        lines += [f"**{pair}**", "", grid(HEAD, rows), ""]
         heads, measures = measures_of(record, pair)
-        lines += [*_grid(heads, measures), ""] if measures else []
+        lines += [grid(heads, measures), ""] if measures else []
     lines += [f"- {verdict_line(claim, digits_of(record))}" for claim in record["claims"]]
     lines += [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
     return "\n".join(lines) + "\n"
 
 
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def digits_of(record: Mapping[str, Any]) -> int:
