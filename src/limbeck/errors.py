@@ -1,7 +1,9 @@
 """The exceptions that are one line for the user, and the nearest right spelling."""
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -30,3 +32,34 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+@contextmanager
+def paths_explained() -> Generator[None, None, None]:
+    """Reports an error of the system on a path as one line: the path, and what the system says.
+
+    For all that asks about, lists or opens paths of the user; a block under ``with``, or a function as a decorator.
+    Even ``Path.is_file`` raises, for example on a path inside a folder without rights or on a name of 300 letters.
+
+    Raises:
+        UserError: In place of an ``OSError`` that names a path; every other exception passes.
+
+    Example:
+        >>> with paths_explained():
+        ...     os.scandir("no/such/folder")
+        Traceback (most recent call last):
+        limbeck.errors.UserError: "no/such/folder" cannot be used: no such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(path_problem(error)) from error
+
+
+def path_problem(error: OSError) -> str:
+    """What is wrong with the path that an ``OSError`` names, in one line."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    why = error.strerror or str(error)
+    return f'"{path}" cannot be used: {why[:1].lower()}{why[1:]}'

@@ -574,6 +574,9 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
     parts.raises = UserError("weights do not fit: 1 missing\n  missing fc.bias")
     assert call("distill --recipe digits") == 2
     assert capsys.readouterr().err == f"{LINE}weights do not fit: 1 missing\n  missing fc.bias\n"
+    parts.raises = PermissionError(errno.EACCES, "Permission denied", "runs/x/summary.json")
+    assert call("distill --recipe digits") == 2
+    assert capsys.readouterr().err == f'{LINE}"runs/x/summary.json" cannot be used: permission denied\n'
     for bug in (RuntimeError("bug"), OSError(errno.EACCES, "no"), ValueError("bug")):
         parts.raises = bug
         with pytest.raises(type(bug)):

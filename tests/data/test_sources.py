@@ -348,6 +348,41 @@ def test_bad_input_is_one_line(tmp_path: Path, make: Callable[[Path], str], opti
     assert "\n" not in str(caught.value)
 
 
+def linked_to_itself(root: Path) -> str:
+    os.symlink("self", folder(root, {"a": 2, "b": 2}) / "a" / "self")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: str(root / ("n" * 300)), 'n" cannot be used: file name too long'),
+        (lambda root: f"{two_classes(root)}/{'n' * 300}", 'n" cannot be used: file name too long'),
+        (linked_to_itself, 'a/self" cannot be used: too many levels of symbolic links'),
+    ],
+)
+def test_errors_of_paths_are_one_line(tmp_path: Path, make: Callable[[Path], str], message: str):
+    with pytest.raises(UserError, match=message):
+        opened(make(tmp_path))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_a_class_folder_that_cannot_be_listed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+):
+    folder(tmp_path, {"a": 2, "b": 2})
+    plain = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise type(error)(error.errno, error.strerror, str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=f'/b" cannot be used: {error.strerror.lower()}'):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

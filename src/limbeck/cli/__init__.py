@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from limbeck.errors import LostProcessError, UserError, did_you_mean
+from limbeck.errors import LostProcessError, UserError, did_you_mean, path_problem
 
 COMMANDS = {
     "distill": "train a student with a teacher, into a run folder",
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" at {error.filename}" if error.filename else ""
             return _fail(f"no space left on the disk{where}; free some, then go on with --resume")
+        if error.filename is not None:
+            return _fail(path_problem(error))
         raise
 
 

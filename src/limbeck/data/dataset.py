@@ -15,13 +15,14 @@ from limbeck.data.fetch import Disk, Frame, Memory, Skips
 from limbeck.data.loader import Augment, Batch, Loader, Plan
 from limbeck.data.parts import Part
 from limbeck.data.spec import DataSpec
-from limbeck.errors import UserError
+from limbeck.errors import UserError, paths_explained
 
 LARGEST_IN_MEMORY = 2 << 30
 _SMALL_SIDE = 64  # up to here CIFAR's protocol (whole image, pad and crop), above ImageNet's (resized crop, 0.875)
 _CENTER = 0.875
 
 
+@paths_explained()
 def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
     """Find the images of a spec, check them, and choose their train and val parts.
 

@@ -31,17 +31,14 @@ def check_folder(folder: Path) -> None:
     """Refuse what is not a folder with something in it.
 
     Raises:
-        UserError: It does not exist, is a file, cannot be read, or is empty.
+        UserError: It does not exist, is a file, or is empty.
     """
     if not folder.exists():
         raise UserError(f'data folder "{folder}" does not exist')
     if not folder.is_dir():
         raise UserError(f'"{folder}" is a file: expected a folder of images')
-    try:
-        if not any(folder.iterdir()):
-            raise UserError(f'data folder "{folder}" is empty')
-    except PermissionError:
-        raise UserError(f'data folder "{folder}" cannot be read: permission denied') from None
+    if not any(folder.iterdir()):
+        raise UserError(f'data folder "{folder}" is empty')
 
 
 def find_parts(folder: Path, *, labels: bool) -> tuple[Path, Path | None]:
