@@ -107,7 +107,7 @@ def test_one_changed_image_of_the_same_length_is_told_before_anything_is_trained
     length = image.stat().st_size
     Image.new("RGB", (8, 8), (9, 9, 9)).save(image)
     assert image.stat().st_size == length
-    with pytest.raises(UserError, match=r"the images of .*own have changed since: bytes of the images: .* --anyway"):
+    with pytest.raises(UserError, match=r"the images of .*own have changed since: bytes of the images; .* --anyway"):
         rerun(own, tmp_path / "again", say=print)
     assert not (tmp_path / "again").exists()
     said: list[str] = []
@@ -123,7 +123,70 @@ def test_a_missing_image_is_seen_by_the_names(own: Path, tmp_path: Path, capsys:
     (tmp_path / "images" / "val" / "dark" / "00.bmp").unlink()
     assert main(["rerun", str(own)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "have changed since: names, sizes and labels of the images" in line
+    assert "have changed since: validation images: 16 -> 15; names, sizes and labels of the images; bytes" in line
+
+
+def _remove(images: Path) -> None:
+    (images / "train" / "dark" / "03.bmp").unlink()
+
+
+def _add(images: Path) -> None:
+    shutil.copy(images / "train" / "dark" / "03.bmp", images / "val" / "light" / "new.bmp")
+
+
+def _change(images: Path) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(images / "train" / "dark" / "03.bmp")
+
+
+def _swap(images: Path) -> None:
+    dark, light = images / "train" / "dark" / "03.bmp", images / "train" / "light" / "03.bmp"
+    dark.rename(images / "one")
+    light.rename(dark)
+    (images / "one").rename(light)
+
+
+def _rename(images: Path) -> None:
+    for part in ("train", "val"):
+        (images / part / "light").rename(images / part / "bright")
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_run_is_resumed_on_the_images_that_it_was_started_with(tmp_path: Path, small: Recipe) -> None:
+    images, folder = tmp_path / "images", tmp_path / "run"
+    write_images(images)
+    shutil.copytree(images, tmp_path / "as they were")
+    recipe = small.changed(
+        {"data": str(images), "size": 8, "train_limit": None, "batch_size": 8, "epochs": 2}
+        | {"method": "alone", "teacher": None, "probe": "off"}
+    )
+
+    def kill(epoch: int, scores: object) -> None:
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        runs.run(recipe, folder, on_epoch=kill)
+    kept = (folder / "data.json").read_text(encoding="utf-8")
+    assert {"train": 48, "val": 16, "classes": ["dark", "light"], "size": 8}.items() <= json.loads(kept).items()
+    for change, told in (
+        (_remove, "training images: 48 -> 47; names, sizes"),
+        (_add, "validation images: 16 -> 17; names, sizes"),
+        (_change, "bytes of the images"),
+        (_swap, "bytes of the images"),
+        (_rename, "classes: dark, light -> bright, dark; names, sizes"),
+    ):
+        change(images)
+        for how in ({"resume": True}, {"if_begun": True}):
+            with pytest.raises(UserError, match=f"images have changed since .*run was started: {told}.*bring them ba"):
+                runs.run(recipe, folder, **how)
+        assert (folder / "data.json").read_text(encoding="utf-8") == kept
+        shutil.rmtree(images)
+        shutil.copytree(tmp_path / "as they were", images)
+    runs.run(recipe, folder, resume=True)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["data"] == json.loads(kept)
 
 
 def test_pixels_that_are_not_kept_in_memory_are_not_read_for_it(tmp_path: Path) -> None:

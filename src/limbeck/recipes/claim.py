@@ -38,7 +38,7 @@ def give_up(folder: Path) -> None:
     """Leave no trace of a run that did not begin, so that the same command can be given again, corrected."""
     if collectives.rank() == 0:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
-            for name in ("log.jsonl", "recipe.yaml"):  # without the second one the folder is nobody's
+            for name in ("log.jsonl", "data.json", "recipe.yaml"):  # without the last one the folder is nobody's
                 (folder / name).unlink(missing_ok=True)
             if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
                 (folder / LOCK).unlink(missing_ok=True)

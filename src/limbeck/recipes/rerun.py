@@ -9,7 +9,8 @@ from typing import Any
 from limbeck import collectives
 from limbeck.checkpoint import save_json
 from limbeck.errors import UserError
-from limbeck.recipes.build import AnyData, build_data, is_run
+from limbeck.recipes.build import build_data, is_run
+from limbeck.recipes.images import Row, changes_of, compare_images, record_of, row_of
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
 from limbeck.records import Record, mapping, number
@@ -17,23 +18,6 @@ from limbeck.untrusted import read_object
 
 RUN, RESULT = "run", "rerun.json"
 STUDENTS = ("student.safetensors", "student_best.safetensors")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing that was compared.
-
-    Attributes:
-        what: Its name.
-        then: As the first run has it; "not recorded" where it is of an earlier version that did not write it.
-        now: As the second one has it.
-        same: Whether they are equal; None where one of them is not recorded.
-    """
-
-    what: str
-    then: str
-    now: str
-    same: bool | None
 
 
 @dataclass(frozen=True)
@@ -75,9 +59,7 @@ def rerun(first: Path, place: Path, *, anyway: bool = False, say: Callable[[str]
         raise UserError(f"--out {place} is the run itself; choose another folder")
     recipe = Recipe.from_yaml(first / "recipe.yaml").changed({"loggers": [], "cache_folder": None})
     then = read_object(first / "summary.json", "metric", "last")
-    changes = [row for row in compare_images(then, build_data(recipe)) if row.same is False]
-    if changes:
-        told = "; ".join(f"{row.what}: {row.then} -> {row.now}" for row in changes)
+    if told := changes_of(mapping(then, "data"), record_of(build_data(recipe))):
         if not anyway:
             raise UserError(
                 f"the images of {first} have changed since: {told}; bring them back, or train on them as they are "
@@ -93,15 +75,6 @@ def rerun(first: Path, place: Path, *, anyway: bool = False, say: Callable[[str]
     return outcome
 
 
-def compare_images(then: Record, data: AnyData) -> list[Row]:
-    """The images of a run's summary with opened ones: names, sizes and labels, and their bytes where they were read."""
-    recorded = mapping(then, "data")
-    rows = [_row("names, sizes and labels of the images", recorded.get("fingerprint"), data.fingerprint)]
-    if recorded.get("content") is not None:
-        rows.append(_row("bytes of the images", recorded["content"], data.content()))
-    return rows
-
-
 def compare_runs(first: Path, second: Path) -> Outcome:
     """What of two finished runs of one recipe is the same.
 
@@ -110,18 +83,17 @@ def compare_runs(first: Path, second: Path) -> Outcome:
     """
     then, now = (read_object(folder / "summary.json", "metric", "last") for folder in (first, second))
     rows = [
-        _row("names, sizes and labels of the images", *_both(then, now, "data", "fingerprint")),
-        _row("bytes of the images", *_both(then, now, "data", "content")),
+        *compare_images(mapping(then, "data"), mapping(now, "data")),
         *_each("version of ", mapping(then, "versions"), mapping(now, "versions")),
-        _row("commit of limbeck", then.get("commit"), now.get("commit")),
-        _row("device", then.get("device"), now.get("device")),
+        row_of("commit of limbeck", then.get("commit"), now.get("commit")),
+        row_of("device", then.get("device"), now.get("device")),
         *_each("", mapping(then, "machine"), mapping(now, "machine")),
-        _row("seed", then.get("seed"), now.get("seed")),
+        row_of("seed", then.get("seed"), now.get("seed")),
     ]
     for side in ("teacher", "student"):
         if mapping(now, "origins", side) or mapping(then, "origins", side):
-            rows.append(_row(f"{side}'s weights at the start", *_both(then, now, "origins", side, "digest")))
-    students = [_row(name, _digest(first / name), _digest(second / name)) for name in STUDENTS]
+            rows.append(row_of(f"{side}'s weights at the start", *_both(then, now, "origins", side, "digest")))
+    students = [row_of(name, _digest(first / name), _digest(second / name)) for name in STUDENTS]
     figures = _figures(then, now)
     same = all(row.same is not False for row in students) and students[0].same is True
     return Outcome([*rows, *students, *figures], same, _verdict(rows, figures, same))
@@ -144,23 +116,18 @@ def _figures(then: Record, now: Record) -> list[Row]:
         before, after = mapping(then, part), mapping(now, part)
         for name in dict.fromkeys([*before, *after]):
             a, b = number(before, name), number(after, name)
-            rows.append(_row(f"{part} {name}", None if a is None else f"{a:.6g}", None if b is None else f"{b:.6g}"))
+            rows.append(row_of(f"{part} {name}", None if a is None else f"{a:.6g}", None if b is None else f"{b:.6g}"))
             if a is not None and b is not None and a != b and rows[-1].same:  # equal in six digits
                 rows[-1] = Row(rows[-1].what, f"{a!r}", f"{b!r}", False)
     return rows
 
 
 def _each(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Row]:
-    return [_row(f"{what}{name}", then.get(name), now.get(name)) for name in dict.fromkeys([*then, *now])]
+    return [row_of(f"{what}{name}", then.get(name), now.get(name)) for name in dict.fromkeys([*then, *now])]
 
 
 def _both(then: Record, now: Record, *path: str) -> tuple[object, object]:
     return mapping(then, *path[:-1]).get(path[-1]), mapping(now, *path[:-1]).get(path[-1])
-
-
-def _row(what: str, then: object, now: object) -> Row:
-    same = None if then is None or now is None else then == now
-    return Row(what, *("not recorded" if value is None else str(value) for value in (then, now)), same=same)
 
 
 def _digest(path: Path) -> str | None:

@@ -31,6 +31,7 @@ from limbeck.recipes.build import (
 )
 from limbeck.recipes.caching import cached_loader
 from limbeck.recipes.claim import claim, give_up
+from limbeck.recipes.images import keep_or_compare
 from limbeck.recipes.lock import only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
@@ -72,8 +73,8 @@ def run(
     """Train a recipe's student in a run folder.
 
     Opens the data, gets the teacher (training it first where there are no fitting weights), checks everything, trains,
-    and writes ``recipe.yaml``, ``log.jsonl``, ``checkpoint/``, ``student.safetensors`` (last epoch),
-    ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors``,
+    and writes ``recipe.yaml``, ``data.json`` (which images), ``log.jsonl``, ``checkpoint/``, ``student.safetensors``
+    (last epoch), ``student_best.safetensors`` (best epoch), ``student.json`` (how to load it), ``terms.safetensors``,
     ``samples.json`` (where student and teacher disagree) or ``boxes.json`` (what detectors find), and ``summary.json``.
 
     Args:
@@ -215,6 +216,8 @@ def prepare(
     for note in opened:
         log.note(f"data {data.name}: {note}")
     rehearse(recipe, data)
+    if (folder / "recipe.yaml").is_file():  # a run's folder, and not that of a cache
+        keep_or_compare(folder, data)
     teacher = build_teacher(recipe, data, folder, lambda own, at: train_teacher(own, at, said=said), log.note)
     parts = build_parts(recipe, data, teacher)
     if parts.student.weights != "random":

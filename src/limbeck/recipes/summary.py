@@ -17,6 +17,7 @@ import limbeck
 from limbeck import collectives
 from limbeck.cache import digest_of
 from limbeck.recipes.build import Parts
+from limbeck.recipes.images import record_of
 from limbeck.recipes.preflight import Preflight
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.settings import name_of
@@ -48,13 +49,7 @@ def summarize(
         **_costs(recipe, log, counters.seconds),
         "peak_memory_mib": peak_memory(device),
         "parameters": parameter_counts(parts),
-        "data": {
-            "name": data.name,
-            "train": data.train_count,
-            "val": data.val_count,
-            "fingerprint": data.fingerprint,
-            "content": data.content(),
-        },
+        "data": record_of(data),
         "versions": versions(),
         "commit": commit(),
         "device": device_name(device),
