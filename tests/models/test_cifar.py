@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from limbeck.models import build
-from limbeck.models.cifar import NETS
+from limbeck.models.cifar import NETS, Staged
 from limbeck.models.small import SmallCNN
+from limbeck.taps import Taps
 
 # Parameters for (10, 100) classes. No table gives all of them to the last digit, so each row says what it was held to:
 # [pcv] exact, asserted by the model files of pytorchcv (osmr/imgclsmob; its chainer, gluon and torch ports agree);
@@ -120,3 +121,50 @@ def test_small_cnn_is_three_convolutions_of_the_width():
     assert isinstance(model.module, SmallCNN)
     # 3x3: 3*2 + 2*4 + 4*4 kernels of 9; batch norms 2 * (2 + 4 + 4); classifier 4 * 10 + 10
     assert count(model.module) == 9 * (6 + 8 + 16) + 20 + 50
+
+
+# (channels, side) of feat[1:-1] in the CRD code, at 32 pixels.
+_NARROW, _X4 = ((16, 32), (32, 16), (64, 8)), ((64, 32), (128, 16), (256, 8))
+_WIDE, _VGG = ((32, 32), (64, 16), (128, 8)), ((128, 16), (256, 8), (512, 4), (512, 4))
+STAGES = {
+    "resnet8": _NARROW,
+    "resnet20": _NARROW,
+    "resnet8x4": _X4,
+    "resnet32x4": _X4,
+    "resnet50": ((256, 32), (512, 16), (1024, 8), (2048, 4)),
+    "wrn_16_2": _WIDE,
+    "wrn_40_1": _NARROW,
+    "wrn_40_2": _WIDE,
+    "vgg8": _VGG,
+    "vgg13": _VGG,
+    "mobilenetv2": ((12, 16), (16, 8), (48, 4), (160, 2)),
+    "shufflenetv1": ((240, 16), (480, 8), (960, 4)),
+    "shufflenetv2": ((116, 16), (232, 8), (464, 4)),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stage_taps_are_those_of_the_crd_protocol(name: str):
+    with torch.device("meta"):
+        net, images = NETS[name](num_classes=100), torch.empty(2, 3, 32, 32)
+    assert isinstance(net, Staged)
+    for taps in (net.stage_taps, net.preactivation_taps):
+        features = Taps(net, taps)(images).features
+        assert tuple((features[tap].shape[1], features[tap].shape[2]) for tap in taps) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "resnet50"])
+def test_what_comes_before_the_last_relu(name: str):
+    """As the CRD code has it: WRN's through the batch norm of the next stage, MobileNetV2 without a ReLU."""
+    torch.manual_seed(0)
+    net = NETS[name](num_classes=10).eval()
+    assert isinstance(net, Staged)
+    with torch.no_grad():
+        features = Taps(net, [*net.stage_taps, *net.preactivation_taps])(torch.randn(2, 3, 32, 32)).features
+    for after, before in zip(net.stage_taps, net.preactivation_taps, strict=True):
+        post, pre = features[after], features[before]
+        assert (pre < 0).any()
+        if name.startswith("wrn"):
+            assert torch.equal(net.get_submodule(before)(post), pre)
+        else:
+            assert torch.equal(post, pre if name == "mobilenetv2" else pre.relu())

@@ -1,5 +1,6 @@
 """What a recipe can name is built, trains, and is weighted as published."""
 
+import math
 from typing import Any, get_args
 
 import pytest
@@ -11,8 +12,9 @@ from limbeck.errors import UserError
 from limbeck.models import Model, build
 from limbeck.optim import check_gradients
 from limbeck.recipes.build import Parts, build_data, build_parts
+from limbeck.recipes.caching import build_reduction
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.rivals import WEIGHTS
+from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.recipes.values import FeatureLoss, LogitLoss, Norm, Projector, Rival
 from limbeck.terms import FeatureTerm
 
@@ -120,6 +122,80 @@ def test_a_weight_of_ones_own_takes_the_place_of_the_published_one(data: Data, t
     parts = build_parts(recipe(method="at", rival_weight=7.0), data, teacher)
     assert {weight for name, weight in parts.distiller.weights.items() if name != "task"} == {7.0}
     assert len(parts.distiller.terms) == 3  # the three stages
+
+
+PROTOCOL = [
+    ("at", "wrn_16_2", "wrn_40_1", ("block1", "block2", "block3"), ("block1", "block2", "block3")),
+    (
+        "vid",
+        "vgg8",
+        "mobilenetv2",
+        *(tuple(f"pool{i}:input" for i in (1, 2, 3, 4)), tuple(f"blocks.{i}" for i in "1246")),
+    ),
+    ("nst", "resnet8x4", "shufflenetv2", ("layer1", "layer2", "layer3"), ("layer1", "layer2", "layer3")),
+    ("fitnet", "vgg8", "mobilenetv2", ("pool2:input",), ("blocks.2",)),
+    ("sp", "wrn_16_2", "shufflenetv2", ("block3",), ("layer3",)),
+    (
+        "review",
+        "wrn_16_2",
+        "resnet8",
+        ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1", "fc:input"),
+        ("layer1", "layer2", "layer3", "fc:input"),
+    ),
+    (
+        "review",
+        "resnet14",
+        "resnet8",
+        (*(f"layer{i}.1.relu:input" for i in (1, 2, 3)), "fc:input"),
+        ("layer1", "layer2", "layer3", "fc:input"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rival", "teacher_name", "student", "taps_t", "taps_s"), PROTOCOL)
+def test_pairs_of_the_protocol_are_read_as_its_code_reads_them(
+    rival: str, teacher_name: str, student: str, taps_t: tuple[str, ...], taps_s: tuple[str, ...], data: Data
+) -> None:
+    settings = recipe(method=rival, teacher=f"cifar/{teacher_name}", student=f"cifar/{student}")
+    terms = build_rival_terms(
+        settings,
+        build(f"cifar/{student}", num_classes=10),
+        build(f"cifar/{teacher_name}", num_classes=10),
+        data,
+    ).values()
+    assert tuple(tap for term in terms for tap in term.student_taps) == taps_s
+    assert tuple(tap for term in terms for tap in term.teacher_taps) == taps_t
+
+
+def test_sp_compares_flattened_maps(data: Data, teacher: Model) -> None:
+    """Also from a cache, which pools the features of the methods that pool them."""
+    parts = build_parts(recipe(method="sp"), data, teacher)
+    student, taught = parts.distiller.eval().capture(next(iter(data.train_loader(batch_size=16, seed=0))))
+    assert taught is not None
+    rows = [side.features["layer3"].flatten(1) for side in (student, taught)]
+    expected = losses.similarity_preserving(*rows)
+    torch.testing.assert_close(parts.distiller.terms["sp"](student, taught), expected)
+    assert build_reduction(recipe(method="sp")) is None
+    assert build_reduction(recipe(method="pkt")) is not None
+
+
+def test_cc_pulls_as_hard_as_its_published_code(data: Data, teacher: Model) -> None:
+    """The loss of Knowledge-Distillation-Zoo and its weight; with the weight of another loss it was inert."""
+    parts = build_parts(recipe(method="cc"), data, teacher)
+    batch = next(iter(data.train_loader(batch_size=16, seed=0)))
+    student, taught = parts.distiller.capture(batch)
+    assert taught is not None
+    z_s = student.features["fc:input"]
+    kernels = [
+        sum(math.exp(-0.8) * 0.8**p / math.factorial(p) * (u @ u.T) ** p for p in range(3))
+        for u in (torch.nn.functional.normalize(z) for z in (z_s, taught.features["fc:input"]))
+    ]
+    published = 100 * torch.nn.functional.mse_loss(*kernels)
+    ours = parts.distiller.weights["cc"] * parts.distiller.terms["cc"](student, taught)
+    torch.testing.assert_close(ours, published)
+    task = torch.nn.functional.cross_entropy(student.output, batch.target)
+    pulls = [torch.autograd.grad(part, z_s, retain_graph=True)[0].norm().item() for part in (ours, task)]
+    assert pulls[0] / pulls[1] > 0.05  # 1e-3 with the weight of the other loss
 
 
 def test_named_taps_take_the_place_of_the_stages(data: Data, teacher: Model) -> None:

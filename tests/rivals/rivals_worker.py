@@ -46,7 +46,7 @@ def terms() -> dict[str, nn.Module]:
     found = {
         "vid": VIDTerm(taps, taps, d_s=[3, 4], d_t=[5, 6]),
         "review": ReviewTerm(taps, taps, d_s=[3, 4], d_t=[5, 6], loss=mse),
-        "hint": HintTerm("map", "map", regressor=regressor(3, 5)),
+        "hint": HintTerm("map", "map", regressor=regressor(3, 5, size_s=(4, 4), size_t=(3, 3))),
         "crd": crd(4, 6, "vector"),
     }
     return {name: term.double() for name, term in found.items()}
@@ -115,7 +115,7 @@ def wrapped() -> dict[str, Tensor]:
         "review": ReviewTerm(
             ["conv1", "conv2"], ["conv1", "conv2"], d_s=[4, 4], d_t=[6, 6], loss=losses.mean_squared_error
         ),
-        "hint": HintTerm("conv2", "conv2", regressor=regressor(4, 6)),
+        "hint": HintTerm("conv2", "conv2", regressor=regressor(4, 6, size_s=(3, 3), size_t=(3, 3))),
         "crd": crd(4, 6, "fc:input"),
     }
     subject = Distiller(student, teacher, Classification(), terms=rivals, weights={"crd": 0.1}).double()

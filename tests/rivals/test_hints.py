@@ -21,13 +21,13 @@ def captured(x: Tensor) -> Captured:
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_equals_its_loop_twin(size_s: tuple[int, int], kernel: int) -> None:
     x_s, x_t = draw(3, 2, *size_s), draw(3, 4, 4, 4, seed=1)
-    term = HintTerm("z", "z", regressor=regressor(2, 4, kernel=kernel).double())
+    term = HintTerm("z", "z", regressor=nn.Conv2d(2, 4, kernel, padding=kernel // 2).double())
     expected = slow.hint(term.regressor.weight, term.regressor.bias, x_s, x_t)
     assert term(captured(x_s), captured(x_t)).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_gradients_are_right_and_reach_student_and_regressor() -> None:
-    term = HintTerm("z", "z", regressor=regressor(2, 4).double())
+    term = HintTerm("z", "z", regressor=nn.Conv2d(2, 4, 3, padding=1).double())
     x_s, x_t = draw(3, 2, 5, 5).requires_grad_(), draw(3, 4, 3, 3, seed=1)
 
     def loss(x_s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def test_with_single_positions_and_equal_sizes_it_is_a_dense_feature_term() -> N
         student_pool=pooling.spatial_positions,
         teacher_pool=pooling.spatial_positions,
     )
-    term = HintTerm("z", "z", regressor=regressor(2, 4, kernel=1).double())
+    term = HintTerm("z", "z", regressor=nn.Conv2d(2, 4, 1).double())
     with torch.no_grad():
         term.regressor.weight.copy_(dense.projector.weight[:, :, None, None])
         term.regressor.bias.copy_(dense.projector.bias)
@@ -71,7 +71,7 @@ def test_the_reading_is_one_at_equality_and_free_of_batch_and_scale() -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_bf16_autocast_and_constant_maps(n: int) -> None:
-    term = HintTerm("z", "z", regressor=regressor(2, 4))
+    term = HintTerm("z", "z", regressor=regressor(2, 4, size_s=(4, 4), size_t=(2, 2)))
     for x in (draw(n, 2, 4, 4), torch.zeros(n, 2, 4, 4)):
         x_s = x.bfloat16().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -83,11 +83,39 @@ def test_bf16_autocast_and_constant_maps(n: int) -> None:
 
 
 def test_errors_name_the_fault() -> None:
-    term = HintTerm("z", "z", regressor=regressor(2, 4))
+    term = HintTerm("z", "z", regressor=nn.Conv2d(2, 4, 1))
     with pytest.raises(UserError, match="expected maps"):
         term(captured(torch.zeros(3, 2)), captured(torch.zeros(3, 4, 2, 2)))
     with pytest.raises(UserError, match="gives 4 channels, and the teacher has 5"):
         term(captured(torch.zeros(3, 2, 2, 2)), captured(torch.zeros(3, 5, 2, 2)))
-    for wrong in ((0, 4, 3), (2, 4, 2)):
-        with pytest.raises(UserError, match="odd kernel"):
-            regressor(wrong[0], wrong[1], kernel=wrong[2])
+    for widths, sizes in (((0, 4), (4, 4)), ((2, 4), (4, 0))):
+        with pytest.raises(UserError, match="expected at least 1"):
+            regressor(*widths, size_s=sizes, size_t=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("size_s", "size_t", "layer"),
+    [
+        ((4, 4), (4, 4), nn.Conv2d(3, 5, 1)),
+        ((8, 8), (4, 4), nn.Conv2d(3, 5, 3, stride=2, padding=1)),
+        ((4, 4), (8, 8), nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1)),
+        ((8, 7), (3, 4), nn.Conv2d(3, 5, (6, 4))),
+    ],
+)
+def test_the_regressor_is_the_published_one(
+    size_s: tuple[int, int], size_t: tuple[int, int], layer: nn.Conv2d | nn.ConvTranspose2d
+) -> None:
+    """RepDistiller's ConvReg: a convolution to the teacher's size, batch norm, ReLU; the norm cancels the bias."""
+    ours = regressor(3, 5, size_s=size_s, size_t=size_t)
+    theirs = nn.Sequential(layer, nn.BatchNorm2d(5), nn.ReLU())
+    ours[0].weight.data.copy_(layer.weight.data)
+    x = draw(6, 3, *size_s).float()
+    y = ours(x)
+    assert y.shape == (6, 5, *size_t)
+    torch.testing.assert_close(y, theirs(x), rtol=1e-4, atol=1e-5)
+    assert (y.min() == 0) & (y > 0).any()
+
+
+def test_a_smaller_map_by_another_factor_than_two_meets_the_average_of_the_teachers() -> None:
+    term = HintTerm("z", "z", regressor=regressor(3, 5, size_s=(2, 2), size_t=(6, 6)))
+    assert term(captured(draw(4, 3, 2, 2).float()), captured(draw(4, 5, 6, 6).float())).isfinite()

@@ -33,7 +33,7 @@ def build(kind: str) -> Term:
             [*TAPS, "fc:input"], [*TAPS, "fc:input"], d_s=[4] * 3, d_t=[6] * 3, loss=losses.mean_squared_error
         )
     if kind == "hint":
-        return HintTerm("conv2", "conv2", regressor=regressor(4, 6))
+        return HintTerm("conv2", "conv2", regressor=regressor(4, 6, size_s=(3, 3), size_t=(3, 3)))
     labels = tiny.images(IMAGES)[1] if kind == "crd with labels" else None
     return CRDTerm("fc:input", "fc:input", d_s=4, d_t=6, images=IMAGES, negatives=8, width=5, labels=labels)
 

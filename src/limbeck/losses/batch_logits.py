@@ -117,8 +117,8 @@ def multi_level_kl(
 
     Deviates from: the published code's masks, which are left out. They are meant for the half of the samples (for the
         class level, of the classes) that the teacher is least sure of, but are multiplied to levels that are numbers
-        already, and so only halve them: weights of 0.5 do the same. That code adds the losses of a weakly and of a
-        strongly augmented view, of the class level the weak one only.
+        already, and so only halve them: weights of 0.5 do the same. That code adds the instance level of a weakly and
+        of a strongly augmented view (unmasked); of the batch and the class level it has the weak view only.
 
     References:
         Y. Jin, J. Wang, D. Lin, "Multi-Level Logit Distillation", CVPR 2023, the instance-, batch- and class-level

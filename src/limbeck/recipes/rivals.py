@@ -13,6 +13,7 @@ from limbeck.data import Data
 from limbeck.distiller import Weight, evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
+from limbeck.models.cifar import Staged
 from limbeck.models.stages import layout_of, stages
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import Rival
@@ -27,15 +28,16 @@ WEIGHTS: dict[str, float] = {
     "sp": 3000.0,
     "rkd": 1.0,
     "pkt": 30000.0,
-    "cc": 0.02,
+    "cc": 100.0,
     "vid": 1.0,
     "crd": 0.8,
     "dkd": 1.0,
     "dist": 2.0,
 }
-"""Weights of the CRD protocol (HobbitLong/RepDistiller, scripts/run_cifar_distill.sh). DKD's are inside of its loss
-(megvii-research/mdistiller); DIST's 2 for both of its parts is from memory of its paper and not checked in its code.
-ReviewKD has one for each pair: ``review_weight``."""
+"""Weights of the CRD protocol (HobbitLong/RepDistiller, scripts/run_cifar_distill.sh), but for four. CC: 100, of
+AberHu/Knowledge-Distillation-Zoo (example_train_script.sh), which has the paper's loss; the protocol's 0.02 belongs to
+another loss. DKD's are inside of its loss (megvii-research/mdistiller). DIST: 2, of its configuration of CIFAR
+(hunto/image_classification_sota, dist_cifar.yaml). ReviewKD has one for each pair: ``review_weight``."""
 
 DETECTOR_WEIGHTS: dict[str, float] = {"fitnet": 0.01, "review": 2.0, "fgd": 1.0, "pkd": 3.0}
 """Of detectors. ReviewKD: its configuration of MobileNetV2 (1.2 for ResNet18, 1.0 for ResNet50). PKD: mmrazor's 6 of
@@ -46,7 +48,6 @@ RISING: tuple[Rival, ...] = ("dkd", "review")
 """Those whose authors raise the weight over the first epochs."""
 
 PAIRS: dict[Rival, Callable[[Tensor, Tensor], Tensor]] = {
-    "sp": losses.similarity_preserving,
     "rkd": losses.relational,
     "pkt": losses.probabilistic_transfer,
     "cc": losses.correlation_congruence,
@@ -72,9 +73,15 @@ class _Side:
 def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data) -> dict[str, Term]:
     """The terms of the recipe's method, by name; their weight is the method's, each.
 
-    DKD and DIST compare the logits; SP, RKD, PKT, CC and CRD the pooled penultimate features; AT, NST, VID and ReviewKD
-    the ends of the stages (:func:`limbeck.models.stages.stages`); FitNet the end of the middle one. ``student_tap`` and
+    DKD and DIST compare the logits; RKD, PKT, CC and CRD the pooled penultimate features; AT, NST, VID and ReviewKD
+    the ends of the stages; FitNet the end of the second one; SP that of the last one, flattened. Between two nets of
+    the CRD protocol with equally many stages these are the taps of its code, and ReviewKD takes the teacher's before
+    their last ReLU; of other models they are found by :func:`limbeck.models.stages.stages`. ``student_tap`` and
     ``teacher_tap`` of the recipe take the place of features.
+
+    Deviates from: the published codes where a model is none of the CRD protocol's: ReviewKD then takes the ends of the
+        teacher's stages as they are, mostly behind a ReLU. RepDistiller's ``correlation`` is another loss than the CC
+        of the paper, which is the one here.
 
     Raises:
         UserError: The models have nothing that the method can compare.
@@ -89,6 +96,13 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
             return {rival: RelationTerm(tap_s, tap_t, loss=PAIRS[rival])}
         return {rival: _crd(recipe, _side(student, (tap_s,)), _side(teacher, (tap_t,)), data)}
     side_s, side_t = _stages(recipe, student, teacher)
+    if rival == "sp":
+        taps = side_s.taps[-1], side_t.taps[-1]
+        return {
+            rival: RelationTerm(
+                *taps, loss=losses.similarity_preserving, student_pool=_flattened, teacher_pool=_flattened
+            )
+        }
     if rival in MAPS:
         return {
             f"{rival}{index}": RelationTerm(
@@ -119,9 +133,10 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
                 loss=losses.hierarchical_context,
             )
         }
-    middle = (count - 1) // 2 + (count - 1) % 2  # the hint of the authors lies in the middle; the deeper one of two
-    module = regressor(widths_s[middle], widths_t[middle])
-    return {rival: HintTerm(side_s.taps[middle], side_t.taps[middle], regressor=module)}
+    hint = min(1, count - 1)  # the protocol's --hint_layer 2, which counts the stem
+    shape_s, shape_t = side_s.shapes[hint], side_t.shapes[hint]
+    module = regressor(shape_s[1], shape_t[1], size_s=shape_s[2:], size_t=shape_t[2:])
+    return {rival: HintTerm(side_s.taps[hint], side_t.taps[hint], regressor=module)}
 
 
 def full_weight(recipe: Recipe) -> float:
@@ -167,6 +182,11 @@ def _crd(recipe: Recipe, side_s: _Side, side_t: _Side, data: Data) -> CRDTerm:
 def _stages(recipe: Recipe, student: Model, teacher: Model) -> tuple[_Side, _Side]:
     """The same number of stages of both, paired from the deep end; or the taps that the recipe names."""
     named = (recipe.student_tap, recipe.teacher_tap)
+    ours, theirs = student.module, teacher.module
+    if named == (None, None) and isinstance(ours, Staged) and isinstance(theirs, Staged):
+        published = theirs.preactivation_taps if recipe.rival == "review" else theirs.stage_taps
+        if len(ours.stage_taps) == len(published):
+            return _side(student, ours.stage_taps), _side(teacher, published)
     taps_s = (named[0],) if named[0] is not None else stages(student)
     taps_t = (named[1],) if named[1] is not None else stages(teacher)
     count = min(len(taps_s), len(taps_t))
@@ -179,6 +199,11 @@ def _side(model: Model, taps: tuple[str, ...]) -> _Side:
     with evaluating(model.module):
         features = Taps(model.module, taps)(images).features
     return _Side(taps, tuple(tuple(features[tap].shape) for tap in taps))
+
+
+def _flattened(x: Tensor) -> Tensor:
+    """Everything of an image in one row."""
+    return x.flatten(1)
 
 
 def _as_map(shape: tuple[int, ...]) -> pooling.Pool:

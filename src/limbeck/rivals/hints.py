@@ -1,5 +1,6 @@
 """Hints (FitNets): match one map of the student, through a regressor that sees its positions, to one of the teacher."""
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -8,39 +9,53 @@ from torch import Tensor, nn
 
 from limbeck import collectives, losses, pooling
 from limbeck.errors import UserError
-from limbeck.rivals.maps import at_least_float32, to_common_size
+from limbeck.rivals.maps import BatchNorm2d, at_least_float32, to_common_size
 from limbeck.taps import Captured
 from limbeck.terms import Loss, mean_of_rows
 
 
-def regressor(d_s: int, d_t: int, *, kernel: int = 3) -> nn.Conv2d:
-    """A convolution from the student's width to the teacher's that keeps the size of the map.
+def regressor(d_s: int, d_t: int, *, size_s: Sequence[int], size_t: Sequence[int]) -> nn.Sequential:
+    """A convolution from the student's width and size to the teacher's, a batch norm and a ReLU.
+
+    The convolution is 3x3 of stride 2 where the student's map is twice as large as the teacher's; a transposed one of
+    4x4 and stride 2 where it is half as large; else, where it is as large or larger, one without padding whose kernel
+    leaves the teacher's size.
 
     Args:
         d_s: Width of the student's map.
         d_t: Width of the teacher's.
-        kernel: Height and width of the window, odd.
+        size_s: Height and width of the student's map.
+        size_t: Height and width of the teacher's.
 
     Returns:
-        The layer, with a bias: no norm follows that would cancel it.
+        The three layers. The norm has the statistics of the batch, of all processes, in evaluation too.
 
     Raises:
-        UserError: If a width is below 1 or the kernel is even.
+        UserError: If a width or a size is below 1.
 
-    Deviates from: FitNets, whose kernel is as large as makes the student's map as small as the teacher's; here maps of
-        unlike sizes are averaged to the smaller one.
+    Deviates from: the published code (``ConvReg`` of HobbitLong/RepDistiller), which has no layer for a student's map
+        that is smaller than the teacher's by another factor than 2; here it is a 1x1 convolution, and the term averages
+        the teacher's map. The bias of the convolution, which the norm cancels, is left out.
 
     References:
         A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
-        ICLR 2015, section 2.2.
+        ICLR 2015, section 2.2, whose regressor is the convolution alone.
 
     Example:
-        >>> regressor(16, 64)
-        Conv2d(16, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        >>> regressor(16, 64, size_s=(16, 16), size_t=(8, 8))(torch.randn(2, 16, 16, 16)).shape
+        torch.Size([2, 64, 8, 8])
     """
-    if min(d_s, d_t) < 1 or kernel < 1 or kernel % 2 == 0:
-        raise UserError(f"regressor: d_s, d_t and kernel are {(d_s, d_t, kernel)}; expected 1 or more, an odd kernel")
-    return nn.Conv2d(d_s, d_t, kernel, padding=kernel // 2)
+    (h_s, w_s), (h_t, w_t) = size_s, size_t
+    if min(d_s, d_t, h_s, w_s, h_t, w_t) < 1:
+        raise UserError(f"regressor: widths are {(d_s, d_t)} and sizes {(h_s, w_s)}, {(h_t, w_t)}; expected at least 1")
+    if (h_s, w_s) == (2 * h_t, 2 * w_t):
+        layer: nn.Module = nn.Conv2d(d_s, d_t, 3, stride=2, padding=1, bias=False)
+    elif (2 * h_s, 2 * w_s) == (h_t, w_t):
+        layer = nn.ConvTranspose2d(d_s, d_t, 4, stride=2, padding=1, bias=False)
+    else:
+        kernel = (1 + h_s - h_t, 1 + w_s - w_t) if h_s >= h_t and w_s >= w_t else (1, 1)
+        layer = nn.Conv2d(d_s, d_t, kernel, bias=False)
+    return nn.Sequential(layer, BatchNorm2d(d_t), nn.ReLU())
 
 
 @final
@@ -84,7 +99,7 @@ class HintTerm(nn.Module):
         ICLR 2015, equation 3.
 
     Example:
-        >>> term = HintTerm("a", "b", regressor=regressor(4, 6))
+        >>> term = HintTerm("a", "b", regressor=regressor(4, 6, size_s=(4, 4), size_t=(2, 2)))
         >>> student = Captured(torch.zeros(8), {"a": torch.randn(8, 4, 4, 4)})
         >>> teacher = Captured(torch.zeros(8), {"b": torch.randn(8, 6, 2, 2)})
         >>> term(student, teacher).ndim

@@ -72,7 +72,8 @@ class ReviewTerm(nn.Module):
 
     Args:
         student_taps: Taps of the student, shallow to deep: maps ``(n, c, h, w)``, or vectors, which count as maps of
-            one position. The published code has the end of each stage and the pooled feature.
+            one position. The published code has the end of each stage and the pooled feature; the teacher's stages
+            before their last ReLU.
         teacher_taps: As many of the teacher. A level is matched at the teacher's size.
         d_s: Width of each student tap.
         d_t: Width of each teacher tap.

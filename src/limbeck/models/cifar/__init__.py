@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import nn
 
+from limbeck.models.cifar.common import Staged
 from limbeck.models.cifar.mobilenetv2 import MobileNetV2
 from limbeck.models.cifar.resnet import BottleneckResNet, ResNet
 from limbeck.models.cifar.shufflenet import ShuffleNetV1, ShuffleNetV2
@@ -26,6 +27,7 @@ __all__ = [
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "Staged",
     "WideResNet",
 ]
 

@@ -1,6 +1,28 @@
-"""What the CIFAR nets share: their first weights, and the classifier that may be absent."""
+"""What the CIFAR nets share: their first weights, the classifier that may be absent, and the taps of the protocol."""
+
+from typing import Protocol, runtime_checkable
 
 from torch import nn
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A net that says what the published codes read of it.
+
+    Attributes:
+        stage_taps: The ends of its stages, `feat[1:-1]` of the CRD code (HobbitLong/RepDistiller).
+        preactivation_taps: The same before the last ReLU, as that code gives them with `preact=True`.
+    """
+
+    @property
+    def stage_taps(self) -> tuple[str, ...]:
+        """The ends of its stages."""
+        ...
+
+    @property
+    def preactivation_taps(self) -> tuple[str, ...]:
+        """The same before the last ReLU."""
+        ...
 
 
 def initialize(module: nn.Module, *, linear_std: float | None = None) -> None:

@@ -69,6 +69,8 @@ class MobileNetV2(nn.Module):
             stage += [InvertedResidual(outputs, outputs, stride=1, expansion=expansion) for _ in range(blocks - 1)]
             self.blocks.append(nn.Sequential(*stage))
             inputs = outputs
+        # The blocks end without a ReLU.
+        self.stage_taps = self.preactivation_taps = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
         self.conv2 = nn.Sequential(conv(inputs, LAST, 1), nn.BatchNorm2d(LAST), nn.ReLU())
         self.classifier = nn.Sequential(classifier(LAST, num_classes))
         initialize(self, linear_std=0.01)

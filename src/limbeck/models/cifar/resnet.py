@@ -27,12 +27,13 @@ class BasicBlock(nn.Module):
         self.downsample = (
             None if same else nn.Sequential(conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
         )
+        self.relu = nn.ReLU()  # a module, so that a tap can read its input
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Return relu(shortcut(x) + branch(x))."""
         branch = functional.relu(self.bn1(self.conv1(x)))
         branch = self.bn2(self.conv2(branch))
-        return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(branch + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
@@ -51,12 +52,13 @@ class Bottleneck(nn.Module):
         self.shortcut = (
             nn.Sequential() if same else nn.Sequential(conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
         )
+        self.relu = nn.ReLU()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Return relu(shortcut(x) + branch(x))."""
         branch = functional.relu(self.bn1(self.conv1(x)))
         branch = functional.relu(self.bn2(self.conv2(branch)))
-        return functional.relu(self.bn3(self.conv3(branch)) + self.shortcut(x))
+        return self.relu(self.bn3(self.conv3(branch)) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -81,6 +83,8 @@ class ResNet(nn.Module):
             for (i, o), stride in zip(pairwise(widths), (1, 2, 2), strict=True)
         )
         self.layer1, self.layer2, self.layer3 = first, second, third
+        self.stage_taps = ("layer1", "layer2", "layer3")
+        self.preactivation_taps = tuple(f"{tap}.{blocks - 1}.relu:input" for tap in self.stage_taps)
         self.fc = classifier(widths[3], num_classes)
         initialize(self)
 
@@ -105,6 +109,10 @@ class BottleneckResNet(nn.Module):
             stages.append(nn.Sequential(Bottleneck(inputs, width, stride), *rest))
             inputs = 4 * width
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.stage_taps = ("layer1", "layer2", "layer3", "layer4")
+        self.preactivation_taps = tuple(
+            f"{tap}.{len(stage) - 1}.relu:input" for tap, stage in zip(self.stage_taps, stages, strict=True)
+        )
         self.linear = classifier(inputs, num_classes)
         initialize(self)
 

@@ -40,6 +40,7 @@ class GroupedUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = conv(hidden, branch, 1, groups=groups)
         self.bn3 = nn.BatchNorm2d(branch)
+        self.relu = nn.ReLU()  # a module, so that a tap can read its input
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         """Return relu of the branch joined with the input."""
@@ -47,8 +48,8 @@ class GroupedUnit(nn.Module):
         branch = functional.relu(self.bn2(self.conv2(branch)))
         branch = self.bn3(self.conv3(branch))
         if self.stride == 1:
-            return functional.relu(branch + x)
-        return functional.relu(torch.cat([branch, functional.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+            return self.relu(branch + x)
+        return self.relu(torch.cat([branch, functional.avg_pool2d(x, 3, stride=2, padding=1)], 1))
 
 
 class ShuffleNetV1(nn.Module):
@@ -65,6 +66,10 @@ class ShuffleNetV1(nn.Module):
             stages.append(nn.Sequential(GroupedUnit(inputs, width, stride=2, groups=3), *rest))
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
+        self.stage_taps = ("layer1", "layer2", "layer3")
+        self.preactivation_taps = tuple(
+            f"{tap}.{len(stage) - 1}.relu:input" for tap, stage in zip(self.stage_taps, stages, strict=True)
+        )
         self.linear = classifier(inputs, num_classes)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k"]:
@@ -139,6 +144,8 @@ class ShuffleNetV2(nn.Module):
             stages.append(nn.Sequential(DownUnit(inputs, width), *rest))
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
+        # Its units end with a shuffle: what the code gives before the ReLU has the channels in another order.
+        self.stage_taps = self.preactivation_taps = ("layer1", "layer2", "layer3")
         self.conv2 = conv(inputs, 1024, 1)
         self.bn2 = nn.BatchNorm2d(1024)
         self.linear = classifier(1024, num_classes)

@@ -61,6 +61,9 @@ class WideResNet(nn.Module):
         self.block2 = Stage(blocks, width, 2 * width, 2)
         self.block3 = Stage(blocks, 2 * width, 4 * width, 2)
         self.bn1 = nn.BatchNorm2d(4 * width)
+        self.stage_taps = ("block1", "block2", "block3")
+        # The first batch norm of the next stage: what comes before the first ReLU behind a stage.
+        self.preactivation_taps = ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")
         self.fc = classifier(4 * width, num_classes)
         initialize(self)
         if isinstance(self.fc, nn.Linear):
