@@ -62,6 +62,7 @@ ORDER = (
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in ([names] if isinstance(names, str) else names)}
+WORDS = {"limbeck.recipes.recipe"}  # words without code: whoever reads a run's recipe may import it
 CORE = ORDER[: ORDER.index("train") + 1]
 
 # What the core may import besides the standard library, so that it drops into anyone's loop.
@@ -145,7 +146,7 @@ def test_imports_go_downwards(path: Path):
         return
     for line, name in imports(path):
         other = part_of(name)
-        if other is not None and other != own:
+        if other is not None and other != own and name not in WORDS:
             assert RANK[other] < RANK[own], (
                 f"{short(path)}:{line}: {own} imports {other}, which lies beside or above it"
             )

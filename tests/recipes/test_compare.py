@@ -12,7 +12,8 @@ import pytest
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
 from limbeck.recipes.compare import compare, conclusions, plan, read_record
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.roles import RESUMABLE
 
 BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epochs=3, seed=0)
 
@@ -105,7 +106,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> Runs:
     def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> dict[str, Any]:
         made.append((folder.name, resume))
         kept = folder / "recipe.yaml"
-        if kept.is_file() and (changes := Recipe.from_yaml(kept).difference(recipe)):
+        if kept.is_file() and (changes := Recipe.from_yaml(kept).difference(recipe, but=fields_of(*RESUMABLE))):
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         folder.mkdir(parents=True, exist_ok=True)
         kept.write_text(recipe.to_yaml())
@@ -176,6 +177,7 @@ def test_another_recipe_or_a_foreign_folder_is_refused(tmp_path: Path, fake_run:
     compare(BASE, folder, methods=["alone", "kd"], seeds=[0], say=str)
     with pytest.raises(UserError, match=r"holds a comparison with another recipe \(epochs: 3 -> 4\)$"):
         compare(BASE.changed({"epochs": 4}), folder, methods=["alone"], seeds=[0], resume=True, say=str)
+    compare(BASE.changed({"workers": 1, "probe": "off"}), folder, methods=["alone"], seeds=[0], resume=True, say=str)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")

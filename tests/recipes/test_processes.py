@@ -5,7 +5,8 @@ import torch
 
 from limbeck.errors import UserError
 from limbeck.recipes.processes import meet
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.roles import RESUMABLE
 
 
 def test_alone_there_is_nobody_to_meet() -> None:
@@ -26,8 +27,6 @@ def test_several_machines_with_one_store_for_all_starts_are_refused(monkeypatch:
 
 
 def test_a_run_may_go_on_with_another_patience() -> None:
-    from limbeck.recipes.claim import CHANGEABLE
-
-    assert "process_timeout" in CHANGEABLE
+    assert "process_timeout" in fields_of(*RESUMABLE)
     with pytest.raises(UserError, match="process_timeout"):
         Recipe(data="digits", student="small/cnn-2", method="alone", process_timeout=0)

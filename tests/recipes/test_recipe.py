@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.recipes import NAMED, Recipe, named
-from limbeck.recipes.recipe import GROUPS
+from limbeck.recipes.recipe import GROUPS, NOT_COMPARED, fields_of
+from limbeck.recipes.roles import RESUMABLE, Role
 from limbeck.recipes.values import STAGE_METHODS, FeatureLoss, Method, Norm, Pool
 
 GOOD: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "teacher": "small/cnn-32"}
@@ -147,6 +148,18 @@ def test_every_setting_is_described_and_in_one_group() -> None:
     assert sorted(grouped) == sorted(Recipe.model_fields)
     assert len(set(grouped)) == len(grouped)
     assert [name for name, field in Recipe.model_fields.items() if not field.description] == []
+
+
+def test_every_setting_has_one_role_and_the_lists_are_computed_from_it() -> None:
+    for name, field in Recipe.model_fields.items():
+        assert len([item for item in field.metadata if isinstance(item, Role)]) == 1, name
+    assert fields_of("arithmetic") == ("precision", "memory_format", "compile")
+    assert set(fields_of("data")) == {"task", "data", "val", "val_share", "classes", "labels"}
+    own = set(fields_of("science", of=("teacher", "both")))
+    assert {"lr", "batch_size", "teacher_epochs", "subset"} <= own
+    assert not {"train_limit", "ema", "task_weight", "alpha", "method", "student"} & own
+    assert not set(fields_of(*RESUMABLE)) & set(fields_of("science", "data", "seed", "arithmetic"))
+    assert {"probe", "loggers", "workers", "device", "checkpoint_every"} <= set(fields_of(*RESUMABLE)) & NOT_COMPARED
 
 
 line = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=30)

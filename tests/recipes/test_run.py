@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from limbeck.models import InputTransform
 from limbeck.recipes import inspection
 from limbeck.recipes import run as runs
 from limbeck.recipes.build import build_data, build_parts, load_student
+from limbeck.recipes.claim import claim
 from limbeck.recipes.recipe import Recipe
 
 
@@ -112,6 +114,27 @@ def test_a_run_that_goes_on_with_other_versions_says_so(torch_then: str | None, 
     found = [note for note in notes if "begun with other versions" in note]
     assert len(found) == (torch_then is not None)
     assert all(f"torch {torch_then} -> " in note for note in found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers": 1},
+        {"device": "auto"},
+        {"probe": "off"},
+        {"loggers": ("tensorboard",)},
+        {"checkpoint_every": 5},
+        {"skip_bad_images": 2},
+        {"name": "other", "cache_limit": 3.0, "precision": "auto"},
+    ],
+    ids=str,
+)
+def test_what_does_not_decide_the_student_may_change_on_resume(
+    changes: dict[str, Any], small: Recipe, finished: Path
+) -> None:
+    recipe = small.changed(changes)
+    claimed = claim(recipe, finished, resume=True)
+    assert claimed.difference(recipe) == (["precision: float32 -> auto"] if "precision" in changes else [])
 
 
 def test_a_folder_with_another_run_is_refused(small: Recipe, finished: Path) -> None:

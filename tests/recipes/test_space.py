@@ -17,7 +17,6 @@ BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epoc
         ("clip=None,1", Choices("clip", (None, 1.0))),
         ("inverted=true,false", Choices("inverted", (True, False))),
         ("projector_hidden=256,1024", Choices("projector_hidden", (256, 1024))),
-        ("probe=off,20", Choices("probe", ("off", 20))),
         ("teacher_weights=../a,../b", Choices("teacher_weights", ("../a", "../b"))),
         ("student_tap=None,layer2", Choices("student_tap", (None, "layer2"))),
         ("lr=0.001..0.1:log", Range("lr", 0.001, 0.1, log=True, whole=False)),
@@ -53,6 +52,9 @@ FAULTS = [
     (["batch_size=1.5..4"], "--space: batch_size: expected a whole number of at least 1, got '1.5'"),
     (["seed=0,1"], "--space: seed cannot be swept: the best setting would be the luckiest seed"),
     (["data=a,b"], "--space: data cannot be swept: runs are compared on the same images"),
+    (["precision=float32,bf16"], "--space: precision cannot be swept: all trials have one arithmetic"),
+    (["teacher_epochs=3,4"], "--space: teacher_epochs cannot be swept: all trials have one teacher"),
+    (["workers=1,2"], "--space: workers cannot be swept: it does not decide the student"),
     (["milestones=1,2"], "--space: milestones takes several values at once, and cannot be swept"),
 ]
 

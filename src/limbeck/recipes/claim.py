@@ -6,10 +6,8 @@ from pathlib import Path
 from limbeck import collectives
 from limbeck.errors import UserError
 from limbeck.recipes.lock import LOCK
-from limbeck.recipes.recipe import Recipe
-
-SETTLED = ("precision", "memory_format", "compile")  # by the first start of a run, for all that follow
-CHANGEABLE = ("loggers", "process_timeout", "on_bad_numbers", "bad_number_limit", "shard")  # when a run is resumed
+from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.roles import RESUMABLE
 
 
 def claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
@@ -17,9 +15,9 @@ def claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
     if (folder / "recipe.yaml").is_file():
         kept = Recipe.from_yaml(folder / "recipe.yaml")
         # What the first start settled for this machine stays settled.
-        settled = {k: getattr(kept, k) for k in SETTLED if getattr(recipe, k) == "auto"}
+        settled = {k: getattr(kept, k) for k in fields_of("arithmetic") if getattr(recipe, k) == "auto"}
         recipe = recipe.changed(settled)
-        changes = kept.changed({name: getattr(recipe, name) for name in CHANGEABLE}).difference(recipe)
+        changes = kept.difference(recipe, but=fields_of(*RESUMABLE))
         if changes and resume:
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         if not resume:

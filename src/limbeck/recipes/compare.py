@@ -11,7 +11,8 @@ from typing import Any
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
 from limbeck.recipes.agreement import CACHE_SETTINGS, TEACHER_SETTINGS
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Method
 from limbeck.records import is_share, mapping
 from limbeck.untrusted import read_object
@@ -126,8 +127,8 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
         if not resume:
             raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
         # Methods and seeds are not the recipe's here, but what is compared, and may be added.
-        free = ("method", "seed", "loggers")
-        changes = [line for line in recorded_recipe(folder).difference(recipe) if line.split(":")[0] not in free]
+        free = ("method", "seed", *fields_of(*RESUMABLE))
+        changes = recorded_recipe(folder).difference(recipe, but=free)
         if changes:
             raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -7,16 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from limbeck.errors import UserError
-from limbeck.recipes.recipe import GROUPS, Recipe
+from limbeck.recipes.recipe import NOT_COMPARED, Recipe
 from limbeck.recipes.teacher import slug
 
 WAIT = 5.0  # seconds between two looks whether another worker is done
-
-LEFT_OUT = {
-    "name", "seed", "workers", "device", "compile", "checkpoint_every", "process_timeout", "cache_folder", "shard",
-    *GROUPS["diagnostics"],
-}  # fmt: skip
-"""Settings that a run is not told apart by: they only say what it is called, where it runs and how quickly."""
 
 Say = Callable[[str], None]
 """Receives one line about what happens next."""
@@ -25,9 +19,9 @@ Say = Callable[[str], None]
 def place_of(folder: Path, recipe: Recipe) -> Path:
     """Where the run of a recipe lies: named by its models, its method, its seed, and a hash of what else decides it.
 
-    Two recipes that differ by `LEFT_OUT` alone have the same place.
+    Two recipes of one seed that differ by `NOT_COMPARED` alone have the same place.
     """
-    settings = recipe.model_dump(mode="json", exclude=LEFT_OUT)
+    settings = recipe.model_dump(mode="json", exclude=set(NOT_COMPARED))
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     models = "-to-".join(model for model in (recipe.teacher, recipe.student) if model)
     return folder / f"{slug(models)}--{recipe.method}-{key}-seed{recipe.seed}"

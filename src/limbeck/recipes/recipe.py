@@ -5,7 +5,7 @@ the arguments from which `limbeck.recipes.build` makes models, data, terms and o
 nowhere below. Nothing in this file imports torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -15,6 +15,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from limbeck.errors import UserError
 from limbeck.recipes.agreement import default_method, plain, problem_of
 from limbeck.recipes.reading import explain, load_mapping, read_text
+from limbeck.recipes.roles import (
+    ARITHMETIC,
+    BOOKKEEPING,
+    COMPARED,
+    DATA,
+    FAULTS,
+    MACHINE,
+    SEED,
+    SHARED,
+    STUDENT,
+    TEACHER,
+    Kind,
+    Role,
+    Whose,
+)
 from limbeck.recipes.values import (
     FEATURE_METHODS,
     LOGIT_METHODS,
@@ -66,268 +81,290 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
-    name: Name = Field(default="distill", description="Name of the recipe; part of the default run folder.")
-    task: TaskName = Field(
+    name: Annotated[Name, BOOKKEEPING] = Field(
+        default="distill", description="Name of the recipe; part of the default run folder."
+    )
+    task: Annotated[TaskName, DATA] = Field(
         default="classification",
         description="classification, or detection of objects in boxes, whose models and data are others.",
     )
 
-    teacher: Line | None = Field(
+    teacher: Annotated[Line | None, TEACHER] = Field(
         default=None,
         description="Teacher: timm/NAME, torchvision/NAME, hub/REPO, cifar/NAME, small/NAME or module:function.",
     )
-    teacher_weights: Line | None = Field(
+    teacher_weights: Annotated[Line | None, TEACHER] = Field(
         default=None,
         description="Teacher's weights: a file or a run folder. Without it: the hub, else trained here first.",
     )
-    teacher_epochs: Count | None = Field(
+    teacher_epochs: Annotated[Count | None, TEACHER] = Field(
         default=None,
         description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
     )
-    teacher_lr: Positive | None = Field(
+    teacher_lr: Annotated[Positive | None, TEACHER] = Field(
         default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
     )
-    fit_teacher: bool = Field(
+    fit_teacher: Annotated[bool, TEACHER] = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
     )
-    teacher_size: Side | None = Field(
+    teacher_size: Annotated[Side | None, TEACHER] = Field(
         default=None, description="Side of the teacher's input in pixels; None: as --size."
     )
-    teacher_tap: Line | None = Field(
+    teacher_tap: Annotated[Line | None, STUDENT] = Field(
         default=None, description="Teacher's module whose output is distilled; None: the pooled penultimate feature."
     )
-    teacher_pool: Pool = Field(
+    teacher_pool: Annotated[Pool, STUDENT] = Field(
         default="automatic", description="How the teacher's feature becomes vectors; by its shape."
     )
-    student: Line | None = Field(default=None, description="The model to train; named as the teacher is. Required.")
-    student_weights: Line | None = Field(
+    student: Annotated[Line | None, STUDENT] = Field(
+        default=None, description="The model to train; named as the teacher is. Required."
+    )
+    student_weights: Annotated[Line | None, STUDENT] = Field(
         default=None, description="Weights that the student starts from: a file or a run folder; None: random."
     )
-    pretrained: bool = Field(default=False, description="Start the student from the hub's weights (fine-tuning).")
-    student_tap: Line | None = Field(
+    pretrained: Annotated[bool, STUDENT] = Field(
+        default=False, description="Start the student from the hub's weights (fine-tuning)."
+    )
+    student_tap: Annotated[Line | None, STUDENT] = Field(
         default=None, description="Student's module whose output is projected; None: the pooled penultimate feature."
     )
-    student_pool: Pool = Field(
+    student_pool: Annotated[Pool, STUDENT] = Field(
         default="automatic", description="How the student's feature becomes vectors; by its shape."
     )
-    student_logit_tap: Line | None = Field(
+    student_logit_tap: Annotated[Line | None, STUDENT] = Field(
         default=None,
         description="Student's module whose output the logit loss reads (a second head); None: what it returns.",
     )
-    frozen_norms: bool = Field(
+    frozen_norms: Annotated[bool, SHARED] = Field(
         default=False, description="Detection: fix the batch norms of the student's trunk (usual if it was pretrained)."
     )
 
-    data: Line = Field(
+    data: Annotated[Line, DATA] = Field(
         description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN;"
         " for detection coco:FILE, yolo:FOLDER, voc:FOLDER."
     )
-    val: Line | None = Field(
+    val: Annotated[Line | None, DATA] = Field(
         default=None, description="Validation images, as --data; None: the source's own, or a share."
     )
-    val_share: Open = Field(
+    val_share: Annotated[Open, DATA] = Field(
         default=0.1, description="Share held out for validation, only where the source has no such part. Chosen."
     )
-    size: Side | None = Field(
+    size: Annotated[Side | None, SHARED] = Field(
         default=None, description="Side of the training images in pixels; None: the source's own."
     )
-    longest: Side | None = Field(
+    longest: Annotated[Side | None, SHARED] = Field(
         default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
     )
-    scales: Annotated[tuple[Positive, ...], Field(max_length=2)] = Field(
+    scales: Annotated[tuple[Positive, ...], Field(max_length=2), SHARED] = Field(
         default=(), description="Detection: smallest and largest factor on --size in training; by default 0.8 to 1.25."
     )
-    classes: tuple[Line, ...] = Field(
+    classes: Annotated[tuple[Line, ...], DATA] = Field(
         default=(), description="Detection: use these classes alone, in this order; by default all."
     )
-    on_bad_boxes: Literal["refuse", "skip"] = Field(
+    on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS] = Field(
         default="refuse", description="Detection: refuse annotations with faults, or skip what is faulty; both list it."
     )
-    augmentation: Literal["none", "standard", "randaugment", "strong"] = Field(
+    augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(
         default="standard",
         description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
     )
-    flip: bool | None = Field(
+    flip: Annotated[bool | None, SHARED] = Field(
         default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
     )
-    subset: Share = Field(
+    subset: Annotated[Share, SHARED] = Field(
         default=1.0, description="Fixed share of each class's training images, the same for every seed."
     )
-    train_limit: Count | None = Field(
+    train_limit: Annotated[Count | None, STUDENT] = Field(
         default=None, description="Use this many training images, evenly over the classes."
     )
-    labels: bool = Field(
+    labels: Annotated[bool, DATA] = Field(
         default=True, description="Use the labels; without them only the teacher teaches (no task loss)."
     )
-    skip_bad_images: Amount = Field(
+    skip_bad_images: Annotated[Amount, FAULTS] = Field(
         default=0, description="Unreadable images to tolerate, listed; one more stops the run."
     )
-    workers: Amount | None = Field(default=None, description="Workers that read and decode images; None: one a core.")
+    workers: Annotated[Amount | None, MACHINE] = Field(
+        default=None, description="Workers that read and decode images; None: one a core."
+    )
 
-    method: Method = Field(
+    method: Annotated[Method, STUDENT] = Field(
         default=None,
         description="What teaches the student besides the labels. None: stages+kd, the best of docs/results.md; "
         "projector+kd with taps of your own or a teacher cache; projector for detectors and without labels.",
     )  # pyright: ignore[reportAssignmentType]
-    levels: Literal["pyramid", "trunk"] = Field(
+    levels: Annotated[Literal["pyramid", "trunk"], STUDENT] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
     )
-    background: Part = Field(
+    background: Annotated[Part, STUDENT] = Field(
         default=1.0, description="Detection: weight of places in no box; 1: all places count alike, as one batch."
     )
-    feature_loss: FeatureLoss = Field(
+    feature_loss: Annotated[FeatureLoss, STUDENT] = Field(
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
-    alpha: Annotated[float, Field(ge=1), Number] = Field(
+    alpha: Annotated[float, Field(ge=1), Number, STUDENT] = Field(
         default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
-    feature_weight: Weight | None = Field(
+    feature_weight: Annotated[Weight | None, STUDENT] = Field(
         default=None,
         description="Weight of the feature loss, shared out over its layers. None: 2 (published ImageNet code); at "
         "every stage 32 (docs/results.md).",
     )
-    projector: Projector = Field(
+    projector: Annotated[Projector, STUDENT] = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
     )
-    inverted: bool = Field(
+    inverted: Annotated[bool, STUDENT] = Field(
         default=False, description="Project the teacher's feature to the student's width instead (cross-task paper)."
     )
-    projector_hidden: Count = Field(
+    projector_hidden: Annotated[Count, STUDENT] = Field(
         default=1024, description="Hidden width of the mlp projector (paper's CIFAR-100 runs)."
     )
-    projector_count: Count = Field(default=3, description="Projectors of an ensemble (PEFD: 3).")
-    projector_rank: Count = Field(default=64, description="Rank of the low_rank projector. Chosen.")
-    input_norm: Norm = Field(
+    projector_count: Annotated[Count, STUDENT] = Field(default=3, description="Projectors of an ensemble (PEFD: 3).")
+    projector_rank: Annotated[Count, STUDENT] = Field(default=64, description="Rank of the low_rank projector. Chosen.")
+    input_norm: Annotated[Norm, STUDENT] = Field(
         default="none",
         description="Normalization in front of the projector; zca whitens, as the paper's theory has it.",
     )
-    student_norm: Norm = Field(
+    student_norm: Annotated[Norm, STUDENT] = Field(
         default="batch", description="Normalization of the projected student feature (paper: batch)."
     )
-    teacher_norm: Norm = Field(default="batch", description="Normalization of the teacher's feature (paper: batch).")
-    logit_loss: LogitLoss = Field(
+    teacher_norm: Annotated[Norm, STUDENT] = Field(
+        default="batch", description="Normalization of the teacher's feature (paper: batch)."
+    )
+    logit_loss: Annotated[LogitLoss, STUDENT] = Field(
         default="kl",
         description="Distance of the outputs: soft targets, the same standardized, DKD, NKD, DIST or MLKD.",
     )
-    logit_weight: Weight | None = Field(
+    logit_weight: Annotated[Weight | None, STUDENT] = Field(
         default=None, description="Weight of the logit loss. None: 4, which beat 1; of stages+kd 16 (docs/results.md)."
     )
-    temperature: Positive = Field(default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature).")
-    rival_weight: Weight | None = Field(
+    temperature: Annotated[Positive, STUDENT] = Field(
+        default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
+    )
+    rival_weight: Annotated[Weight | None, STUDENT] = Field(
         default=None, description="Weight of a rival's loss; None: the published one (CRD protocol, or its own code)."
     )
-    rival_warmup: Weight = Field(
+    rival_warmup: Annotated[Weight, STUDENT] = Field(
         default=0.0, description="Epochs over which the weight of dkd or review rises (their code: 20 on CIFAR-100)."
     )
-    dkd_beta: Weight = Field(
+    dkd_beta: Annotated[Weight, STUDENT] = Field(
         default=8.0, description="Weight in DKD of the classes other than the label (its code: 2 to 8 by the pair)."
     )
-    review_weight: Weight = Field(
+    review_weight: Annotated[Weight, STUDENT] = Field(
         default=1.0, description="Weight of review, if not --rival-weight (its code: 0.6 to 8 by the pair)."
     )
-    task_weight: Weight = Field(default=1.0, description="Weight of the task loss on the labels (published code).")
-    label_smoothing: Fraction = Field(
+    task_weight: Annotated[Weight, STUDENT] = Field(
+        default=1.0, description="Weight of the task loss on the labels (published code)."
+    )
+    label_smoothing: Annotated[Fraction, SHARED] = Field(
         default=0.0, description="Label smoothing of the task loss (paper's DeiT recipe: 0.1)."
     )
 
-    epochs: Count = Field(default=100, description="Passes over the training images (paper's ImageNet recipe: 100).")
-    batch_size: Count = Field(default=128, description="Images of one batch, over all devices together. Chosen.")
-    optimizer: Literal["sgd", "adamw"] = Field(
+    epochs: Annotated[Count, SHARED] = Field(
+        default=100, description="Passes over the training images (paper's ImageNet recipe: 100)."
+    )
+    batch_size: Annotated[Count, SHARED] = Field(
+        default=128, description="Images of one batch, over all devices together. Chosen."
+    )
+    optimizer: Annotated[Literal["sgd", "adamw"], SHARED] = Field(
         default="sgd", description="SGD with momentum, or AdamW (paper: for ViTs)."
     )
-    lr: Positive = Field(default=0.05, description="Peak learning rate (paper's CIFAR-100 recipe: 0.05).")
-    momentum: Fraction = Field(
+    lr: Annotated[Positive, SHARED] = Field(
+        default=0.05, description="Peak learning rate (paper's CIFAR-100 recipe: 0.05)."
+    )
+    momentum: Annotated[Fraction, SHARED] = Field(
         default=0.9, description="Momentum of SGD (paper); AdamW has betas of its own, 0.9 and 0.999."
     )
-    weight_decay: Weight = Field(
+    weight_decay: Annotated[Weight, SHARED] = Field(
         default=5e-4, description="Weight decay, projector included (paper's CIFAR-100 recipe)."
     )
-    schedule: Literal["cosine", "step", "constant"] = Field(
+    schedule: Annotated[Literal["cosine", "step", "constant"], SHARED] = Field(
         default="cosine",
         description="Learning rate after the warm-up: cosine to zero, steps at --milestones, or constant.",
     )
-    warmup_epochs: Weight = Field(
+    warmup_epochs: Annotated[Weight, SHARED] = Field(
         default=0.0, description="Epochs of linear warm-up (paper: none, but 20 for its DeiT)."
     )
-    milestones: tuple[Positive, ...] = Field(
+    milestones: Annotated[tuple[Positive, ...], SHARED] = Field(
         default=(), description="Epochs after which schedule step multiplies by --gamma."
     )
-    gamma: Share = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
-    clip: Positive | None = Field(
+    gamma: Annotated[Share, SHARED] = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
+    clip: Annotated[Positive | None, SHARED] = Field(
         default=None, description="Largest gradient norm, after unscaling; None: no clipping."
     )
-    accumulate: Count = Field(
+    accumulate: Annotated[Count, SHARED] = Field(
         default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
     )
-    sync_batch_norm: bool = Field(
+    sync_batch_norm: Annotated[bool, SHARED] = Field(
         default=False, description="Several processes: the student's own batch norms see the global batch."
     )
-    ema: Open | None = Field(
+    ema: Annotated[Open | None, STUDENT] = Field(
         default=None, description="Decay of the moving average of the student's weights; None: none."
     )
 
-    on_bad_numbers: Literal["stop", "skip", "lower"] = Field(
+    on_bad_numbers: Annotated[Literal["stop", "skip", "lower"], FAULTS] = Field(
         default="stop",
         description="At a step whose loss or gradient is not finite: stop, skip it, or skip it and halve the rate.",
     )
-    bad_number_limit: Count | None = Field(
+    bad_number_limit: Annotated[Count | None, FAULTS] = Field(
         default=None, description="Steps that skip and lower may leave out, one more stops the run; None: 10. Chosen."
     )
 
-    cache_views: Count | None = Field(
+    cache_views: Annotated[Count | None, STUDENT] = Field(
         default=None,
         description="Keep the teacher's outputs for so many augmented views on disk, reuse them; None: it runs live.",
     )
-    cache_seed: Seed | None = Field(
+    cache_seed: Annotated[Seed | None, STUDENT] = Field(
         default=None, description="Seed of the views, so that runs of other seeds share a cache; None: as --seed."
     )
-    cache_top_k: Count | None = Field(
+    cache_top_k: Annotated[Count | None, STUDENT] = Field(
         default=None, description="Keep an image's largest logits and the sum of the others; None: all logits."
     )
-    cache_precision: Literal["half", "exact"] = Field(
+    cache_precision: Annotated[Literal["half", "exact"], STUDENT] = Field(
         default="half", description="half: float32 outputs are rounded to float16; exact: nothing is rounded."
     )
-    cache_limit: Positive = Field(default=20.0, description="GiB that a cache may take. Chosen.")
-    cache_folder: Line | None = Field(
+    cache_limit: Annotated[Positive, BOOKKEEPING] = Field(
+        default=20.0, description="GiB that a cache may take. Chosen."
+    )
+    cache_folder: Annotated[Line | None, BOOKKEEPING] = Field(
         default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
     )
 
-    probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(no_switch)] = Field(
+    probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(no_switch), BOOKKEEPING] = Field(
         default="auto",
         description="Measure what the projector learns: auto (in at most 1% of the time), off, or every so many steps.",
     )
-    probe_images: Annotated[int, Field(ge=4), Number] = Field(
+    probe_images: Annotated[int, Field(ge=4), Number, BOOKKEEPING] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
     )
-    loggers: tuple[LoggerName, ...] = Field(
+    loggers: Annotated[tuple[LoggerName, ...], BOOKKEEPING] = Field(
         default=(),
         description="Loggers that get the numbers, too: tensorboard, wandb, mlflow, trackio; by default none.",
     )
 
-    seed: Seed = Field(default=0, description="Seed of initial weights, order and augmentation.")
-    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+    seed: Annotated[Seed, SEED] = Field(default=0, description="Seed of initial weights, order and augmentation.")
+    precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], ARITHMETIC] = Field(
         default="auto",
         description="Arithmetic of the models; auto: bf16 where the device has it and was measured to be quicker.",
     )
-    memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
+    memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], ARITHMETIC] = Field(
         default="auto",
         description="Layout of images in memory; auto: what was measured to be quicker.",
     )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(no_switch)] = Field(
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(no_switch), ARITHMETIC] = Field(
         default="auto",
         description="torch.compile of models and terms; auto: on a GPU, where it is won back within the run.",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MACHINE] = Field(
         default="auto", description="Where to train; auto: the fastest here."
     )
-    shard: bool = Field(
+    shard: Annotated[bool, MACHINE] = Field(
         default=False,
         description="Several processes: each holds a share of student, terms, optimizer and teacher (FSDP2).",
     )
-    checkpoint_every: Annotated[int, Field(ge=0), Number] = Field(
+    checkpoint_every: Annotated[int, Field(ge=0), Number, MACHINE] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
     )
-    process_timeout: Count = Field(
+    process_timeout: Annotated[Count, MACHINE] = Field(
         default=1800, description="Seconds after which one of several processes gives up waiting for another (torch)."
     )
 
@@ -410,10 +447,15 @@ class Recipe(BaseModel):
         values: dict[str, Any] = {**self.model_dump(), **changes}
         return Recipe(**values)
 
-    def difference(self, other: "Recipe") -> list[str]:
-        """What is not the same in another recipe, as lines ``field: this -> other``; empty when they are equal."""
+    def difference(self, other: "Recipe", *, but: Collection[str] = ()) -> list[str]:
+        """What is not the same in another recipe, as lines ``field: this -> other``; empty when they are equal.
+
+        Args:
+            other: The other recipe.
+            but: Settings that may differ.
+        """
         mine, theirs = self.model_dump(), other.model_dump()
-        changed = [name for name in mine if mine[name] != theirs[name]]
+        changed = [name for name in mine if mine[name] != theirs[name] and name not in but]
         return [f"{name}: {plain(mine[name])} -> {plain(theirs[name])}" for name in changed]
 
     def to_yaml(self) -> str:
@@ -460,3 +502,26 @@ def _groups() -> dict[str, tuple[str, ...]]:
 
 GROUPS = _groups()
 """Group -> its settings, in the order of the fields above; the YAML and the help show them so."""
+
+ROLES: Mapping[str, Role] = {
+    name: next(item for item in field.metadata if isinstance(item, Role)) for name, field in Recipe.model_fields.items()
+}
+"""Setting -> its role."""
+
+
+def fields_of(*kinds: Kind, of: tuple[Whose, ...] = ("student", "teacher", "both")) -> tuple[str, ...]:
+    """The settings of some kinds, in the order of the recipe.
+
+    Args:
+        kinds: What they decide.
+        of: Whose training reads them.
+
+    Example:
+        >>> fields_of("arithmetic")
+        ('precision', 'memory_format', 'compile')
+    """
+    return tuple(name for name, role in ROLES.items() if role.kind in kinds and role.of in of)
+
+
+NOT_COMPARED = frozenset(ROLES) - frozenset(fields_of(*COMPARED))
+"""Settings in which the runs of one row of a table may differ."""

@@ -16,21 +16,24 @@ from pydantic.fields import FieldInfo
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.compare import method_changes
 from limbeck.recipes.reading import explain_value, read_value
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import ROLES, Recipe, fields_of
+from limbeck.recipes.roles import Kind
 from limbeck.recipes.values import LOGIT_METHODS
 
 Value = str | float | int | bool | None
 Settings = Mapping[str, Value]
 
-FIXED = {
-    "name": "it names the recipe",
-    "task": "runs of two tasks have different metrics",
-    "data": "runs are compared on the same images",
-    "val": "runs are compared on the same images",
-    "val_share": "runs are compared on the same images",
-    "labels": "runs are compared by the labels",
+_WHY: Mapping[Kind, str] = {
+    "data": "runs are compared on the same images and labels",
     "seed": "the best setting would be the luckiest seed; --seeds confirms the best ones on others",
+    "arithmetic": "all trials have one arithmetic",
+    "machine": "it does not decide the student",
+    "faults": "it does not decide a student whose images and numbers are sound",
+    "bookkeeping": "it does not decide the student",
 }
+FIXED = {name: _WHY[role.kind] for name, role in ROLES.items() if role.kind in _WHY} | dict.fromkeys(
+    fields_of("science", of=("teacher",)), "all trials have one teacher"
+)
 """Settings that cannot be swept, and why."""
 
 EXAMPLE = "for example alpha=1,2,4 or feature_weight=0.1..10:log"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import UserError
 from limbeck.recipes.compare import Say
 from limbeck.recipes.reading import read_summary
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.recipes.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
 from limbeck.records import figure, headline, number
@@ -243,6 +244,6 @@ def _claim(plan: Plan, folder: Path) -> None:
     for name in ("space", "sampler", "pruner", "min_epochs"):
         if mine[name] != kept[name]:
             raise UserError(f"{folder} holds a sweep with {name} {kept[name]}, not {mine[name]}; choose another --out")
-    changes = Recipe(**kept["recipe"]).difference(plan.recipe)
+    changes = Recipe(**kept["recipe"]).difference(plan.recipe, but=fields_of(*RESUMABLE))
     if changes:
         raise UserError(f"{folder} holds a sweep of another recipe ({'; '.join(changes)}); choose another --out")

@@ -8,48 +8,32 @@ from pathlib import Path
 from limbeck import models
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
-from limbeck.recipes.agreement import CACHE_SETTINGS
 from limbeck.recipes.build import CARD, AnyData, Parts, build_model, build_parts, is_run, student_size
-from limbeck.recipes.recipe import GROUPS, Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]
 
 
 def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bool = False) -> Recipe:
-    """The recipe by which the teacher is trained on these data: the student's, for the other model, alone."""
+    """The recipe by which the teacher is trained on these data, alone; what is only the student's is at its default."""
     epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
     scale = epochs / recipe.epochs
-    # What only matters to a student must not make another teacher of it.
-    unused = [name for name in GROUPS["method"] if name not in ("task_weight", "label_smoothing")]
+    not_its_own = fields_of("science", "seed", of=("student", "teacher"))  # one teacher for the students of every seed
     return recipe.changed(
         {
-            **{name: Recipe.model_fields[name].default for name in unused},
+            **{name: Recipe.model_fields[name].default for name in not_its_own},
             "name": "teacher",
             "method": "alone",
             "student": recipe.teacher,
             "student_weights": weights,
             "pretrained": pretrained,
-            "student_tap": None,
-            "student_pool": "automatic",
-            "student_logit_tap": None,
             "size": recipe.teacher_size if recipe.teacher_size is not None else recipe.size,
-            "teacher": None,
-            "teacher_weights": None,
-            "teacher_epochs": None,
-            "teacher_lr": None,
-            "fit_teacher": False,
-            "teacher_size": None,
-            "teacher_tap": None,
-            "teacher_pool": "automatic",
-            "train_limit": None,  # a teacher may know more labels than the student is given
             "epochs": epochs,
             "lr": recipe.teacher_lr if recipe.teacher_lr is not None else recipe.lr,
             "milestones": [milestone * scale for milestone in recipe.milestones],
             "warmup_epochs": recipe.warmup_epochs * scale,
-            "ema": None,
-            **dict.fromkeys(CACHE_SETTINGS),
-            "seed": 0,  # one teacher for the students of every seed
+            "cache_folder": None,
         }
     )
 
@@ -132,13 +116,9 @@ def slug(name: str) -> str:
 
 def _key(recipe: Recipe, data: AnyData) -> str:
     """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
-    # What is settled for a machine would else be "auto" in a first start and not when it is resumed.
-    machine = {"workers", "precision", "memory_format", "compile", "device", "checkpoint_every"}
-    machine |= {"process_timeout", "shard"}
-    faults = {"on_bad_numbers", "bad_number_limit"}
-    left_out = {"name", *machine, *faults, *GROUPS["cache"], *GROUPS["diagnostics"]}
-    settings = recipe.model_dump(mode="json", exclude=left_out)
-    words = json.dumps([settings, data.fingerprint])
+    # Not the arithmetic: "auto" in a first start would be another teacher than what it was settled to.
+    decided = recipe.model_dump(mode="json", include=set(fields_of("science", "data")))
+    words = json.dumps([decided, data.fingerprint])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 
 

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
+from limbeck.recipes.recipe import NOT_COMPARED
 from limbeck.records import Record, mapping, number, records
 from limbeck.report import words
 from limbeck.report.curves import best_epoch, run_metric, teacher_figure
 from limbeck.report.record import COMPARISON_FILE, RunRecord, read_json, read_run
 from limbeck.report.result import last_value, run_seconds
 
-# What changes nothing of a training.
-NOT_COMPARED = ("seed", "name", "probe", "probe_images", "loggers", "workers", "checkpoint_every")
 MOST_WORDS = 3  # fields in the name of a group
 
 
