@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,8 @@ class RunLog:
     Every record is one JSON object with a ``"kind"``: ``"start"``, ``"note"``, ``"step"``, ``"epoch"``, ``"probe"``,
     ``"bad"`` for a step that was left out, ``"end"``, or ``"stop"`` where an error or Ctrl-C ended the run. A run that
     goes on after a kill drops the records behind its checkpoint first, so that no step is in the log twice. Of many
-    processes that train together the first one writes and speaks.
+    processes that train together the first one writes and speaks. A sink that fails
+    gets no more records; a note says so.
 
     Args:
         folder: The run folder; None to keep nothing on disk.
@@ -56,6 +57,8 @@ class RunLog:
         self.path = folder / "log.jsonl" if folder is not None else None
         self._has_begun = False
         self._sinks = list(sinks)
+        self._failed: list[Sink] = []
+        self._warned: set[str] = set()
         self._console = Console(stderr=True)
         self._shows = sys.stderr.isatty() if progress is None else progress
         self._standing = Standing()
@@ -100,7 +103,9 @@ class RunLog:
         if self._shows and kind in PASSED_ON:
             self._standing.take(record)
             self._screen.show(self._standing)
-        pass_on(record, self._sinks)
+        for sink in self._sinks:
+            if sink not in self._failed:
+                self._try(sink, lambda sink=sink: pass_on(record, sink))
 
     def note(self, text: str) -> None:
         """Say one line to the user and keep it in the log."""
@@ -112,6 +117,26 @@ class RunLog:
                 return
             self._said.add(text)
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def guarded(self, what: str, then: str = "the run continues") -> Generator[None, None, None]:
+        """Turns an exception into a note, for everything that only looks at a run.
+
+        Args:
+            what: What may fail, for instance "the probe".
+            then: What happens after a failure.
+
+        Example:
+            >>> with RunLog(progress=False) as log, log.guarded("the picture"):
+            ...     raise KeyError("no such color")
+        """
+        try:
+            yield
+        except Exception as error:  # of any kind: no picture is worth a training
+            text = f"warning: {what} failed, {then} ({reason_of(error)})"
+            if text not in self._warned:  # not at each of a thousand steps
+                self._warned.add(text)
+                self.note(text)
 
     def rewind(self, step: int) -> None:
         """Drop the records of steps behind ``step``, and of an end; from step 0 on the probe that precedes it, too.
@@ -179,7 +204,23 @@ class RunLog:
         """Take table and bar off the screen and finish the sinks; called by who made the log."""
         self.pause()
         for sink in self._sinks:
-            sink.close()
+            self._try(sink, sink.close)
+
+    def _try(self, sink: Sink, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # a network, a disk, a service
+            is_first = sink not in self._failed
+            self._failed.append(sink)  # before the note, which is offered to the sinks as well
+            if is_first:
+                name = getattr(sink, "name", type(sink).__name__)
+                self.note(f"warning: {name} failed, and gets no more records ({reason_of(error)})")
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line: its type, unless it is an error of the input, and the first line of its text."""
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 @contextlib.contextmanager

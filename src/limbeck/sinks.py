@@ -1,6 +1,6 @@
 """Other loggers behind one small interface, and what of a record goes to them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,17 +32,16 @@ class Sink(Protocol):
         ...
 
 
-def pass_on(record: Mapping[str, Any], sinks: Sequence[Sink]) -> None:
-    """Give the numbers of a record of a step, an epoch or a probe to the sinks; other records have none for them."""
-    if not sinks or record["kind"] not in PASSED_ON:
+def pass_on(record: Mapping[str, Any], sink: Sink) -> None:
+    """Give the numbers of a record of a step, an epoch or a probe to a sink; other records have none for it."""
+    if record["kind"] not in PASSED_ON:
         return
-    step, single, many = int(record["step"]), scalars(record), histograms(record)
-    for sink in sinks:
-        for tag, value in single.items():
-            sink.add_scalar(tag, value, step)
-        for tag, values in many.items():
-            sink.add_histogram(tag, values, step)
-        sink.flush()
+    step = int(record["step"])
+    for tag, value in scalars(record).items():
+        sink.add_scalar(tag, value, step)
+    for tag, values in histograms(record).items():
+        sink.add_histogram(tag, values, step)
+    sink.flush()
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:

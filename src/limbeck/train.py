@@ -45,7 +45,7 @@ class Probing(Protocol):
         ...
 
     def run(self, step: int, epoch: float) -> Any:
-        """Look in any case: after the last step."""
+        """Look in any case: when the training is done."""
         ...
 
 
@@ -83,6 +83,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     on_best: Callable[[nn.Module], None] | None = None,
     on_epoch: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_end: Callable[[nn.Module], None] | None = None,
     probe: Probing | None = None,
     shard: bool = False,
     cpu: bool = False,
@@ -117,7 +118,9 @@ def fit(
         on_best: Called with the student after each epoch that is the best so far.
         on_epoch: Called on every process with the number of epochs done and the validation figures, behind the epoch's
             checkpoint; what it raises ends the training there, as early stopping needs.
-        probe: Looks at the training as it goes; the bytes of the student are the same with it and without.
+        on_end: Called with the student when its training is done and kept, before the probe's last look.
+        probe: Looks at the training as it goes; the bytes of the student are the same with it and without. An exception
+            that it raises becomes a note.
         shard: Of several processes each holds a share of every parameter, gradient and moment of the optimizer (FSDP2),
             and of the teacher, whose parts are put together one at a time: no device ever has all of it. The optimizer
             is then given as a function, for the parameters become others. Student and terms that were given have the
@@ -178,7 +181,8 @@ def fit(
         )
         inside.callback(log.pause)
         if probe is not None and counters.step == 0:
-            probe(0, 0.0)
+            with log.guarded("the probe"):
+                probe(0, 0.0)
         since = time.perf_counter() - counters.seconds
         for epoch in range(counters.epoch, epochs):
             loader.set_epoch(epoch)
@@ -218,7 +222,8 @@ def fit(
                 counters.step += 1
                 meter.add(result, optimizer, taken=taken)
                 if probe is not None:
-                    probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
+                    with log.guarded("the probe"):
+                        probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
                 counters.batches += len(batches)
                 if not meter.is_recorded and collectives.world_size() > 1:
                     continue  # where the processes talk anyway is often enough
@@ -230,8 +235,6 @@ def fit(
                 if signum:
                     stop(signum, counters, log)
             train = meter.finish()
-            if probe is not None and epoch + 1 == epochs:
-                probe.run(counters.step, float(epochs))
             guard.check_state()
             trained.settle()
             last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
@@ -252,6 +255,11 @@ def fit(
     if not last:  # resumed behind the last epoch
         trained.settle()
         last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
+    if on_end is not None and accelerator.is_main_process:
+        on_end(trained.evaluated)
+    if probe is not None:
+        with log.guarded("the probe"):
+            probe.run(counters.step, float(epochs))
     return FitResult(trained.evaluated, last, counters.best, counters)
 
 

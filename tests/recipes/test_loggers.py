@@ -193,7 +193,6 @@ class Fake:
     def __init__(self, problem: Exception | None = None) -> None:
         self.sent: list[tuple[int, dict[str, float], list[str]]] = []
         self.ends: list[bool] = []
-        self.said: list[str] = []
         self.problem = problem
         self.backend = Backend("fake", self.send, self.finish, "nowhere")
 
@@ -210,7 +209,7 @@ class Fake:
 
 def test_a_record_is_sent_as_a_whole() -> None:
     fake = Fake()
-    logger = Logger("fake", fake.backend, fake.said.append)
+    logger = Logger("fake", fake.backend)
     assert isinstance(logger, Sink)
     with RunLog(sinks=[logger]) as log:
         log.write(**planted.step(20))
@@ -220,12 +219,11 @@ def test_a_record_is_sent_as_a_whole() -> None:
     assert fake.sent[0][1] == scalars(planted.step(20))
     assert fake.sent[1][2] == list(histograms(planted.probe(20)))
     assert fake.ends == [False]
-    assert fake.said == []
 
 
 def test_what_was_sent_is_not_sent_again_kind_by_kind() -> None:
     fake = Fake()
-    log = RunLog(sinks=[Logger("fake", fake.backend, fake.said.append, sent={"step": 40, "epoch": 20})])
+    log = RunLog(sinks=[Logger("fake", fake.backend, sent={"step": 40, "epoch": 20})])
     for at in (20, 40):
         log.write(**planted.step(at))
         log.write(**planted.epoch(at // 20, at))
@@ -234,13 +232,35 @@ def test_what_was_sent_is_not_sent_again_kind_by_kind() -> None:
     assert [(step, next(iter(single)).split("/")[0]) for step, single, _ in fake.sent] == [(40, "epoch"), (60, "step")]
 
 
-def test_a_failure_is_said_once_and_the_training_goes_on() -> None:
-    fake = Fake(ConnectionError("no route\nto host"))
-    with RunLog(sinks=[Logger("fake", fake.backend, fake.said.append)]) as log:
+class Broken:
+    """A sink of the user's own that raises whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.asked += 1
+        raise KeyError(tag)
+
+    add_histogram = add_scalar
+
+    def flush(self) -> None:
+        raise OSError("flush")
+
+    close = flush
+
+
+def test_a_failure_is_said_once_and_the_training_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    fake, broken = Fake(ConnectionError("no route\nto host")), Broken()
+    with RunLog(sinks=[Logger("fake", fake.backend), broken]) as log:
         for at in (20, 40):
             log.write(**planted.step(at))
-    assert fake.said == ["warning: fake failed, and gets nothing from here on: no route"]
+    assert capfd.readouterr().err.splitlines() == [
+        "warning: fake failed, and gets no more records (ConnectionError: no route)",
+        "warning: Broken failed, and gets no more records (KeyError: 'step/epoch')",
+    ]
     assert fake.ends == [False]
+    assert broken.asked == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not finite")])
@@ -248,7 +268,7 @@ def test_an_error_ends_it_as_failed(error: BaseException) -> None:
     fake = Fake()
 
     def train() -> None:
-        with RunLog(sinks=[Logger("fake", fake.backend, fake.said.append)]):
+        with RunLog(sinks=[Logger("fake", fake.backend)]):
             raise error
 
     with pytest.raises(type(error)):

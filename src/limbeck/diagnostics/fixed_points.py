@@ -9,6 +9,7 @@ from torch import Tensor
 from limbeck.diagnostics.inputs import at_least_float32, check_finite, check_shapes, frobenius, product, same_shape
 from limbeck.diagnostics.memory import agreement
 from limbeck.errors import UserError
+from limbeck.norms.roots import widest
 
 
 def fixed_point(
@@ -58,7 +59,8 @@ def fixed_point(
     if not ridge >= 0:
         raise UserError(f"fixed_point: ridge is {ridge}; expected 0 or more")
     c_s = at_least_float32(c_s)
-    values, vectors = torch.linalg.eigh(c_s)
+    # In float32 LAPACK does not converge for the covariance of a feature whose channels are mostly dead.
+    values, vectors = (found.to(c_s.dtype) for found in torch.linalg.eigh(c_s.to(widest(c_s.device))))
     values = values.clamp(min=0)
     if ridge > 0:
         inverse = 1 / (values + ridge)

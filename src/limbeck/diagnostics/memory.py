@@ -106,7 +106,8 @@ def memory_lengths(c_s: Float[Tensor, "d_s d_s"], *, lr: float, decay: float = 0
     """
     check_step("memory_lengths", lr, decay)
     check_shapes("memory_lengths", c_s)
-    kept = (1 - decay - lr * torch.linalg.eigvalsh(at_least_float32(c_s)).clamp(min=0)).abs()
+    values = narrow(torch.linalg.eigvalsh(c_s.to(widest(c_s.device))), c_s)
+    kept = (1 - decay - lr * values.clamp(min=0)).abs()
     return torch.where(kept < 1, -1 / kept.clamp(max=1).log(), torch.inf)
 
 

@@ -114,16 +114,21 @@ class Probe:
         self._distiller = distiller
         self._batch, self._train_batch = to_device(batch, CPU), to_device(train_batch, CPU)
         self._schedule = Schedule(every=every, budget=budget)
-        self._log = log
+        self._log = log if log is not None else RunLog(progress=False)
         self._optimizer = optimizer
         self._blocks = tuple(blocks)
         self._compare_outputs = compare_outputs
-        self._recall = Recall(log.path.parent / "probe" if log is not None and log.path is not None else None)
+        self._recall = Recall(self._log.path.parent / "probe" if self._log.path is not None else None)
         self._is_off = collectives.rank() > 0 or is_sharded(distiller)
         self._began = False
         self._teacher: Captured | None = None
         self._soundness: Record = {}
-        self._timed(self._look_at_teacher)
+        if (count := distiller.task.student_input(batch).shape[0]) < LEAST:
+            raise UserError(f"Probe: the batch has {count} images; expected at least {LEAST}")
+        if distiller.teacher is None and distiller.terms and distiller.task.teacher_output(batch) is None:
+            raise UserError("Probe: the teacher was released; make the probe before, or give it what it computed")
+        if self._timed("the probe's look at the teacher", self._look_at_teacher) is None:
+            self._is_off = True
 
     def __call__(self, step: int, epoch: float) -> Record | None:
         """Look if it is time.
@@ -143,62 +148,58 @@ class Probe:
         """Look in any case, but not twice at one step.
 
         Returns:
-            The record; None on another process than the first, or where memory did not suffice: from then on nothing is
-            looked at, for a training is worth more.
+            The record; None on another process than the first, where the run was looked at here before it was resumed,
+            and where the look failed. Where memory did not suffice, nothing is looked at from then on.
         """
-        self._begin(step)
+        self._begin(step + 1)
         if self._is_off:
             return None
         if self.records and self.records[-1]["step"] == step:
             return self.records[-1]
-        found = self._timed(lambda batch: self._look(batch, step, epoch))
-        if found is None:
+        if self._recall.last is not None and self._recall.last.step == step:
             return None
-        record, seconds = found
+        before = self.seconds
+        record = self._timed("the probe", lambda batch: self._look(batch, step, epoch))
+        seconds = self.seconds - before
         self._schedule.took(seconds)
+        if record is None:
+            return None
         record = plain({"step": step, "epoch": epoch, "seconds": seconds if self.records else self.seconds, **record})
         self.records.append(record)
-        if self._log is not None:
-            self._log.write("probe", **record)
+        self._log.write("probe", **record)
         return record
 
     def _begin(self, step: int) -> None:
+        """Once: take up what an earlier start of the run has seen before this step."""
         if not self._began and not self._is_off:
             self._recall.find(step)
         self._began = True
 
-    def _timed(self, look: Callable[[Any], Record]) -> tuple[Record, float] | None:
-        """What a look at the batch gives, and its seconds; None where nothing is looked at, or from now on."""
+    def _timed(self, what: str, look: Callable[[Any], Record]) -> Record | None:
+        """What a look at the batch gives; None where it failed, or nothing is looked at. Its time is counted."""
         if self._is_off:
             return None
         device = device_of(self._distiller)
         wait_for(device)
         started = time.perf_counter()
-        try:
-            with undisturbed(self._distiller, device):
-                record = look(to_device(self._batch, device))
-        except torch.OutOfMemoryError:
-            self._is_off = True
-            if self._log is not None:
+        record: Record | None = None
+        with self._log.guarded(what):
+            try:
+                with undisturbed(self._distiller, device):
+                    record = look(to_device(self._batch, device))
+                wait_for(device)
+            except torch.OutOfMemoryError:
+                self._is_off = True
                 self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
-            return None
-        wait_for(device)
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return record, seconds
+        self.seconds += time.perf_counter() - started
+        return record
 
     def _look_at_teacher(self, batch: Any) -> Record:
         """Keep what the teacher gives for the batch, and whether it always would."""
         task, teacher = self._distiller.task, self._distiller.teacher
         count = task.student_input(batch).shape[0]
-        if count < LEAST:
-            raise UserError(f"Probe: the batch has {count} images; expected at least {LEAST}")
-        brought = task.teacher_output(batch)
-        if teacher is None:
-            self._teacher = brought
-            if self._distiller.terms and brought is None:
-                raise UserError("Probe: the teacher was released; make the probe before, or give it what it computed")
-        else:
+        self._teacher = brought = task.teacher_output(batch)
+        if teacher is not None:
             taps = Taps(teacher.model, [tap for term in self._distiller.terms.values() for tap in term.teacher_taps])
             teacher.model.eval()  # as in training: somebody may hold it and have called train() on it
             self._teacher = brought if brought is not None else taps(task.teacher_input(batch))
@@ -221,18 +222,19 @@ class Probe:
             at_first: dict[str, Tensor] = {}
             at_last: dict[str, Tensor] = {}
             if teacher is not None:
-                record["terms"], at_first, at_last = self._look_at_terms(student, teacher, parts, device)
-            self._recall.keep(Look(step, epoch, detached(at_first)), Look(step, epoch, detached(at_last)))
+                record["terms"], at_first, at_last = self._look_at_terms(student, teacher, parts)
             record["balance"] = self._look_at_balance(parts)
         if has_batch_norm(distiller.student):  # scores are those of evaluation, with running statistics
             output = distiller.student(distiller.task.student_input(batch))
         else:
             output = student.output.detach()
         record["student"] = self._look_at_outputs(batch, output, teacher, device)
-        record["teacher"] = self._soundness if not self.records else {}
+        record["teacher"] = self._soundness if self._recall.first is None else {}
         if self._blocks and bool(torch.isfinite(output).all()):
             images = distiller.task.student_input(batch)[:EQUIVARIANCE_IMAGES]
             record["equivariance"] = block_equivariance(distiller.student, images, self._blocks)
+        # Last, so that a look that fails leaves nothing.
+        self._recall.keep(Look(step, epoch, detached(at_first)), Look(step, epoch, detached(at_last)))
         return {"images": output.shape[0], **record}
 
     def _parts(self, student: Captured, teacher: Captured | None, batch: Any) -> dict[str, Tensor]:
@@ -250,10 +252,10 @@ class Probe:
         return parts
 
     def _look_at_terms(
-        self, student: Captured, teacher: Captured, parts: dict[str, Tensor], device: torch.device
+        self, student: Captured, teacher: Captured, parts: dict[str, Tensor]
     ) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
         """Records, what is to be remembered of the first look, and what of each."""
-        first, last = on(device, self._recall.first), on(device, self._recall.last)
+        first, last = (on(device_of(self._distiller), look) for look in (self._recall.first, self._recall.last))
         found: Record = {}
         at_first: dict[str, Tensor] = {}
         at_last: dict[str, Tensor] = {}
@@ -263,13 +265,14 @@ class Probe:
             if not isinstance(term, FeatureTerm):
                 found[name] = record_other_term(term, student, teacher)
                 continue
-            forces = self._forces(name, term, parts[name])
-            with torch.no_grad():
-                sides = term.sides(*few_rows(term, student, teacher))
-            described = record_feature_term(name, term, sides, first=first, last=last, forces=forces)
-            found[name] = described.record
-            at_first |= described.first
-            at_last |= described.last
+            with self._log.guarded(f"the probe of {name}"):
+                forces = self._forces(name, term, parts[name])
+                with torch.no_grad():
+                    sides = term.sides(*few_rows(term, student, teacher))
+                described = record_feature_term(name, term, sides, first=first, last=last, forces=forces)
+                found[name] = described.record
+                at_first |= described.first
+                at_last |= described.last
         return found, at_first, at_last
 
     def _forces(self, name: str, term: FeatureTerm, loss: Tensor) -> Forces | None:

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -26,26 +26,21 @@ IDENTITIES = "loggers.json"
 
 
 class Logger:
-    """A backend as a sink: a record is sent as a whole, once, and a failure does not stop the training.
+    """A backend as a sink: a record is sent as a whole, once.
 
     Args:
         name: Of the logger.
         backend: Where records go.
-        say: Told when the backend fails; nothing more is sent to it then.
         sent: Kind of record -> the last step of which the backend has one.
     """
 
-    def __init__(
-        self, name: str, backend: Backend, say: Callable[[str], None], *, sent: Mapping[str, int] | None = None
-    ) -> None:
-        self._name = name
+    def __init__(self, name: str, backend: Backend, *, sent: Mapping[str, int] | None = None) -> None:
+        self.name = name
         self._backend = backend
-        self._say = say
         self._sent = dict(sent or {})
         self._step = 0
         self._scalars: dict[str, float] = {}
         self._histograms: dict[str, Tensor] = {}
-        self._fails = False
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Keep one number of the record."""
@@ -61,25 +56,16 @@ class Logger:
         """Send the record."""
         scalars, histograms = self._scalars, self._histograms
         self._scalars, self._histograms = {}, {}
-        if (scalars or histograms) and not self._fails:
-            self._guarded(lambda: self._backend.send(self._step, scalars, histograms))
+        if scalars or histograms:
+            self._backend.send(self._step, scalars, histograms)
 
     def close(self) -> None:
         """End the run there: as failed, where the log is closed by an error or by Ctrl-C."""
-        failed = sys.exception() is not None
-        self._guarded(lambda: self._backend.finish(failed))
+        self._backend.finish(sys.exception() is not None)
 
     def _is_new(self, tag: str, step: int) -> bool:
         self._step = step
         return step > self._sent.get(tag.partition("/")[0], -1)
-
-    def _guarded(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # a network, a disk, a service: whatever it is, the training goes on
-            if not self._fails:
-                self._say(f"warning: {self._name} failed, and gets nothing from here on: {_first_line(error)}")
-            self._fails = True
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -123,7 +109,7 @@ def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
         except Exception as error:  # each has errors of its own, of networks and accounts
             raise UserError(f"loggers: {name} cannot begin: {_first_line(error)}") from error
         sent = _sent(folder) if name in known and name != "tensorboard" else {}
-        log.attach(Logger(name, backend, log.note, sent=sent))
+        log.attach(Logger(name, backend, sent=sent))
         known[name] = backend.identity
         save_json(known, file)
         log.note(f"{name}: {backend.look}")
