@@ -21,6 +21,17 @@ class LostProcessError(RuntimeError):
     """
 
 
+def reason_of(error: Exception) -> str:
+    """An exception in one line: its type, unless it is an error of the input, and the first line of its text.
+
+    Example:
+        >>> reason_of(KeyError("color")), reason_of(UserError("no such color"))
+        ("KeyError: 'color'", 'no such color')
+    """
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: `` (did you mean "layer4"?)``, or an empty string when nothing is near.
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from limbeck import collectives
 from limbeck.checkpoint import save_text
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason_of
 from limbeck.live import Screen, Standing, duration, short
 from limbeck.records import number
 from limbeck.sinks import PASSED_ON, Sink, pass_on
@@ -215,12 +215,6 @@ class RunLog:
             if is_first:
                 name = getattr(sink, "name", type(sink).__name__)
                 self.note(f"warning: {name} failed, and gets no more records ({reason_of(error)})")
-
-
-def reason_of(error: Exception) -> str:
-    """An exception in one line: its type, unless it is an error of the input, and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from limbeck.cli.flags import (
     resumed_folder,
     run_folder,
 )
-from limbeck.cli.running import dry_run, say, write_report
+from limbeck.cli.running import dry_run, guarded, say, write_report
 from limbeck.errors import UserError
 from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
@@ -105,7 +105,8 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
     for row in result["rows"]:
         for name in row["runs"]:
             write_report(folder / name)
-    write_comparison(folder)
+    with guarded(f"the report of {folder}"):
+        write_comparison(folder)
     print_table(result)
     for line in conclusions(result["rows"], result["metric"]):
         say(line)

@@ -1,10 +1,13 @@
 """What the commands that train have in common: the dry run, one run with its last lines, the report."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import reason_of
 from limbeck.recipes.recipe import Recipe
 from limbeck.records import figure
 
@@ -18,6 +21,16 @@ def say(line: str = "") -> None:
     """Print one line, on the first process only."""
     if is_first():
         print(line, flush=True)
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Generator[None, None, None]:
+    """Turns an exception into a line on stderr, for what only looks at a run that is done."""
+    try:
+        yield
+    except Exception as error:  # of any kind: the run has its student
+        if is_first():
+            print(f"warning: {what} failed ({reason_of(error)})", file=sys.stderr, flush=True)
 
 
 def dry_run(recipe: Recipe, folder: Path) -> int:
@@ -60,7 +73,8 @@ def write_report(folder: Path) -> None:
     from limbeck import report
 
     if is_first():
-        report.write_report(folder)
+        with guarded(f"the report of {folder}"):
+            report.write_report(folder)
 
 
 def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
@@ -87,8 +101,9 @@ def verdict_lines(folder: Path) -> list[str]:
     if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder
         return []
     kinds: dict[str, list[Verdict]] = {}
-    for found in verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))]):
-        kinds.setdefault(found.name, []).append(found)
+    with guarded("the verdict"):
+        for found in verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))]):
+            kinds.setdefault(found.name, []).append(found)
     lines: list[str] = []
     for first, *others in kinds.values():
         also = f" Likewise {', '.join(other.term for other in others)}." if others else ""

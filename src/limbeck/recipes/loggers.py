@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck import collectives
 from limbeck.checkpoint import Checkpoints, save_json
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason_of
 from limbeck.recipes.backends import BACKENDS, Backend, Beginning
 from limbeck.recipes.compare import RESULT_FILE
 from limbeck.recipes.recipe import Recipe
@@ -93,12 +93,14 @@ def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
         log: Passes the records on, and closes the loggers.
 
     Raises:
-        UserError: One of them cannot begin.
+        UserError: One of them cannot begin. Of a run that is resumed that is a note.
     """
     if collectives.rank() > 0 or not recipe.loggers:
         return
     file = folder / IDENTITIES
-    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known: dict[str, str] = {}
+    with log.guarded(f"reading {IDENTITIES}, so that loggers begin anew"):
+        known |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     group = folder.resolve().parent if (folder.parent / RESULT_FILE).is_file() else None
     states = Checkpoints(folder / "checkpoint").states()
     step = int(states[-1].name.removeprefix("step-")) if states else 0
@@ -107,7 +109,10 @@ def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
         try:
             backend = BACKENDS[name](beginning)
         except Exception as error:  # each has errors of its own, of networks and accounts
-            raise UserError(f"loggers: {name} cannot begin: {_first_line(error)}") from error
+            if name in known:  # it worked when the run began, so the service is at fault, not the recipe
+                log.note(f"warning: {name} failed, and gets no more records ({reason_of(error)})")
+                continue
+            raise UserError(f"loggers: {name} cannot begin: {reason_of(error)}") from error
         sent = _sent(folder) if name in known and name != "tensorboard" else {}
         log.attach(Logger(name, backend, sent=sent))
         known[name] = backend.identity
@@ -123,7 +128,3 @@ def _sent(folder: Path) -> dict[str, int]:
         if record.get("kind") in PASSED_ON and step is not None:
             last[record["kind"]] = max(last.get(record["kind"], -1), int(step))
     return last
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from limbeck import collectives
 from limbeck.cache import CachedLoader
@@ -129,9 +130,13 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
-            record_checks(recipe, parts, log, device)
-            probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
-            disagreements = Disagreements(recipe, parts, device)
+            with log.guarded("the check of images and inputs"):
+                record_checks(recipe, parts, log, device)
+            probe = disagreements = None
+            with log.guarded("the probe"):
+                probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
+            with log.guarded(f"the choice of {SAMPLES}"):
+                disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
             attach_loggers(recipe, folder, log)
         except UserError:
@@ -154,6 +159,12 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             device=device_name(device),
             origins=origins,
         )
+
+        def on_end(student: nn.Module) -> None:
+            save_weights(student.state_dict(), folder / "student.safetensors")
+            if len(distiller.term_modules) > 0:
+                save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
+
         torch.manual_seed(recipe.seed + collectives.rank())
         if collectives.rank() == 0:
             save_student_card(folder, recipe, parts.student, data)
@@ -173,20 +184,20 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             checkpoints=Checkpoints(folder / "checkpoint", every=recipe.checkpoint_every),
             on_best=lambda student: save_weights(student.state_dict(), folder / "student_best.safetensors"),
             on_epoch=on_epoch,
+            on_end=on_end,
             probe=probe,
             shard=recipe.shard,
             cpu=device.type == "cpu",
         )
         summary = summarize(parts, checked, result, log, device, origins)
-        boxes = drawn_boxes(parts, result.student, device)
-        if collectives.rank() == 0:
-            save_weights(result.student.state_dict(), folder / "student.safetensors")
-            if len(distiller.term_modules) > 0:
-                save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
-            if (samples := disagreements.of(result.student)) is not None:
-                save_json(samples, folder / SAMPLES)
+        with log.guarded(BOXES):
+            boxes = drawn_boxes(parts, result.student, device)
             if boxes is not None:
                 save_json(boxes, folder / BOXES)
+        if collectives.rank() == 0:
+            with log.guarded(SAMPLES):
+                if disagreements is not None and (samples := disagreements.of(result.student)) is not None:
+                    save_json(samples, folder / SAMPLES)
             log.write("end", summary=summary)
             save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()

@@ -142,8 +142,9 @@ def peak_memory(device: torch.device) -> float | None:
     """The most memory so far, in MiB: of a GPU what tensors took, else what the process had; None if it is not told."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    if (status := Path("/proc/self/status")).is_file():  # ru_maxrss begins with what the starting process had
-        return round(int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))[0]) / 1024, 1)
+    status = Path("/proc/self/status")  # ru_maxrss begins with what the starting process had
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))):
+        return round(int(found[1]) / 1024, 1)
     try:
         import resource
     except ImportError:  # not on Windows
