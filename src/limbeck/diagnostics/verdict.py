@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from limbeck.diagnostics import input_rules, term_rules
 from limbeck.diagnostics.evidence import Evidence, Verdict
+from limbeck.errors import reason_of
 from limbeck.records import Record
 
 __all__ = ["Verdict", "verdicts"]
@@ -37,10 +38,24 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     )
     found: list[Verdict] = []
     for rule in RULES:
-        for verdict in rule(run):
+        try:
+            said = list(rule(run))
+        except Exception as error:  # on a record that no run writes; the other rules still apply
+            said = [_failed(rule.__name__.replace("_", " "), reason_of(error))]
+        for verdict in said:
             if not verdict.term or all(verdict.term != earlier.term for earlier in found):
                 found.append(verdict)
     return found
+
+
+def _failed(rule: str, reason: str) -> Verdict:
+    return Verdict(
+        "rule-failed",
+        f'The rule "{rule}" could not be applied',
+        f"{reason}.",
+        "The log holds something that the rule does not expect. This says nothing of the run.",
+        "Report it with the run's log.jsonl; it is a bug in Limbeck.",
+    )
 
 
 RULES: tuple[Callable[[Evidence], Iterator[Verdict]], ...] = (

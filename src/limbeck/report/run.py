@@ -1,11 +1,12 @@
 """The page of one run: what came out, what the rules make of it, how it got there, what it cost, how to do it again."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from limbeck.diagnostics.verdict import Verdict, verdicts
+from limbeck.errors import reason_of
 from limbeck.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
@@ -47,7 +48,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     record = read_run(run)
     metric = run_metric(record)
-    sections = {section.id: section for section in distinct(run_sections(record, metric))}
+    failed: list[str] = []
+    sections = {section.id: section for section in distinct(run_sections(record, metric, failed.append))}
     drawn = {chart.id for section in sections.values() for chart in section.charts}
     if sections["s-parts"].charts:
         drawn.add("parts")
@@ -74,7 +76,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "cost": cost(record),
         "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
-        "notes": record.notes,
+        "notes": [*record.notes, *failed],
         "recipe": [(name, _shown(value)) for name, value in record.recipe.items()],
         "recipe_text": record.recipe_text,
         "files": [(name, words.size(bytes_)) for name, bytes_ in record.files.items() if name != REPORT_FILE],
@@ -88,8 +90,11 @@ LEARNED = ("s-spectrum", "s-dynamics", "s-fit", "s-similarity", "s-balance", "s-
 """The sections that are drawn from the probe's records, in their order on the page."""
 
 
-def run_sections(record: RunRecord, metric: str) -> list[Section]:
-    """All charts of a run, by the sections of its page; sections may be empty."""
+def run_sections(record: RunRecord, metric: str, say: Callable[[str], None] | None = None) -> list[Section]:
+    """All charts of a run, by the sections of its page; sections may be empty.
+
+    With ``say`` an exception costs the figures of one section, and is told.
+    """
     probes = record.probes
     names = term_names(probes)
 
@@ -102,24 +107,30 @@ def run_sections(record: RunRecord, metric: str) -> list[Section]:
             for chart in make(probes, name, f" · {name}" if len(names) > 1 else "")
         ]
 
+    def section(anchor: str, heading: str, draw: Callable[[], Sequence[Chart]], intro: str = "") -> Section:
+        try:
+            return Section(anchor, heading, draw(), intro)
+        except Exception as error:  # on a record that no run writes
+            if say is None:
+                raise
+            say(f'warning: the figures of "{heading}" could not be drawn ({reason_of(error)})')
+            return Section(anchor, heading, (), intro)
+
+    measured = "Measured on training batches, in a form that does not depend on batch size and width."
+    projectors = _projectors(probes, names)
     return [
-        Section("s-curves", "Curves", main_curves(record, metric)),
-        Section("s-precision", "What is found", precision_charts(record.boxes)),
-        Section("s-parts", "Parts of the loss", part_curves(record), "As they are, before their weights."),
-        Section("s-spectrum", "Spectrum of the projector", of_terms(spectrum_charts), _projectors(probes, names)),
-        Section("s-dynamics", "How the projector moves", of_terms(dynamics_charts)),
-        Section("s-fit", "Fit of the channels", of_terms(fit_charts)),
-        Section("s-similarity", "Decorrelation and similarity", of_terms(similarity_charts)),
-        Section("s-balance", "Balance of the loss", balance_charts(probes)),
-        Section("s-agreement", "Agreement and calibration", agreement_charts(probes)),
-        Section("s-equivariance", "Equivariance", equivariance_charts(probes)),
-        Section(
-            "s-readings",
-            "Readings",
-            reading_curves(record),
-            "Measured on training batches, in a form that does not depend on batch size and width.",
-        ),
-        Section("s-cost", "Cost", course_curves(record)),
+        section("s-curves", "Curves", lambda: main_curves(record, metric)),
+        section("s-precision", "What is found", lambda: precision_charts(record.boxes)),
+        section("s-parts", "Parts of the loss", lambda: part_curves(record), "As they are, before their weights."),
+        section("s-spectrum", "Spectrum of the projector", lambda: of_terms(spectrum_charts), projectors),
+        section("s-dynamics", "How the projector moves", lambda: of_terms(dynamics_charts)),
+        section("s-fit", "Fit of the channels", lambda: of_terms(fit_charts)),
+        section("s-similarity", "Decorrelation and similarity", lambda: of_terms(similarity_charts)),
+        section("s-balance", "Balance of the loss", lambda: balance_charts(probes)),
+        section("s-agreement", "Agreement and calibration", lambda: agreement_charts(probes)),
+        section("s-equivariance", "Equivariance", lambda: equivariance_charts(probes)),
+        section("s-readings", "Readings", lambda: reading_curves(record), measured),
+        section("s-cost", "Cost", lambda: course_curves(record)),
     ]
 
 
