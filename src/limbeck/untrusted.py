@@ -59,8 +59,12 @@ def check_torch_file(path: Path) -> None:
         raise ValueError(f"it unpacks to {declared} bytes, and the file has {size}: torch packs nothing")
 
 
-def read_image_file(path: str) -> bytes:
+def read_image_file(path: str, most: int = -1) -> bytes:
     """The bytes of an image file.
+
+    Args:
+        path: The file.
+        most: Read only so many, the first ones; -1: all.
 
     Raises:
         OSError: It cannot be read, is no ordinary file (a device or a pipe has no end), or has more than `MOST_FILE`
@@ -72,7 +76,7 @@ def read_image_file(path: str) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise OSError("not an ordinary file")
         check_image_size(about.st_size)
-        return file.read()
+        return file.read(most)
 
 
 def check_image_size(size: int) -> None:

@@ -20,7 +20,10 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 _ORIENTATION = 274  # the EXIF tag
-_TURNED = (5, 6, 7, 8)  # by a right angle: width and height change places
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that turn by a right angle: width and height change places."""
+
+_PNG_ORIENTED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
 
 
@@ -113,16 +116,28 @@ def size(data: bytes | Pixels) -> tuple[int, int]:
     Raises:
         BadImageError: The header cannot be read.
     """
+    height, width, orientation = stored(data)
+    return (width, height) if orientation in TURNED else (height, width)
+
+
+def stored(data: bytes | Pixels) -> tuple[int, int, int]:
+    """Height and width as the file stores them, and its EXIF orientation (1: stored upright), from the header alone.
+
+    Raises:
+        BadImageError: The header cannot be read.
+    """
     if isinstance(data, np.ndarray):
-        return data.shape[0], data.shape[1]
+        return data.shape[0], data.shape[1], 1
     try:
         image = _opened(data)
-        turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
+        # To look for the orientation of a PNG, Pillow decodes all of it, as it may stand behind the pixels.
+        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTED)
+        orientation = 1 if plain else int(image.getexif().get(_ORIENTATION, 1))
     except BadImageError:
         raise
     except Exception:
         raise BadImageError("not an image that Pillow can read") from None
-    return (image.width, image.height) if turned else (image.height, image.width)
+    return image.height, image.width, orientation if orientation in range(1, 9) else 1
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -26,6 +26,24 @@ def write_image(path: Path, image: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def write_turned(path: Path, image: int, orientation: int) -> tuple[int, int, int, int]:
+    """An image whose pixels are stored in another way than it is shown; where its box is in the stored pixels."""
+    pixels = np.full((HEIGHT, WIDTH), DARK, np.uint8)
+    left, top, right, bottom = corners(image)
+    pixels[top:bottom, left:right] = BRIGHT
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation >= 5:
+        pixels = pixels.T
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").save(path, exif=exif, quality=95)
+    rows, columns = np.nonzero(pixels > 128)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
 def coco_content(count: int) -> dict[str, Any]:
     """A COCO file with one box an image and category numbers with gaps."""
     images = [{"id": 10 + i, "file_name": f"im{i:02}.png", "height": HEIGHT, "width": WIDTH} for i in range(count)]

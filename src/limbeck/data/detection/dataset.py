@@ -2,20 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
 import numpy as np
 
-from limbeck.data.detection.coco import read_coco
+from limbeck.data.detection.coco import annotation_files, find_coco, read_coco
+from limbeck.data.detection.files import child
 from limbeck.data.detection.index import BoxIndex
 from limbeck.data.detection.loader import DetectionLoader, Plan
-from limbeck.data.detection.problems import Problems
+from limbeck.data.detection.problems import Fault, Problems, Remark
 from limbeck.data.detection.spec import FORMATS, DetectionSpec
 from limbeck.data.detection.transforms import Frame
-from limbeck.data.detection.voc import find_sets, read_voc
-from limbeck.data.detection.yolo import find_yolo, read_yolo
+from limbeck.data.detection.voc import find_sets, is_voc, read_voc
+from limbeck.data.detection.yolo import LABELS, find_yolo, is_yolo, read_yolo
 from limbeck.data.fetch import Skips
 from limbeck.detection import DetectionBatch
 from limbeck.errors import UserError, did_you_mean
@@ -25,10 +28,19 @@ DIVISOR = 32
 NARROW_SCALES, WIDE_SCALES = (0.8, 1.0), (0.8, 1.25)
 
 
-class _Parts(NamedTuple):
+class _Source(NamedTuple):
+    """What a source has, not read yet.
+
+    Attributes:
+        name: A short name for tables.
+        train: Reads the boxes of training; None if there are none.
+        val: Reads those of validation.
+        notes: What was chosen, for the log.
+    """
+
     name: str
-    train: BoxIndex
-    val: BoxIndex | None
+    train: Callable[[Problems], BoxIndex] | None
+    val: Callable[[Problems], BoxIndex] | None
     notes: tuple[str, ...]
 
 
@@ -44,9 +56,18 @@ def open_detection(spec: DetectionSpec) -> "DetectionData":
     Raises:
         UserError: The source does not exist, is in no known format, or has faults that are not to be skipped.
     """
-    found = _find(spec)
-    notes = list(found.notes)
-    train, val = found.train, found.val
+    problems = Problems()
+    found = _find(spec.source)
+    if found.train is None:
+        raise UserError(f'"{spec.source}" has images for validation and none for training')
+    train, notes = found.train(problems), list(found.notes)
+    second = found.val
+    if spec.val is not None:
+        other = _find(spec.val)
+        second = other.val or other.train
+        notes += other.notes
+    val = None if second is None else _matched(second(problems), train, problems, notes)
+    notes += problems.settle(spec.source, spec.on_bad)
     if spec.classes:
         for name in spec.classes:
             if name not in train.classes:
@@ -56,10 +77,13 @@ def open_detection(spec: DetectionSpec) -> "DetectionData":
     if val is None:
         train, val = _held_back(train, spec.val_share)
         notes.append(f"{len(val)} images held back for validation, chosen by a hash of their names")
+    if both := len(_paths(train) & _paths(val)):
+        notes.append(f"{both} images are in train and in val: what is measured on them says nothing of others")
     train = _chosen(train, spec)
     for part, what in ((train, "training"), (val, "validation")):
         if not len(part.boxes):
-            raise UserError(f'no boxes left for {what} in "{spec.source}"')
+            why = "".join(f"\n  {line}" for line in problems.lines())
+            raise UserError(f'no boxes left for {what} in "{spec.source}"{why}')
     absent = sorted(set(range(len(train.classes))) - set(train.labels[~train.crowd].tolist()))
     if absent:
         names = ", ".join(train.classes[number] for number in absent[:5])
@@ -86,7 +110,7 @@ class DetectionData:
         """Use `open_detection`."""
         self.name = name
         self.classes = train.classes
-        self.size = spec.size or _usual_size(train)
+        self.size = spec.size or _usual_size(train if len(train) else val)
         self.frame = Frame(self.size, spec.longest)
         self.fingerprint = hashlib.blake2b((train.digest() + val.digest()).encode(), digest_size=8).hexdigest()
         self._spec = spec
@@ -168,33 +192,89 @@ class DetectionData:
         return DetectionLoader(plan, self._skips)
 
 
-def _find(spec: DetectionSpec) -> _Parts:
-    kind, place = split_source(spec.source)
+def open_for_scoring(spec: DetectionSpec, classes: tuple[str, ...]) -> "DetectionData":
+    """Images to score a trained detector on: the source's validation part, or all of it if it has none.
+
+    Args:
+        spec: What to open; its ``val`` and what chooses training images are not read.
+        classes: Of the detector. Boxes get their numbers by the names of their classes.
+
+    Returns:
+        The data, with all images in the validation part.
+
+    Raises:
+        UserError: The source does not exist, is in no known format, has faults, or no box of these classes.
+    """
     problems = Problems()
+    found = _find(spec.source)
+    read = found.val or found.train
+    assert read is not None  # a source has one of them
+    part = _numbered(read(problems), classes)
+    val = part.named(classes)
+    notes = [*found.notes, *problems.settle(spec.source, spec.on_bad)]
+    if missing := [name for name in classes if name not in part.classes]:
+        notes.append(f"{len(missing)} classes of the detector are not named here ({_some(missing)})")
+    if unknown := [name for name in part.classes if name not in classes]:
+        lost = len(part.boxes) - len(val.boxes)
+        what = f"{len(unknown)} classes are unknown to the detector"
+        notes.append(f"{what} ({_some(unknown)}): their {lost} boxes are not scored")
+    if not len(val.boxes):
+        found_here = _some(part.classes) or "none"
+        raise UserError(f'"{spec.source}" has no box of the classes {_some(classes)}; its classes are {found_here}')
+    return DetectionData(spec, found.name, val.take(np.zeros(0, np.int64)), val, notes)
+
+
+def _numbered(part: BoxIndex, classes: tuple[str, ...]) -> BoxIndex:
+    """A part with class names: those of training, by their numbers, if its annotations have none (YOLO)."""
+    unnamed = part.classes == tuple(str(number) for number in range(len(part.classes)))
+    return replace(part, classes=classes) if unnamed and len(part.classes) <= len(classes) else part
+
+
+def _matched(part: BoxIndex, train: BoxIndex, problems: Problems, notes: list[str]) -> BoxIndex:
+    """A validation part with the class numbers of training, by names. A box of a class that is new is a fault."""
+    part = _numbered(part, train.classes)
+    if missing := [name for name in train.classes if name not in part.classes]:
+        notes.append(f"{len(missing)} classes of training are not in the validation annotations ({_some(missing)})")
+    is_new = np.array([name not in train.classes for name in part.classes], bool)[part.labels]
+    images = np.repeat(np.arange(len(part)), part.counts)
+    for row in np.flatnonzero(is_new):
+        problems.add(
+            Fault.CATEGORY, f'"{part.classes[part.labels[row]]}" in {part.names[images[row]]}, not in training'
+        )
+    for image in sorted(set(images[is_new].tolist())):
+        problems.remark(Remark.LEFT_OUT, part.names[image])
+    return part.take(np.setdiff1d(np.arange(len(part)), images[is_new])).named(train.classes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _paths(part: BoxIndex) -> set[str]:
+    return {os.path.abspath(os.path.join(part.root, name)) for name in part.names}
+
+
+def _find(source: str) -> _Source:
+    kind, place = split_source(source)
     notes: tuple[str, ...] = ()
     if kind == "":
         kind, notes = _recognized(place)
+    name = place.resolve().name.removesuffix(".json")
     match kind:
         case "coco":
-            train_file, val_file = _coco_files(place)
-            train = read_coco(train_file, problems)
-            val_file = _second(spec, "coco") or val_file
-            val = None if val_file is None else read_coco(val_file, problems, classes=train.classes)
+            train, val = (None if file is None else partial(read_coco, file) for file in find_coco(place))
         case "yolo":
             layout = find_yolo(place)
-            train = read_yolo(layout.train, layout.classes, problems)
-            second = _second(spec, "yolo")
-            val_folder = layout.val if second is None else find_yolo(second).train
-            val = None if val_folder is None else read_yolo(val_folder, train.classes, problems)
+            notes += layout.notes
+            train, val = (
+                partial(read_yolo, places, layout.classes, has_points=layout.has_points) if places else None
+                for places in (layout.train, layout.val)
+            )
         case _:
-            train_set, val_set = find_sets(place)
-            train = read_voc(place, train_set, problems)
-            second = _second(spec, "voc")
-            val = None if val_set is None else read_voc(place, val_set, problems, classes=train.classes)
-            if second is not None:
-                val = read_voc(second, None, problems, classes=train.classes)
-    name = place.resolve().name.removesuffix(".json")
-    return _Parts(name, train, val, (*notes, *problems.settle(spec.source, spec.on_bad)))
+            sets = find_sets(place)
+            train = partial(read_voc, place, sets[0])
+            val = None if sets[1] is None else partial(read_voc, place, sets[1])
+    return _Source(name, train, val, notes)
 
 
 def split_source(source: str) -> tuple[str, Path]:
@@ -215,47 +295,26 @@ def split_source(source: str) -> tuple[str, Path]:
     return "", Path(source).expanduser()
 
 
-def _second(spec: DetectionSpec, kind: str) -> Path | None:
-    if spec.val is None:
-        return None
-    other, place = split_source(spec.val)
-    if other not in ("", kind):
-        raise UserError(f'--val "{spec.val}" is in another format than the training images, which are {kind}')
-    return place
-
-
 def _recognized(place: Path) -> tuple[str, tuple[str, ...]]:
     """The format that a path shows, and a note that says so."""
     if not place.exists():
         raise UserError(f'data "{place}" does not exist (detection reads {", ".join(FORMATS)}, or a path of these)')
-    if place.is_file() and place.suffix == ".json":
+    if place.is_file() and place.suffix.lower() == ".json":
         kind, why = "coco", "a JSON file"
-    elif (place / "Annotations").is_dir() and (place / "JPEGImages").is_dir():
-        kind, why = "voc", "it has Annotations and JPEGImages"
-    elif place.is_dir() and _annotation_files(place):
-        kind, why = "coco", f"it has {_annotation_files(place)[0].relative_to(place)}"
-    elif any((place / name).is_dir() for name in ("images", "train/images", "train2017/images")):
-        kind, why = "yolo", "it has images and labels"
+    elif is_voc(place):
+        kind, why = "voc", "it has annotations in XML and images"
+    elif place.is_dir() and (files := annotation_files(place)) and not _is_beside_labels(files[0], place):
+        kind, why = "coco", f"it has {files[0].relative_to(place)}"
+    elif is_yolo(place):
+        kind, why = "yolo", "a YAML file" if place.is_file() else "it has images and labels"
     else:
         raise UserError(f'"{place}" is in no format that detection knows: expected {", ".join(FORMATS)}')
     return kind, (f'"{place}" is read as {kind}: {why}',)
 
 
-def _annotation_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("annotations/instances_*.json"), *folder.glob("boxes-*.json")])
-
-
-def _coco_files(place: Path) -> tuple[Path, Path | None]:
-    """The annotations of training and of validation."""
-    if not place.is_dir():
-        return place, None
-    files = _annotation_files(place)
-    train = [file for file in files if "train" in file.stem]
-    val = [file for file in files if "val" in file.stem]
-    if len(train) != 1 or len(val) > 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise UserError(f'which annotations of "{place}"? Found {names}: give coco:FILE.json, and --val coco:FILE.json')
-    return train[0], val[0] if val else None
+def _is_beside_labels(file: Path, place: Path) -> bool:
+    """Whether a JSON file lies in the folder of a YOLO data set, where it can be anything."""
+    return file.parent == place and not file.name.startswith("boxes-") and child(place, LABELS) is not None
 
 
 def _held_back(part: BoxIndex, share: float) -> tuple[BoxIndex, BoxIndex]:

@@ -1,13 +1,10 @@
-"""What the readers of annotations share: where images lie, how large they are, and files of others."""
+"""What the readers of annotations share: files of others, in the encodings they come in, and folders in any case."""
 
-import os
+import codecs
 import stat
 from pathlib import Path
 
-from limbeck.data import decode
-from limbeck.data.detection.problems import Fault, Problems
 from limbeck.errors import UserError
-from limbeck.untrusted import read_image_file
 
 MOST_ANNOTATIONS = 2 << 30
 """Bytes of one annotation file; that of COCO's training images has 450 MiB."""
@@ -32,21 +29,27 @@ def read_annotations(path: Path) -> bytes:
         raise UserError(f'annotations "{path}" cannot be read: {error.strerror}') from None
 
 
-def is_inside(name: str) -> bool:
-    """Whether a path stays in the folder that it is relative to."""
-    parts = Path(name.replace("\\", "/")).parts
-    return bool(parts) and not os.path.isabs(name) and ".." not in parts
+def read_text(path: Path) -> str:
+    """The text of a file of labels or names: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
-
-def image_size(root: str, name: str, problems: Problems) -> tuple[int, int] | None:
-    """Height and width of an image as it is decoded, from its header; None, and a fault, where it has none."""
-    path = os.path.join(root, name)
-    if not os.path.isfile(path):
-        problems.add(Fault.IMAGE_MISSING, name)
-        return None
+    Raises:
+        UserError: It cannot be read, or is no such text.
+    """
+    content = read_annotations(path)
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        with decode.quiet_pillow():
-            return decode.size(read_image_file(path))
-    except (decode.BadImageError, OSError) as error:
-        problems.add(Fault.IMAGE_UNREADABLE, f"{name}: {error}")
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f'"{path}" is not UTF-8 text: {error.reason} at byte {error.start}') from None
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """The folder inside a folder that has the first of these names which is there, in any case; None if none is."""
+    try:
+        there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    except OSError:
         return None
+    name = next((name for name in names if name.lower() in there), None)
+    if name is None:
+        return None
+    return folder / name if (folder / name).is_dir() else there[name.lower()]

@@ -9,7 +9,8 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from limbeck.data.detection.problems import Fault, Problems
+from limbeck.data.detection.pictures import Picture
+from limbeck.data.detection.problems import Fault, Problems, Remark
 
 EDGE = 1.0
 """Pixels that a box may reach over the edge: annotators count pixels from 0 or from 1, and round. It is cut off."""
@@ -66,17 +67,18 @@ class BoxIndex:
             starts=_starts(self.counts[keep]),
         )
 
-    def of_classes(self, wanted: Sequence[str]) -> "BoxIndex":
-        """The boxes of these classes alone, numbered in this order, and the images that have one."""
-        number = np.full(len(self.classes), -1, np.int64)
-        for new, name in enumerate(wanted):
-            number[self.classes.index(name)] = new
+    def named(self, wanted: Sequence[str]) -> "BoxIndex":
+        """All images, with the boxes of these classes alone, numbered in this order."""
+        number = np.array([wanted.index(name) if name in wanted else -1 for name in self.classes], np.int64)
         kept = number[self.labels] >= 0
-        image = np.repeat(np.arange(len(self)), self.counts)
-        counts = np.bincount(image[kept], minlength=len(self))
+        counts = np.bincount(np.repeat(np.arange(len(self)), self.counts)[kept], minlength=len(self))
         narrowed = self._rows(np.flatnonzero(kept))
-        narrowed = replace(narrowed, labels=number[narrowed.labels], starts=_starts(counts), classes=tuple(wanted))
-        return narrowed.take(np.flatnonzero(counts > 0))
+        return replace(narrowed, labels=number[narrowed.labels], starts=_starts(counts), classes=tuple(wanted))
+
+    def of_classes(self, wanted: Sequence[str]) -> "BoxIndex":
+        """As :meth:`named`, with the images alone that have such a box."""
+        narrowed = self.named(wanted)
+        return narrowed.take(np.flatnonzero(narrowed.counts > 0))
 
     def digest(self) -> str:
         """Short digest of all that the index holds but for the root: equal if two runs had the same boxes."""
@@ -109,18 +111,25 @@ class Collector:
         self._root = root
         self._classes = tuple(classes)
         self._problems = problems
-        self._names: list[str] = []
-        self._sizes: list[tuple[int, int]] = []
         self._boxes: list[list[tuple[float, ...]]] = []
         self._seen: list[set[tuple[float, ...]]] = []
+        self._pictures: list[Picture] = []
+        self._lost: set[int] = set()
 
-    def add_image(self, name: str, height: int, width: int) -> int:
+    def add_image(self, picture: Picture) -> int:
         """Take an image; its number."""
-        self._names.append(name)
-        self._sizes.append((height, width))
+        self._pictures.append(picture)
         self._boxes.append([])
         self._seen.append(set())
-        return len(self._names) - 1
+        return len(self._pictures) - 1
+
+    def lose(self, image: int, fault: Fault, where: str) -> None:
+        """Note that a box of an image cannot be used.
+
+        The image is left out then: what is in it and has no box would be learned, and scored, as background.
+        """
+        self._problems.add(fault, where)
+        self._lost.add(image)
 
     def add_box(
         self,
@@ -136,19 +145,21 @@ class Collector:
 
         Args:
             image: Number of the image.
-            box: Left, top, right, bottom.
+            box: Left, top, right, bottom, in the frame of the annotations.
             label: Number of the class.
             where: How the report calls the box.
             crowd: Whether it is around a crowd.
             area: Area of the object; of the box where omitted.
         """
-        height, width = self._sizes[image]
-        where = f"{where} of {self._names[image]}"
+        picture = self._pictures[image]
+        height, width = picture.height, picture.width
+        box = picture.upright(box)
+        where = f"{where} of {picture.name}"
         fault = _fault(box, height, width)
         if fault is not None:
             left, top, right, bottom = box
             seen = f"{right - left:g} x {bottom - top:g} at {left:g}, {top:g} in {width} x {height}"
-            self._problems.add(fault, f"{where}: {seen}")
+            self.lose(image, fault, f"{where}: {seen}")
             return
         key = (*box, float(label), float(crowd))
         if key in self._seen[image]:
@@ -161,13 +172,16 @@ class Collector:
         self._boxes[image].append((left, top, right, bottom, float(label), float(crowd), area))
 
     def index(self) -> BoxIndex:
-        """What was taken, the images in the order of their names."""
-        order = sorted(range(len(self._names)), key=lambda i: self._names[i])
+        """What was taken, the images in the order of their names; those that lost a box are left out."""
+        for image in sorted(self._lost):
+            self._problems.remark(Remark.LEFT_OUT, self._pictures[image].name)
+        kept = set(range(len(self._pictures))) - self._lost
+        order = sorted(kept, key=lambda i: self._pictures[i].name)
         rows = np.array([row for i in order for row in self._boxes[i]], np.float64).reshape(-1, 7)
         return BoxIndex(
             root=self._root,
-            names=tuple(self._names[i] for i in order),
-            sizes=np.array([self._sizes[i] for i in order], np.int64).reshape(-1, 2),
+            names=tuple(self._pictures[i].name for i in order),
+            sizes=np.array([self._pictures[i][1:3] for i in order], np.int64).reshape(-1, 2),
             starts=_starts(np.array([len(self._boxes[i]) for i in order], np.int64)),
             boxes=rows[:, :4],
             labels=rows[:, 4].astype(np.int64),

@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from limbeck.data import augment, decode, keys, on_device
-from limbeck.data.detection.files import is_inside
 from limbeck.data.detection.index import BoxIndex
+from limbeck.data.detection.pictures import is_inside
 from limbeck.data.detection.transforms import Frame, Placed, Placement, fill, lay, place
 from limbeck.data.fetch import Skips
 from limbeck.detection import DetectionBatch

@@ -13,7 +13,8 @@ class DetectionSpec:
 
     Attributes:
         source: ``coco:FILE.json``, ``yolo:FOLDER``, ``voc:FOLDER``, or a file or folder whose format shows.
-        val: A second source of the same format to validate on. None: the source's own validation part, or a share.
+        val: A second source to validate on: its validation part, or all of it; classes are matched by their names. None:
+            the source's own validation part, or a share.
         val_share: The share of the images that is held back where the source has no validation part, chosen by a hash
             of the file name.
         size: With ``longest`` the shorter side of the images in pixels, else the side of the square frame into which
@@ -26,7 +27,7 @@ class DetectionSpec:
         classes: Use these classes alone, in this order. Empty: all.
         subset: Use this share of the training images, chosen by a hash of the name.
         train_limit: Use at most this many training images.
-        on_bad: ``refuse`` annotations with faults, or ``skip`` what is faulty and list it.
+        on_bad: ``refuse`` annotations with faults, or ``skip`` the images that have them; both list the faults.
         skip_bad_images: Tolerate this many images that turn out to be unreadable in training.
         workers: Threads that decode. None: one for each processor, at most 16.
     """

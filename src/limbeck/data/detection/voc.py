@@ -6,19 +6,27 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from limbeck.data import folders
-from limbeck.data.detection.files import image_size, is_inside, read_annotations
+from limbeck.data.detection.files import child, read_annotations, read_text
 from limbeck.data.detection.index import BoxIndex, Collector
-from limbeck.data.detection.problems import Fault, Problems
+from limbeck.data.detection.pictures import Box, Size, find_pictures, is_inside
+from limbeck.data.detection.problems import Fault, Problems, Remark
 from limbeck.errors import UserError
 
-IMAGES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets/Main"
+IMAGES, ANNOTATIONS, SETS = ("JPEGImages", "images"), "Annotations", "ImageSets/Main"
 
 
 class _Object(NamedTuple):
     name: str
-    box: tuple[float, float, float, float]
+    box: Box
     difficult: bool
     where: str
+
+
+class _Annotation(NamedTuple):
+    image: str
+    size: Size | None
+    objects: list[_Object]
+    faults: list[tuple[Fault, str]]
 
 
 def find_sets(folder: Path) -> tuple[str | None, str | None]:
@@ -28,9 +36,7 @@ def find_sets(folder: Path) -> tuple[str | None, str | None]:
         UserError: The folder is no VOC folder.
     """
     folders.check_folder(folder)
-    for name in (IMAGES, ANNOTATIONS):
-        if not (folder / name).is_dir():
-            raise UserError(f'"{folder}" is no VOC folder: expected {ANNOTATIONS} and {IMAGES} in it')
+    _places(folder)
     there = {path.stem for path in (folder / SETS).glob("*.txt")}
     if "train" in there and "val" in there:
         return "train", "val"
@@ -38,58 +44,66 @@ def find_sets(folder: Path) -> tuple[str | None, str | None]:
     return train, next((name for name in ("val", "test") if name in there and train is not None), None)
 
 
-def read_voc(
-    folder: Path, chosen: str | None, problems: Problems, *, classes: tuple[str, ...] | None = None
-) -> BoxIndex:
+def is_voc(folder: Path) -> bool:
+    """Whether a folder has annotations in XML beside images."""
+    return child(folder, *IMAGES) is not None and (
+        (place := child(folder, ANNOTATIONS)) is not None and any(place.glob("*.xml"))
+    )
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """The folders of the annotations and of the images."""
+    annotations, images = child(folder, ANNOTATIONS), child(folder, *IMAGES)
+    if annotations is None or images is None:
+        raise UserError(f'"{folder}" is no VOC folder: expected {ANNOTATIONS} and {IMAGES[0]} in it')
+    return annotations, images
+
+
+def read_voc(folder: Path, chosen: str | None, problems: Problems) -> BoxIndex:
     """The boxes of a set of a VOC folder. Objects that are marked difficult are treated as crowds: not learned.
 
     Args:
         folder: Holds ``Annotations``, ``JPEGImages`` and, for a set, ``ImageSets/Main``.
         chosen: Name of the set; None: every annotation.
         problems: Gets the faults of single images and boxes.
-        classes: Names of the classes; None: those that occur, sorted.
+
+    Returns:
+        The boxes, with the classes that occur, sorted.
 
     Raises:
         UserError: There are no annotations.
     """
-    files = _files(folder, chosen, problems)
-    read = {file: _read(file, problems) for file in files}
-    if classes is None:
-        classes = tuple(sorted({one.name for found in read.values() if found is not None for one in found[1]}))
-    root = folder / IMAGES
-    collector = Collector(str(root), classes, problems)
-    names: set[str] = set()
-    for file, found in read.items():
-        if found is None:
+    annotations, root = _places(folder)
+    read: dict[str, _Annotation] = {}
+    for file in _files(annotations, None if chosen is None else folder / SETS / f"{chosen}.txt", problems):
+        if (found := _read(file, problems)) is None:
             continue
-        name, objects = found
-        if not is_inside(name):
-            problems.add(Fault.IMAGE_ELSEWHERE, f"{file.name}: {name}")
-        elif name in names:
-            problems.add(Fault.IMAGE_TWICE, f"{file.name}: {name}")
-        elif (size := image_size(str(root), name, problems)) is not None:
-            names.add(name)
-            image = collector.add_image(name, *size)
-            for one in objects:
-                if one.name not in classes:
-                    problems.add(Fault.CATEGORY, f'{one.where}: "{one.name}"')
-                else:
-                    collector.add_box(image, one.box, classes.index(one.name), one.where, crowd=one.difficult)
+        if found.image in read:
+            problems.add(Fault.IMAGE_TWICE, f"{file.name}: {found.image}")
+        else:
+            read[found.image] = found
+    classes = sorted({one.name for found in read.values() for one in found.objects})
+    collector = Collector(str(root), classes, problems)
+    named = {name: found.size for name, found in read.items()}
+    with_boxes = [name for name, found in read.items() if found.objects]
+    for name, picture in find_pictures(root, named, with_boxes, problems).items():
+        image = collector.add_image(picture)
+        for fault, where in read[name].faults:
+            collector.lose(image, fault, where)
+        for one in read[name].objects:
+            collector.add_box(image, one.box, classes.index(one.name), one.where, crowd=one.difficult)
     return collector.index()
 
 
-def _files(folder: Path, chosen: str | None, problems: Problems) -> list[Path]:
-    place = folder / ANNOTATIONS
-    if chosen is None:
+def _files(place: Path, listed: Path | None, problems: Problems) -> list[Path]:
+    """The annotations of a folder: those that a file lists, or all."""
+    if listed is None:
         files = sorted(place.glob("*.xml"))
         if not files:
             raise UserError(f'no annotations in "{place}": expected files that end in .xml')
         return files
-    listed = folder / SETS / f"{chosen}.txt"
     # "000012" alone, or "000012 1" in the lists of a class.
-    stems = [
-        line.split()[0] for line in read_annotations(listed).decode("utf-8", "replace").splitlines() if line.split()
-    ]
+    stems = [line.split()[0] for line in read_text(listed).splitlines() if line.split()]
     files: list[Path] = []
     for stem in dict.fromkeys(stems):
         if is_inside(stem) and (place / f"{stem}.xml").is_file():
@@ -104,33 +118,55 @@ def _files(folder: Path, chosen: str | None, problems: Problems) -> list[Path]:
     return files
 
 
-def _read(file: Path, problems: Problems) -> tuple[str, list[_Object]] | None:
-    """The name of the image and its objects; None, and a fault, where the file cannot be read."""
+def _read(file: Path, problems: Problems) -> _Annotation | None:
+    """What a file says of its image; None, and a fault, if it cannot be read."""
     try:
         text = read_annotations(file)
         if b"<!ENTITY" in text:  # entities that hold entities fill any memory
             raise ValueError("it declares entities")
         tree = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
         problems.add(Fault.FILE, f"{file.name}: {error}")
         return None
     objects: list[_Object] = []
+    faults: list[tuple[Fault, str]] = []
     for number, entry in enumerate(tree.findall("object"), start=1):
         where = f"object {number} in {file.name}"
         name = (entry.findtext("name") or "").strip()
         if not name:
-            problems.add(Fault.ENTRY, f"{where}: no name")
+            faults.append((Fault.ENTRY, f"{where}: no name"))
             continue
         box = _box(entry)
+        if box is None and (box := _outlined(entry)) is not None:
+            problems.remark(Remark.OUTLINE, where)
         if box is None:
-            problems.add(Fault.NO_BOX, where)
+            faults.append((Fault.NO_BOX, where))
             continue
         objects.append(_Object(name, box, (entry.findtext("difficult") or "0").strip() == "1", where))
     named = (tree.findtext("filename") or "").strip()
-    return named or f"{file.stem}.jpg", objects
+    return _Annotation(named or f"{file.stem}.jpg", _size(tree), objects, faults)
 
 
-def _box(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:
+def _size(tree: ElementTree.Element) -> Size | None:
+    """Height and width that a file declares; None where it has none, or zeros, as some tools write."""
+    try:
+        height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _outlined(entry: ElementTree.Element) -> Box | None:
+    """The box of a polygon of x1, y1, x2, y2, ..., counted as boxes are."""
+    points = list(entry.iterfind("polygon/*"))
+    try:
+        x, y = ([float(one.text or "") for one in points if one.tag.startswith(axis)] for axis in "xy")
+    except ValueError:
+        return None
+    return (min(x) - 1, min(y) - 1, max(x), max(y)) if len(x) > 2 and len(x) == len(y) else None
+
+
+def _box(entry: ElementTree.Element) -> Box | None:
     """Left, top, right, bottom; VOC counts pixels from 1, and its right and bottom belong to the box."""
     box = entry.find("bndbox")
     try:
