@@ -162,7 +162,7 @@ class Recipe(BaseModel):
         default=(), description="Detection: use these classes alone, in this order; by default all."
     )
     on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS] = Field(
-        default="refuse", description="Detection: refuse annotations with faults, or skip images that have some; both say."
+        default="refuse", description="Detection: refuse annotations with faults, or skip the images that have them."
     )
     augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(
         default="standard",

@@ -13,8 +13,8 @@ class DetectionSpec:
 
     Attributes:
         source: ``coco:FILE.json``, ``yolo:FOLDER``, ``voc:FOLDER``, or a file or folder whose format shows.
-        val: A second source to validate on: its validation part, or all of it; classes are matched by their names. None:
-            the source's own validation part, or a share.
+        val: A second source to validate on: its validation part, or all of it; classes are matched by their names.
+            None: the source's own validation part, or a share.
         val_share: The share of the images that is held back where the source has no validation part, chosen by a hash
             of the file name.
         size: With ``longest`` the shorter side of the images in pixels, else the side of the square frame into which
