@@ -1,5 +1,6 @@
 """What only looks at a run ends nothing: each part is made to fail, and the run has its student."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 
 import tiny
 from limbeck.cli import main
-from limbeck.diagnostics import Probe, fixed_point, input_rules, verdict
+from limbeck.diagnostics import Probe, fixed_point, fixed_point_distances, input_rules, verdict
 from limbeck.diagnostics import probe as probe_module
+from limbeck.diagnostics.probe_terms import record_dynamics
 from limbeck.errors import UserError
+from limbeck.recipes import probing
 from limbeck.recipes import run as run_module
 from limbeck.recipes.claim import claim
 from limbeck.recipes.recipe import Recipe
@@ -18,6 +21,7 @@ from limbeck.recipes.run import run
 from limbeck.report import run as report_module
 from limbeck.report import write_report
 from limbeck.runlog import RunLog
+from limbeck.terms import Sides
 
 
 def fail(*given: Any, **named: Any) -> Any:
@@ -66,7 +70,7 @@ def test_a_probe_that_cannot_be_made_costs_the_probe(
 ) -> None:
     """For instance since three images are left to look at."""
     monkeypatch.setattr(
-        run_module, "build_probe", lambda *_: (_ for _ in ()).throw(UserError("the batch has 3 images"))
+        run_module, "build_probe", lambda *_, **__: (_ for _ in ()).throw(UserError("the batch has 3 images"))
     )
     given = small.changed({"method": "alone", "teacher": None, "epochs": 1})
     run(given, tmp_path)
@@ -128,3 +132,67 @@ def test_what_does_not_decide_the_student_may_change_on_resume(small: Recipe, tm
     changes = {"probe": "off", "probe_images": 8, "workers": 3, "checkpoint_every": 5, "cache_limit": 2.0}
     changed = small.changed({**changes, "loggers": ("tensorboard",)})
     assert claim(changed, tmp_path, resume=True) == changed
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "probe", "longest", "images"),
+    [
+        (0.4, 1000, "auto", 2.0, 32),  # 400 s: looks of 2 s, in which 5 passes of 50 images take 0.4 s each
+        (0.4, 10_000, "auto", 20.0, 128),
+        (0.4, 60, "auto", 1.0, 16),  # 24 s: two seconds for both looks, in which there would be time for 25
+        (4.0, 60, "auto", 1.2, 8),  # never fewer
+        (0.0, 60, "auto", 1.0, 128),
+        (0.4, 60, 20, math.inf, 128),  # asked for, whatever it costs
+    ],
+)
+def test_the_probe_measures_as_many_images_as_fit_into_its_share(
+    step: float, steps: int, probe: Any, longest: float, images: int, small: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "LEAST_SECONDS", 2.0)
+    recipe = small.changed({"batch_size": 50, "probe": probe})
+    found = probing.within_budget(recipe, 2, step=step, steps=steps)
+    assert found == (pytest.approx(longest), images)
+
+
+def test_a_resumed_run_measures_the_same_images_and_not_the_teacher_again(tmp_path: Path) -> None:
+    held_back = tiny.Batch(*tiny.images(8, seed=9))
+    for step in (0, 3):
+        with RunLog(tmp_path, progress=False) as log:
+            assert probing.measured_before(log) == (8 if step else None)
+            Probe(tiny.distiller(), held_back, every=1, log=log)(step, 0.0)
+    found = [record for record in tiny.records(tmp_path) if record["kind"] == "probe"]
+    assert [record["step"] for record in found] == [0, 3]
+    assert ["teacher" in record for record in found] == [True, False]
+
+
+def test_terms_and_spectra_that_a_look_has_no_time_for_are_left_out_and_named(tmp_path: Path) -> None:
+    subject = tiny.distiller()
+    with RunLog(tmp_path, progress=False) as log:
+        probe = Probe(subject, tiny.Batch(*tiny.images(8, seed=9)), every=1, log=log, longest=1e-9)
+        found = [probe(step, 0.0) for step in range(2)]
+    first = next(iter(subject.terms))
+    for record in found:
+        assert record is not None
+        assert list(record["terms"]) == [first]
+        assert "fit" in record["terms"][first]
+        assert "spectrum" not in record["terms"][first]
+    late = ", ".join(list(subject.terms)[1:])
+    assert len(notes(tmp_path)) == 1
+    assert notes(tmp_path)[0].startswith("the probe leaves out the spectrum of " + first)
+    assert late in notes(tmp_path)[0]
+
+
+def test_distances_from_few_rows_are_those_of_the_whole_relation() -> None:
+    """Fewer rows than channels: what is decomposed is as small as the rows, and the figures are the same."""
+    torch.manual_seed(0)
+    term = tiny.feature_term(12, 6)
+    term.projector = torch.nn.Linear(12, 6, bias=False)
+    z, other = torch.randn(5, 12), torch.randn(5, 6)
+    sides = Sides(*[{"source": z, "student": z}.get(name, other) for name in Sides._fields])
+    w = term.projector.weight.detach().T
+    found = record_dynamics(term, sides, w, w_0=w, before=None, forces=None)
+    rows = (z - z.mean(0)).double()
+    target = (other - other.mean(0)).double()
+    distances = fixed_point_distances(w.double(), rows.T @ rows, rows.T @ target, ridge=0.0)
+    assert float(found["whitened"]) == pytest.approx(float(distances.whitened.outputs), abs=1e-6)
+    assert float(found["least_squares"]) == pytest.approx(float(distances.least_squares.outputs), abs=1e-6)

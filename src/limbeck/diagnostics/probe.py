@@ -1,5 +1,6 @@
 """The probe: looks at a distiller while it trains, on one batch that it does not train on, and changes nothing."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from limbeck import collectives
 from limbeck.diagnostics.equivariance import block_equivariance
 from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
-from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight
+from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight, seconds_of_spectra
 from limbeck.diagnostics.probe_terms import Forces, few_rows, plain, record_feature_term, record_other_term
 from limbeck.diagnostics.quiet import (
     CPU,
@@ -55,7 +56,8 @@ class Probe:
     ``budget`` of the time since the first. The loop asks for one more at the end (:meth:`run`). So a run is longer by
     two looks and 1%, and is looked at each time that a hundred times the length of a look has passed. A look costs
     two forward passes of the student in float32, one backward pass for each part, and the singular values of the
-    projector; ``docs/guide.md`` has figures.
+    projector; ``docs/guide.md`` has figures. With ``longest``, terms that a look does not come to in time are left out
+    from then on, and a note names them; the first term is always measured.
 
     The teacher is run once, when the probe is made, and its features of this batch are kept in the host's memory. So
     a teacher that is released later (:meth:`limbeck.distiller.Distiller.release_teacher`) is no loss.
@@ -68,6 +70,7 @@ class Probe:
         log: Gets a record of kind "probe" of each look. What a run that goes on after a kill has to find again (the
             first projector) is in ``probe/`` beside the log.
         budget: Share of the time that looks may take.
+        longest: Seconds after which a look turns to no further term.
         optimizer: The one that trains; tells the weight decay of the projector, where it is SGD.
         train_batch: Images that are trained on, not augmented, for ``train_top1``.
         blocks: Names of the student's ViT blocks, for equivariance.
@@ -104,6 +107,7 @@ class Probe:
         every: int | None = None,
         log: RunLog | None = None,
         budget: float = 0.01,
+        longest: float = math.inf,
         optimizer: Optimizer | None = None,
         train_batch: Any = None,
         blocks: Sequence[str] = (),
@@ -114,6 +118,8 @@ class Probe:
         self._distiller = distiller
         self._batch, self._train_batch = to_device(batch, CPU), to_device(train_batch, CPU)
         self._schedule = Schedule(every=every, budget=budget)
+        self._longest = longest
+        self._left_out: set[str] = set()
         self._log = log if log is not None else RunLog(progress=False)
         self._optimizer = optimizer
         self._blocks = tuple(blocks)
@@ -209,6 +215,7 @@ class Probe:
         return self._soundness
 
     def _look(self, batch: Any, step: int, epoch: float) -> Record:
+        began = time.perf_counter()
         distiller, device = self._distiller, device_of(self._distiller)
         teacher = to_device(self._teacher, device)
         taps = Taps(distiller.student, [tap for term in distiller.terms.values() for tap in term.student_taps])
@@ -222,7 +229,7 @@ class Probe:
             at_first: dict[str, Tensor] = {}
             at_last: dict[str, Tensor] = {}
             if teacher is not None:
-                record["terms"], at_first, at_last = self._look_at_terms(student, teacher, parts)
+                record["terms"], at_first, at_last = self._look_at_terms(student, teacher, parts, began)
             record["balance"] = self._look_at_balance(parts)
         if has_batch_norm(distiller.student):  # scores are those of evaluation, with running statistics
             output = distiller.student(distiller.task.student_input(batch))
@@ -252,15 +259,19 @@ class Probe:
         return parts
 
     def _look_at_terms(
-        self, student: Captured, teacher: Captured, parts: dict[str, Tensor]
+        self, student: Captured, teacher: Captured, parts: dict[str, Tensor], began: float
     ) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
         """Records, what is to be remembered of the first look, and what of each."""
         first, last = (on(device_of(self._distiller), look) for look in (self._recall.first, self._recall.last))
         found: Record = {}
         at_first: dict[str, Tensor] = {}
         at_last: dict[str, Tensor] = {}
+        late: list[str] = []
         for name, term in self._distiller.terms.items():
-            if name not in parts:
+            if name not in parts or name in self._left_out:
+                continue
+            if found and time.perf_counter() - began > self._longest:
+                late.append(name)
                 continue
             if not isinstance(term, FeatureTerm):
                 found[name] = record_other_term(term, student, teacher)
@@ -269,10 +280,18 @@ class Probe:
                 forces = self._forces(name, term, parts[name])
                 with torch.no_grad():
                     sides = term.sides(*few_rows(term, student, teacher))
-                described = record_feature_term(name, term, sides, first=first, last=last, forces=forces)
+                spectra = seconds_of_spectra(term.projector) <= self._longest / 2
+                if not spectra:
+                    late.append(f"the spectrum of {name}")
+                described = record_feature_term(
+                    name, term, sides, first=first, last=last, forces=forces, spectra=spectra
+                )
                 found[name] = described.record
                 at_first |= described.first
                 at_last |= described.last
+        if new := [each for each in late if each not in self._left_out]:
+            self._left_out |= set(new)
+            self._log.note(f"the probe leaves out {', '.join(new)}, to take no more than its share of the run")
         return found, at_first, at_last
 
     def _forces(self, name: str, term: FeatureTerm, loss: Tensor) -> Forces | None:

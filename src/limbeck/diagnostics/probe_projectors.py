@@ -20,6 +20,7 @@ from limbeck.diagnostics.spectrum import (
 from limbeck.norms.roots import widest
 from limbeck.projectors import Ensemble, Ridge
 
+SPECTRUM_SECONDS = 2e-10  # for both spectra of W, times the square of its narrow side and its wide one; one CPU core
 VALUES = 256  # singular values of a spectrum that are written
 JACOBIANS = 8  # images at which a projector that is not linear is linearized, and
 JACOBIAN_ELEMENTS = 2**24  # the most numbers that their Jacobians have together
@@ -96,6 +97,12 @@ def quick_singular_values(w: Tensor) -> Tensor:
     squares = torch.linalg.eigvalsh(wide @ wide.T).flip(0)
     bound = len(squares) * torch.finfo(squares.dtype).eps * squares[0]
     return torch.where(squares > bound, squares, 0).sqrt().to(torch.promote_types(w.dtype, torch.float32))
+
+
+def seconds_of_spectra(projector: nn.Module) -> float:
+    """About what the singular values of a projector take; 0 where it is not linear, and has others."""
+    w = matrix(projector)
+    return SPECTRUM_SECONDS * min(w.shape) ** 2 * max(w.shape) if w is not None else 0.0
 
 
 def jacobians(projector: nn.Module, x: Tensor, width: int) -> list[Tensor]:

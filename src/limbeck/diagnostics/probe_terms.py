@@ -79,7 +79,14 @@ def few_rows(term: FeatureTerm, student: Captured, teacher: Captured) -> tuple[C
 
 
 def record_feature_term(
-    name: str, term: FeatureTerm, sides: Sides, *, first: Look | None, last: Look | None, forces: Forces | None
+    name: str,
+    term: FeatureTerm,
+    sides: Sides,
+    *,
+    first: Look | None,
+    last: Look | None,
+    forces: Forces | None,
+    spectra: bool = True,
 ) -> TermRecord:
     """The record of a feature term.
 
@@ -90,6 +97,7 @@ def record_feature_term(
         first: The first look, if this is not it.
         last: The one before, if there is one.
         forces: What moves W, if it is a parameter.
+        spectra: Whether there is time for the projector's singular values.
 
     Returns:
         The record, without what cannot be computed, and what to remember.
@@ -104,7 +112,7 @@ def record_feature_term(
     if not all(bool(torch.isfinite(side).all()) for side in sides):
         return TermRecord(record, {}, {})  # a decomposition would not end
     w = matrix(term.projector)
-    if not isinstance(term.projector, nn.Identity):
+    if spectra and not isinstance(term.projector, nn.Identity):
         maps = [w] if w is not None else jacobians(term.projector, sides.source, sides.projected.shape[-1])
         for key, matrices in (
             ("spectrum", maps),
@@ -136,11 +144,14 @@ def record_dynamics(
     """How far W is from the points where it could rest, what pulls at it, and what is left of its beginning."""
     centered = _behind(term) is not None or (isinstance(term.projector, nn.Linear) and term.projector.bias is not None)  # pyright: ignore[reportUnnecessaryComparison]
     other = (sides.student if term.inverted else sides.teacher).to(widest(w.device))
-    source = sides.source.to(other.dtype)
+    source, seen = sides.source.to(other.dtype), w.to(other.dtype)
+    if len(source) < source.shape[-1]:  # all of it is in the few directions that these rows have
+        basis = torch.linalg.qr(source.T)[0]
+        source, seen = source @ basis, basis.T @ seen
     c_s = self_relation(source, centered=centered) / len(other)
     c_st = cross_relation(source, other, centered=centered) / len(other)
     ridge = _ridge(term, forces, other.shape[-1])
-    distances = fixed_point_distances(w, c_s, c_st, ridge=ridge or 0.0)
+    distances = fixed_point_distances(seen, c_s, c_st, ridge=ridge or 0.0)
     record: Record = {"whitened": distances.whitened.outputs, "least_squares": distances.least_squares.outputs}
     if ridge is not None:
         record["ridge"] = distances.ridge.outputs

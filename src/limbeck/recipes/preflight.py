@@ -1,6 +1,7 @@
 """What can be known to be wrong before hours are spent: the checks that run before every training."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +58,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The findings, and the teacher's validation scores (empty without a teacher or labels)."""
+    """What the checks found.
+
+    Attributes:
+        findings: One of each check.
+        teacher_scores: The teacher's validation scores; empty without a teacher or labels.
+        step_seconds: What a forward and a backward pass of a batch took; 0 if there was an error.
+    """
 
     findings: list[Finding]
     teacher_scores: dict[str, float]
+    step_seconds: float = 0.0
 
 
 def preflight(
@@ -84,8 +92,8 @@ def preflight(
             findings += _check_labels(parts)
         findings += _check_inputs(parts.student, parts.teacher)
     findings += _check_shapes(parts)
-    findings += _check_first_step(parts, optimizer, device)
-    return Preflight(findings, scores)
+    found, seconds = _check_first_step(parts, optimizer, device)
+    return Preflight([*findings, *found], scores, seconds)
 
 
 def _teacher_scores(parts: Parts, device: torch.device) -> dict[str, float]:
@@ -199,8 +207,13 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(["n", *(str(d) for d in shape[1:])])
 
 
-def _check_first_step(parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device) -> list[Finding]:
-    """One forward and one backward pass a part; module states (batch norm) and the random state are put back."""
+def _check_first_step(
+    parts: Parts, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[list[Finding], float]:
+    """One forward and one backward pass a part, and the seconds of such a pair.
+
+    Module states (batch norm) and the random state are put back.
+    """
     distiller = parts.distiller
     check_optimizer(distiller, optimizer)
     batch = first_batch(parts, device)
@@ -211,9 +224,9 @@ def _check_first_step(parts: Parts, optimizer: torch.optim.Optimizer, device: to
         result: StepResult = distiller(batch)
         result.loss.backward()
         check_gradients(distiller)
-        norms = _gradient_norms(distiller, batch)
+        norms, seconds = _gradient_norms(distiller, batch)
     except UserError as error:
-        return [Finding("error", "first step", str(error))]
+        return [Finding("error", "first step", str(error))], 0.0
     finally:
         distiller.zero_grad(set_to_none=True)
         distiller.load_state_dict(saved)
@@ -224,17 +237,17 @@ def _check_first_step(parts: Parts, optimizer: torch.optim.Optimizer, device: to
     bad = [name for name, value in result.parts.items() if not math.isfinite(float(value))]
     if bad:
         message = f"{', '.join(bad)} not finite at step 0 ({parts_text})"
-        return [*findings, Finding("error", "losses", message, "check weights and images for NaN")]
+        return [*findings, Finding("error", "losses", message, "check weights and images for NaN")], 0.0
     findings.append(Finding("ok", "losses at step 0", parts_text))
     for name, term in distiller.terms.items():
         if isinstance(term, FeatureTerm):
             findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
     heavy = TOO_HEAVY_FOR_BOXES if parts.recipe.detects else TOO_HEAVY
-    return findings + _check_balance(norms, distiller.current_weights(), heavy)
+    return findings + _check_balance(norms, distiller.current_weights(), heavy), seconds
 
 
-def _gradient_norms(distiller: Distiller, batch: Any) -> dict[str, float]:
-    """Norm of each unweighted part's gradient on the student's parameters.
+def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float], float]:
+    """Norm of each unweighted part's gradient on the student's parameters, and the seconds of the quickest part.
 
     The forward pass of the student runs once a part: a part is a sum with every other weight at zero.
     """
@@ -242,15 +255,18 @@ def _gradient_norms(distiller: Distiller, batch: Any) -> dict[str, float]:
     names = list(distiller(batch).parts)
     weights = distiller.weights
     found: dict[str, float] = {}
+    seconds = math.inf
     try:
         for chosen in names:
+            began = time.perf_counter()
             distiller.weights = {name: float(name == chosen) for name in weights}
             loss: Tensor = distiller(batch).loss
             grads = torch.autograd.grad(loss, student, allow_unused=True)
             found[chosen] = math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
+            seconds = min(seconds, time.perf_counter() - began)
     finally:
         distiller.weights = weights
-    return found
+    return found, seconds
 
 
 def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float], heavy: float) -> list[Finding]:

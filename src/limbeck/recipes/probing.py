@@ -1,5 +1,6 @@
 """The probe of a recipe, and what is looked at once, at the start: the images, and how they reach the models."""
 
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -16,9 +17,14 @@ from limbeck.models import InputTransform, Model
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD
 from limbeck.recipes.build import Parts
 from limbeck.recipes.recipe import Recipe
+from limbeck.records import Record, number
 from limbeck.runlog import RunLog
 from limbeck.untrusted import records_of
 
+SHARE = 0.01  # of the run, for the first and the last look together
+LEAST_SECONDS = 2.0  # that they may take in any case
+LEAST_POWER = 3  # of two: images that are measured in any case
+PASSES = 3  # of a look, besides one for each term: the task's gradient, the scores, the teacher
 BLOCKS = 4  # of a vision transformer, at even depths, the last one included
 
 OTHER_STATISTICS = {
@@ -29,26 +35,66 @@ OTHER_STATISTICS = {
 """The usual normalizations, as means and deviations."""
 
 
-def build_probe(recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog) -> Probe | None:
+def build_probe(
+    recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog, *, step: float, steps: int
+) -> Probe | None:
     """The probe of a run, whose teacher must still be there; None where the recipe wants none, and of detectors.
 
     It measures on images that are not trained on: a fixed choice of the validation images, or of the training images
-    where there are none.
+    where there are none. On "auto" they are so few that its first and its last look take about a hundredth of the run;
+    what comes in between has another one.
+
+    Args:
+        recipe: What is trained.
+        parts: What the run is made of.
+        optimizer: The one that trains.
+        log: Gets the records.
+        step: Seconds of a forward and a backward pass of one batch.
+        steps: Of the run.
     """
     if not recipe.probes or not isinstance(parts.data, Data):
         return None
-    held_back = held_back_batch(parts.data, recipe.probe_images)
+    longest, count = within_budget(recipe, len(parts.distiller.terms), step=step, steps=steps)
+    if recipe.probe == "auto" and (before := measured_before(log)) is not None:
+        count = before
+    if count < recipe.probe_images:
+        log.note(
+            f"the probe measures {count} images in place of {recipe.probe_images}, to take about 2% of the run; "
+            "--probe STEPS measures all of them"
+        )
+    held_back = held_back_batch(parts.data, count)
     has_val = recipe.labels and parts.data.val_count > 0
     return Probe(
         parts.distiller,
         held_back,
         every=recipe.probe if isinstance(recipe.probe, int) else None,
+        longest=longest,
         log=log,
         optimizer=optimizer,
-        train_batch=parts.data.sample("train", recipe.probe_images) if has_val else None,
+        train_batch=parts.data.sample("train", count) if has_val else None,
         blocks=vit_blocks(parts.student),
         compare_outputs=parts.teacher is not None and shares_classes(recipe, parts.student, parts.teacher),
     )
+
+
+def within_budget(recipe: Recipe, terms: int, *, step: float, steps: int) -> tuple[float, int]:
+    """Seconds that a look may take, and the images that it measures.
+
+    These are a power of two, so that runs alike measure the same ones, or as many as the recipe says.
+    """
+    if recipe.probe != "auto":
+        return math.inf, recipe.probe_images
+    longest = max(LEAST_SECONDS, SHARE * step * steps) / 2
+    affordable = longest * recipe.batch_size / max((terms + PASSES) * step, 1e-9)
+    few = 2 ** max(LEAST_POWER, math.floor(math.log2(max(affordable, 1.0))))
+    return longest, min(recipe.probe_images, few)
+
+
+def measured_before(log: RunLog) -> int | None:
+    """Images that the probe of an earlier start of the run measured: its curves go on with the same ones."""
+    looks = [record for record in _records(log) if record.get("kind") == "probe"]
+    count = number(looks[0], "images") if looks else None
+    return int(count) if count is not None and count >= 2**LEAST_POWER else None
 
 
 def held_back_batch(data: Data, count: int) -> Batch:
@@ -84,7 +130,7 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
     """
     if not recipe.probes or collectives.rank() > 0 or not isinstance(parts.data, Data):
         return
-    there = _kinds(log)
+    there = {str(record.get("kind")) for record in _records(log)}
     if "start" in there or "inputs" in there:
         return
     found = parts.data.duplicates() if "data" not in there else None
@@ -101,10 +147,11 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
         log.write("inputs", **record)
 
 
-def _kinds(log: RunLog) -> set[str]:
+def _records(log: RunLog) -> list[Record]:
+    """What the log has so far."""
     if log.path is None or not log.path.is_file():
-        return set()
-    return {str(record.get("kind")) for _, record in records_of(log.path.read_text(encoding="utf-8", errors="replace"))}
+        return []
+    return [record for _, record in records_of(log.path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def input_record(model: Model, images: Tensor) -> dict[str, object]:

@@ -331,7 +331,7 @@ class Recipe(BaseModel):
 
     probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(no_switch), BOOKKEEPING] = Field(
         default="auto",
-        description="Measure what the projector learns: auto (in at most 1% of the time), off, or every so many steps.",
+        description="Measure what the projector learns: auto (in about 2% of the time), off, or every so many steps.",
     )
     probe_images: Annotated[int, Field(ge=4), Number, BOOKKEEPING] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."

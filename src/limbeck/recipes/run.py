@@ -134,7 +134,9 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
                 record_checks(recipe, parts, log, device)
             probe = disagreements = None
             with log.guarded("the probe"):
-                probe = build_probe(recipe, parts, optimizer, log)  # asks the teacher, who may be released below
+                step, steps = checked.step_seconds / collectives.world_size(), recipe.epochs * _steps(parts)
+                # It asks the teacher, who may be released below.
+                probe = build_probe(recipe, parts, optimizer, log, step=step, steps=steps)
             with log.guarded(f"the choice of {SAMPLES}"):
                 disagreements = Disagreements(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
