@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.images import folder, picture
-from limbeck.data import Batch, Data, DataSpec, keys, open_data, randaugment
+from limbeck.data import Batch, Data, DataSpec, dataset, keys, open_data, randaugment
 from limbeck.errors import UserError
 
 AUGMENTATIONS = ("none", "standard", "randaugment", "strong")
@@ -149,6 +149,20 @@ def test_worker_processes_give_the_same_pixels(photos: Path):
     assert same(list(loader), epoch(alone, 0))
     loader.set_epoch(1)  # the kept processes
     assert same(list(loader), epoch(alone, 1))
+
+
+@pytest.mark.parametrize("augmentation", ["none", "standard", "strong"])
+def test_the_free_memory_does_not_decide_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str):
+    folder(tmp_path / "train", {"a": 9, "b": 9}, width=240, height=120, kind="jpg")
+    folder(tmp_path / "val", {"a": 3, "b": 4}, width=120, height=240)
+    kept, read = (opened(tmp_path, memory, size=72, augmentation=augmentation) for memory in (None, 0))
+    assert (kept.in_memory, read.in_memory) == (True, False)
+    assert same(epoch(kept, 1), epoch(read, 1))
+    assert same(list(kept.val_loader(batch_size=4)), list(read.val_loader(batch_size=4)))
+    monkeypatch.setattr(dataset, "LARGEST_IN_MEMORY", 0)  # what a large set does, whatever the memory
+    large = opened(tmp_path, 0, size=72, augmentation=augmentation)
+    assert large.cropped == (None if augmentation == "none" else "whole images")
+    assert same(epoch(kept, 1), epoch(large, 1)) is (augmentation == "none")
 
 
 GENERATORS = """

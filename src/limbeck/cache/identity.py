@@ -42,8 +42,8 @@ def views_of(loader: Loader, *, processes: int) -> dict[str, Any]:
         "images": plan.count,
         "view_seed": loader.view_seed,
         "augment": vars(plan.augment) if plan.augment is not None else None,
-        # Out of memory a crop is taken out of a stored square, from disk out of the whole image.
-        "crops_of": type(loader.source).__name__ if crops else None,
+        # "Memory" stands for squares and "Disk" for whole images, so that caches of earlier versions stay valid.
+        "crops_of": ("Memory" if loader.crops_squares else "Disk") if crops else None,
         "batch_size": plan.batch_size if loader.mixes else None,
         "processes": processes if loader.mixes else None,
     }

@@ -87,9 +87,10 @@ class Data:
     How an image becomes square. Up to 64 pixels: the shorter side is resized to `size`, the centre is taken; `standard`
     pads size/8 black pixels (at least one) and cuts out a random window, then mirrors half of the images. Above 64
     pixels: the shorter side is resized to size/0.875 and the centre taken; `standard` takes a random resized crop (area
-    0.08 to 1, aspect 3/4 to 4/3) and mirrors half. In memory that crop is taken out of a stored centre square of side
-    size/0.875, so the ends of oblong images are not seen; from disk it is taken out of the whole image. `randaugment`
-    adds RandAugment to `standard`, and `strong` RandAugment, random erasing, mixup and cutmix.
+    0.08 to 1, aspect 3/4 to 4/3) and mirrors half. Of a set whose squares of side size/0.875 need at most 2 GiB that
+    crop is taken out of these squares, so the ends of oblong images are not seen; of a larger set out of the whole
+    image. Free memory decides only whether such squares are kept or decoded at each pass, with the same pixels.
+    `randaugment` adds RandAugment to `standard`, and `strong` RandAugment, random erasing, mixup and cutmix.
     """
 
     def __init__(
@@ -118,10 +119,24 @@ class Data:
         self._skips = Skips(spec.skip_bad_images)
         needed = sum(3 * self._frames[which].side ** 2 * len(part) for which, part in self._parts.items())
         self.in_memory = needed <= memory
+        self._squares = self.in_memory or needed <= LARGEST_IN_MEMORY
         how = "decoded once and kept in memory" if self.in_memory else "decoded at each pass by worker processes"
         verb = "fits into" if self.in_memory else "is more than"
         megabytes = math.ceil(needed / 2**20)
+        if self.cropped == "whole images":
+            limit = LARGEST_IN_MEMORY >> 30
+            notes = [
+                *notes,
+                f"random crops are taken out of whole images, since their squares need more than {limit} GiB",
+            ]
         self.notes = (*notes, f"images are {how}: {megabytes} MiB {verb} the {memory / 2**20:.0f} MiB allowed for it")
+
+    @property
+    def cropped(self) -> str | None:
+        """What random resized crops are taken out of: "squares" or "whole images"; None where none are taken."""
+        if self._spec.augmentation == "none" or self.size <= _SMALL_SIDE:
+            return None
+        return "squares" if self._squares else "whole images"
 
     @property
     def train_count(self) -> int:
@@ -274,10 +289,10 @@ class Data:
         return self._memories[which]
 
     def _disk(self, which: str) -> Disk:
-        frame = self._frames[which]
-        if which == "train" and self._spec.augmentation != "none":
-            frame = Frame(self.size, 1.0)
-        return Disk(self._parts[which], frame, _workers(self._spec), self._skips)
+        frame, side = self._frames[which], None
+        if which == "train" and self.cropped is not None:
+            frame, side = (frame, self.size) if self._squares else (Frame(self.size, 1.0), None)
+        return Disk(self._parts[which], frame, _workers(self._spec), self._skips, side)
 
     def _train_frame(self) -> Frame:
         """Of stored training images: with random resized crops somewhat larger than a batch's."""

@@ -87,26 +87,41 @@ class Memory:
         self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None, device: torch.device
     ) -> Iterator[Fetched]:
         """The batches in turn, on the device; with a key, under a random resized crop of the stored square."""
-        stored = self.pixels.shape[-1]
         for index in batches:
             if key is None:
                 yield Fetched(on_device.send(self._rows(index), device), index)
-                continue
-            numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, index, augment.BOX_NUMBERS)
-            edges = augment.whole_pixels(augment.random_boxes(float(stored), float(stored), numbers), stored)
-            if device.type == "cpu":
+            elif device.type == "cpu":
+                edges = _edges(key, index, self.pixels.shape[-1])
                 yield Fetched(augment.crop_resize(self.pixels, index, edges, self.side), index)
             else:
-                whole = on_device.send(self._rows(index), device)
-                yield Fetched(on_device.crop_resize(whole, edges, self.side), index)
+                yield Fetched(_crop_of_squares(self._rows(index), index, key, self.side, device), index)
 
     def _rows(self, index: Int64[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 t t"]:
         return torch.from_numpy(np.ascontiguousarray(self.pixels.numpy()[index]))  # always a copy
 
 
+def _edges(key: Key, index: Int64[np.ndarray, " n"], stored: int) -> Int64[np.ndarray, "n 4"]:
+    """Where the random resized crops of stored squares lie."""
+    numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, index, augment.BOX_NUMBERS)
+    return augment.whole_pixels(augment.random_boxes(float(stored), float(stored), numbers), stored)
+
+
+def _crop_of_squares(
+    squares: UInt8[Tensor, "n 3 t t"], index: Int64[np.ndarray, " n"], key: Key, side: int, device: torch.device
+) -> UInt8[Tensor, "n 3 s s"]:
+    """Random resized crops of the squares of a batch."""
+    edges = _edges(key, index, squares.shape[-1])
+    if device.type == "cpu":
+        return augment.crop_resize(squares, np.arange(len(index)), edges, side)
+    return on_device.crop_resize(on_device.send(squares, device), edges, side)
+
+
 @dataclass(frozen=True)
 class Disk:
     """Images that are decoded whenever they are needed, by processes that are started afresh ("spawn").
+
+    With ``side`` a random resized crop is taken out of the centred square of ``frame``, as `Memory` does it, and has
+    the same pixels; without, out of the whole image.
 
     A script that uses this needs the usual `if __name__ == "__main__":`. Several passes at once over one loader are not
     supported: the processes are kept between the passes.
@@ -116,26 +131,33 @@ class Disk:
     frame: Frame
     workers: int
     skips: Skips
+    side: int | None = None
     _kept: list[tuple["_Plan", "DataLoader[_Decoded]"]] = field(default_factory=list, compare=False)
 
     def fetch(
         self, batches: Sequence[Int64[np.ndarray, " _"]], key: Key | None, device: torch.device
     ) -> Iterator[Fetched]:
-        """The batches in turn, on the device; with a key, under a random resized crop of the whole image."""
+        """The batches in turn, on the device; with a key, under a random resized crop."""
         if not self._kept:
             plan = _Plan()
             self._kept.append((plan, self._loader(plan)))
         plan, loader = self._kept[0]
-        plan.batches = [[(int(i), key) for i in index] for index in batches]
+        in_worker = key if self.side is None else None
+        plan.batches = [[(int(i), in_worker) for i in index] for index in batches]
         for decoded in loader:
             for name, why in decoded.bad:
                 if name not in self.skips.found:
                     self.skips.add(name, why)
-            yield Fetched(on_device.send(decoded.images, device), decoded.rows.numpy())
+            rows = decoded.rows.numpy()
+            if key is None or self.side is None or not len(rows):
+                yield Fetched(on_device.send(decoded.images, device), rows)
+                continue
+            squares = decoded.images.contiguous(memory_format=torch.channels_last)  # as they lie in memory
+            yield Fetched(_crop_of_squares(squares, rows, key, self.side, device), rows)
 
     def renew(self) -> "Disk":
         """The same images with processes of its own."""
-        return Disk(self.part, self.frame, self.workers, self.skips)
+        return Disk(self.part, self.frame, self.workers, self.skips, self.side)
 
     def _loader(self, plan: "_Plan") -> "DataLoader[_Decoded]":
         return DataLoader[_Decoded](

@@ -139,6 +139,11 @@ class Loader:
         return self._source
 
     @property
+    def crops_squares(self) -> bool:
+        """Whether random resized crops are taken out of squares, and not out of whole images."""
+        return isinstance(self._source, Memory) or self._source.side is not None
+
+    @property
     def view_seed(self) -> int:
         """Of the augmentation."""
         return self._plan.seed if self._plan.view_seed is None else self._plan.view_seed

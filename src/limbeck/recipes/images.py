@@ -6,6 +6,7 @@ from typing import Any
 
 from limbeck import collectives
 from limbeck.checkpoint import save_json
+from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.recipes.build import AnyData
 from limbeck.records import Record
@@ -19,6 +20,7 @@ _ROWS = {
     "val": "validation images",
     "classes": "classes",
     "size": "side in pixels",
+    "cropped": "what random crops are taken out of",
     "fingerprint": "names, sizes and labels of the images",
     "content": "bytes of the images",
 }
@@ -55,6 +57,7 @@ def record_of(data: AnyData) -> dict[str, Any]:
         "train": data.train_count,
         "val": data.val_count,
         "size": data.size,
+        "cropped": (data.cropped if isinstance(data, Data) else None) or "no random crops",
         "classes": list(data.classes),
         "fingerprint": data.fingerprint,
         "content": data.content(),
