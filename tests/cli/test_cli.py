@@ -309,7 +309,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     vars(inspection).update(
         describe=lambda recipe: [("student", recipe.student), ("steps", "20 an epoch")],
         check=lambda recipe, folder: stand_in.findings,
-        evaluate=lambda folder, *, data: {"top1": 0.5, "loss": 1.25, "data": float(data is not None)},
+        evaluate=lambda folder, *, data, label_file, say: {"top1": 0.5, "loss": 1.25, "data": float(data is not None)},
     )
     report = types.ModuleType("limbeck.report")
     vars(report).update(write_report=stand_in.reports.append, write_comparison=stand_in.reports.append)

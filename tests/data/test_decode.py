@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from limbeck.data import decode
 
@@ -82,6 +82,57 @@ def test_exif_orientation():
     assert pixels.shape == (32, 16, 3)
     assert pixels[2].mean() > 250
     assert pixels[-2].mean() < 5
+
+
+def tiff(*entries: bytes) -> bytes:
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+TURN = struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exif", "turned"),
+    [
+        ("JPEG", b"Exif\0\0" + tiff(TURN, struct.pack("<HHI4s", 282, 2, 4, b"72\0\0")), True),
+        ("JPEG", b"Exif\0\0" + tiff(TURN, struct.pack("<HHIi", 282, 9, 1, -5)), True),
+        ("JPEG", b"Exif\0\0" + tiff(TURN, struct.pack("<HHI4s", 296, 2, 4, b"in\0\0")), True),
+        ("JPEG", b"Exif\0\0" + tiff(TURN, struct.pack("<HHIi", 0x8769, 9, 1, -5)), True),
+        ("JPEG", b"Exif\0\0" + tiff(struct.pack("<HHI4s", 274, 2, 4, b"up\0\0")), False),
+        ("JPEG", b"Exif\0\0" + tiff(TURN)[:9], False),
+        ("PNG", b"no EXIF at all", False),
+        ("WEBP", b"Exif\0\0no EXIF at all", False),
+    ],
+)
+def test_odd_exif_does_not_refuse_sound_pixels(kind: str, exif: bytes, turned: bool):
+    data = encoded(RED, kind, exif=exif)
+    with decode.quiet_pillow():
+        image = decode.rgb(data)
+        assert image.size == ((16, 20) if turned else (20, 16))
+        assert decode.size(data) == (image.height, image.width)
+    assert np.asarray(image)[..., 0].mean() > 225
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_undone_as_pillow_does(orientation: int):
+    image = Image.fromarray(noise(16, 24, 3))
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    want = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(decode.rgb(data)), np.asarray(want))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_sixteen_bit_files_are_read_by_the_bits_in_use(bits: int):
+    values = np.linspace(0, (1 << bits) - 1, 60).astype(np.uint16).reshape(6, 10)
+    data = encoded(Image.fromarray(values), "PNG")
+    assert decode.brightest(data) == ((1 << bits) - 1, True)
+    pixels = np.asarray(decode.rgb(data, bits=bits))
+    assert (pixels[:, :, 0] == values >> (bits - 8)).all()
+    if bits > 8:
+        with pytest.raises(decode.BadImageError, match=f"a value of {values.max()}, where .* use 8 bits"):
+            decode.rgb(data, bits=8)
 
 
 def test_large_jpeg_is_decoded_smaller():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.images import folder, picture
 from limbeck import untrusted
@@ -36,6 +37,155 @@ def test_spec_needs_no_torch():
         subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": "src"}).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Train", "Test"), ("Training", "Testing"), ("train_set", "test-set"), ("TRAIN", "Val"), ("train", "dev"),
+        ("train2017", "val2017"), ("training data", "Validation Data"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ],
+)  # fmt: skip
+def test_parts_are_known_in_any_case_and_by_their_usual_names(tmp_path: Path, train: str, val: str):
+    folder(tmp_path / train, {"cat": 5, "ant": 4})
+    folder(tmp_path / val, {"ant": 2, "cat": 3})
+    folder(tmp_path / "extra", {"ant": 1})
+    data = opened(tmp_path)
+    assert (data.train_count, data.val_count, data.classes) == (9, 5, ("ant", "cat"))
+    told = "no validation part, so the best epoch is chosen on" in " ".join(data.notes)
+    assert told is ("test" in val.lower())
+    assert f"not used, beside {train}: extra" in data.notes
+
+
+def test_the_test_part_is_not_validated_on_beside_another(tmp_path: Path):
+    for part, count in (("train", 5), ("Validation", 3), ("test", 2)):
+        folder(tmp_path / part, {"a": count, "b": count})
+    data = opened(tmp_path)
+    assert data.val_count == 6
+    assert "not used: test" in data.notes
+
+
+def test_classes_may_be_called_like_parts(tmp_path: Path):
+    folder(tmp_path / "1", {"bus": 4, "train": 4})
+    assert opened(tmp_path / "1").classes == ("bus", "train")
+    folder(tmp_path / "2", {"cat": 4, "eval": 4})
+    assert opened(tmp_path / "2").classes == ("cat", "eval")
+
+
+def test_what_is_left_out_is_said_and_folders_of_archivers_are_no_classes(tmp_path: Path):
+    folder(tmp_path, {"a": 4, "b": 4})
+    folder(tmp_path / "a", {"__MACOSX": 1, ".ipynb_checkpoints": 1})
+    folder(tmp_path, {"__MACOSX": 1, "@eaDir": 2})
+    for name in ("one.jfif", "two.jpe"):
+        picture(1).save(tmp_path / "a" / name, "JPEG")
+    (tmp_path / "a" / "three.heic").write_bytes(b"x")
+    picture(1).save(tmp_path / "loose.png")
+    data = opened(tmp_path)
+    assert (data.classes, data.train_count + data.val_count) == (("a", "b"), 10)
+    told = " ".join(data.notes)
+    assert "do not end like an image are not read: 1 .heic" in told
+    assert "1 images of" in told
+    assert "lie in no class folder are not used" in told
+
+
+def test_classes_that_are_missing_are_skipped_when_asked(tmp_path: Path):
+    folder(tmp_path / "train", {"a": 4, "b": 4, "c": 3})
+    (tmp_path / "train" / "d").mkdir()
+    folder(tmp_path / "val", {"a": 1, "c": 2, "e": 5})
+    with pytest.raises(UserError, match=r'train/d" holds no images: remove it, or .* --on-missing-classes skip'):
+        opened(tmp_path)
+    data = opened(tmp_path, on_missing_classes="skip")
+    assert (data.classes, data.train_count, data.val_count) == (("a", "b", "c"), 11, 3)
+    assert val_pixels(data)[1].tolist() == [0, 2, 2]
+    told = " ".join(data.notes)
+    for one in ("without images are not used: d", "no classes of train are not used: e", "of b"):
+        assert one in told
+
+
+def labelled_flat(root: Path, text: str, *, names: str = "pic{}.png") -> dict[str, object]:
+    root.mkdir(exist_ok=True)
+    for i in range(8):
+        picture(i).save(root / names.format(i))
+    (root.parent / "labels.csv").write_bytes(text.encode())
+    return {"label_file": str(root.parent / "labels.csv"), "val_share": 0.25}
+
+
+def rows(separator: str = ",", end: str = "\n", name: str = "pic{}.png", count: int = 8) -> str:
+    return "".join(f"{name.format(i)}{separator}{'cat' if i % 2 else 'ant'}{end}" for i in range(count))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rows(),
+        "\ufefffile,class\r\n" + rows(end="\r\n"),
+        "Image ID;split;Label\n" + rows(";x;", name="pic{}"),
+        "filename\tbreed\n" + rows("\t", name="./photos/pic{}.png"),
+    ],
+    ids=["plain", "header, mark and Windows lines", "stems and more columns", "tabs and folders"],
+)
+def test_a_flat_folder_with_a_file_of_labels(tmp_path: Path, text: str):
+    options = labelled_flat(tmp_path / "photos", text.replace("photos/", ""))
+    data = opened(tmp_path / "photos", **options)
+    assert (data.classes, data.train_count, data.val_count) == (("ant", "cat"), 6, 2)
+    part = data._parts["train"]
+    assert [int(name[3]) % 2 for name in part.names] == part.labels.tolist()
+
+
+def test_a_file_of_labels_for_both_parts_and_images_without_a_row(tmp_path: Path):
+    options = labelled_flat(tmp_path / "set" / "train", "") if (tmp_path / "set").mkdir() is None else {}
+    labelled_flat(tmp_path / "set" / "val", "")
+    both = [f"{part}/pic{i}.png,{i % 2}\n" for part in ("train", "val") for i in range(8) if i != 3]
+    path = tmp_path / "labels.csv"
+    path.write_text("".join(both))
+    data = opened(tmp_path / "set", label_file=str(path))
+    assert (data.classes, data.train_count, data.val_count) == (("0", "1"), 7, 7)
+    assert f'1 images of "{tmp_path}/set/val" have no row in "{path}" and are not used' in data.notes
+    assert options
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (rows() + "none.png,cat\n", '1 of its 9 rows name no image, or several, in .*, first "none.png"'),
+        (rows() + "pic0.png,cat\n", 'line 9: "pic0.png" has the classes "ant" and "cat"'),
+        (rows(count=7) + "pic7.png,\n", "line 8: no class; expected a row"),
+        ("a,b,c\nx,y,z\n", r"has 3 columns \(a, b, c\): expected two, FILE,CLASS"),
+        ("", "is empty: expected"),
+        ("pic0.png,cat\n", "only 1 class"),
+    ],
+)
+def test_bad_files_of_labels_are_one_line(tmp_path: Path, text: str, message: str):
+    options = labelled_flat(tmp_path / "photos", text)
+    with pytest.raises(UserError, match=message) as caught:
+        opened(tmp_path / "photos", **options)
+    assert "\n" not in str(caught.value)
+
+
+def deep(root: Path, bits: int, *, color: bool = False) -> Path:
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(3):
+                values = random.integers(0, 1 << bits, (8, 8), dtype=np.uint16)
+                values[0, 0] = (1 << bits) - 1
+                image = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB") if color else values
+                (image if color else Image.fromarray(image)).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_values_in_sixteen_bit_files_are_spread_over_all_of_the_range(tmp_path: Path, bits: int):
+    data = opened(deep(tmp_path, bits))
+    assert float(val_pixels(data)[0].max()) == 1.0
+    assert data.bits == bits
+    assert any("16-bit images are read as" in note for note in data.notes) is (bits < 16)
+
+
+def test_nearly_black_images_are_said_to_be(tmp_path: Path):
+    data = opened(deep(tmp_path, 12, color=True))
+    assert any("nearly black: the largest value of 6 is 15 of 255" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
@@ -237,6 +387,102 @@ def test_hub_set(tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch):
         opened("hf/other")
 
 
+def members(path: Path, *names: tuple[str, bytes | int]) -> str:
+    """A tar file; a number stands for the picture of that number."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in names:
+            out = io.BytesIO()
+            if isinstance(content, int):
+                picture(content).save(out, "PNG")
+            else:
+                out.write(content)
+            member = tarfile.TarInfo(name)
+            member.size = len(out.getvalue())
+            tar.addfile(member, io.BytesIO(out.getvalue()))
+    return f"shards:{path}"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([("a.jpg", 1), ("a.png", 2), ("a.cls", b"0")], 'several images of the sample "a": a.jpg and a.png'),
+        ([("v1.0_1.png", 1), ("v1.0_2.png", 2)], 'several images of the sample "v1": v1.0_1.png and v1.0_2.png'),
+        ([("a.png", 1), ("a.cls", b"1"), ("a.json", b'{"label": 2}')], "two labels: a.cls says 1, a.json says 2"),
+        ([("a.png", 1), ("a.cls", b"cat")], "no label: expected a.cls with a class number .* got b'cat'"),
+        ([("a.png", 1)], 'image "a" in shard .* has no label'),
+        ([("a.png", 1), ("a.json", b'{"label": true}')], 'image "a" in shard .* has no label'),
+        ([("a.heic", b"x"), ("a.cls", b"1")], "no images in the shards .*1 samples .* first a.heic"),
+    ],
+)
+def test_bad_shards_are_one_line(tmp_path: Path, names: list[tuple[str, bytes | int]], message: str):
+    pytest.importorskip("webdataset")
+    with pytest.raises(UserError, match=message):
+        opened(members(tmp_path / "x.tar", *names))
+
+
+def test_shards_take_the_right_image_and_read_labels_as_people_write_them(tmp_path: Path):
+    pytest.importorskip("webdataset")
+    labels = [b"000", b"\xef\xbb\xbf1\r\n", b"2.0", b" 1 "]
+    names: list[tuple[str, bytes | int]] = []
+    for i, label in enumerate(labels * 3):
+        names += [(f"{i:02}.depth.png", 99), (f"{i:02}.png", i), (f"{i:02}.cls", label)]
+        names += [(f"{i:02}.json", b'{"caption": "x"}')]
+    data = opened(members(tmp_path / "x.tar", *names, ("zz.heic", b"x")), val_share=0.25)
+    assert data.classes == ("0", "1", "2")
+    part = data._parts["val"]
+    numbers = [int(name.rpartition("/")[2]) for name in part.names]
+    assert part.labels.tolist() == [[0, 1, 2, 1][n % 4] for n in numbers]
+    for n, image in zip(numbers, val_pixels(data)[0], strict=True):
+        np.testing.assert_array_equal((image * 255).round().numpy(), np.asarray(picture(n)).transpose(2, 0, 1))
+    assert any("1 samples of" in note and "first zz.heic" in note for note in data.notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("columns", "labels", "message"),
+    [
+        (("image",), [0, None, 1, 0], "1 of 4 rows have no label, first row 1"),
+        (("image",), ["a", None, "b", "a"], "1 of 4 rows have no label, first row 1"),
+        (("image",), [[0], [0, 1], [1], [0]], r"several labels in a row \(\[0\]\)"),
+        (("depth", "photograph"), [0, 1, 0, 1], r"several columns of images \(depth, photograph\)"),
+    ],
+)
+def test_bad_hub_sets_are_one_line(
+    columns: tuple[str, ...], labels: list[object], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    datasets = pytest.importorskip("datasets")
+    table = {column: [picture(i) for i in range(4)] for column in columns} | {"label": labels}
+    rows_ = datasets.Dataset.from_dict(table)
+    for column in columns:
+        rows_ = rows_.cast_column(column, datasets.Image())
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.DatasetDict({"train": rows_}))
+    with pytest.raises(UserError, match=message):
+        opened("hf/x")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hub_set_with_masks_and_a_test_split_without_labels(monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+
+    def table(labels: list[int]) -> object:
+        count = range(len(labels))
+        images = {"mask": [picture(99) for _ in count], "image": [picture(i) for i in count]}
+        found = datasets.Dataset.from_dict({**images, "label": labels})
+        for column in images:
+            found = found.cast_column(column, datasets.Image())
+        return found.cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+
+    splits = datasets.DatasetDict({"Training": table([0, 1] * 6), "test": table([-1] * 3)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: splits)
+    data = opened("hf/x", val_share=0.25)
+    assert (data.train_count, data.val_count) == (8, 4)
+    first = np.asarray(picture(int(data._parts["val"].names[0]))).transpose(2, 0, 1)
+    np.testing.assert_array_equal((val_pixels(data)[0][0] * 255).round().numpy(), first)
+    told = " ".join(data.notes)
+    assert 'images of column "image", labels of column "label"' in told
+    assert 'split "test" has no labels and is not used' in told
+
+
 def shard(path: Path, first: int, n: int, *, kind: str = "cls") -> None:
     with tarfile.open(path, "w") as tar:
         for i in range(first, first + n):
@@ -317,6 +563,23 @@ def single_images(root: Path) -> str:
     return str(folder(root, {"a": 1, "b": 4}))
 
 
+def class_first(root: Path) -> str:
+    for name in ("a", "b"):
+        folder(root / name, {"train": 3, "test": 2})
+    return str(root)
+
+
+def wrapped(root: Path) -> str:
+    folder(root / "inner" / "train", {"a": 2, "b": 2})
+    return str(root)
+
+
+def two_trainings(root: Path) -> str:
+    for name in ("training", "train_set", "val"):
+        folder(root / name, {"a": 2, "b": 2})
+    return str(root)
+
+
 BAD: list[tuple[Callable[[Path], str], dict[str, object], str]] = [
     (lambda _: "digit", {}, 'no data source "digit" .did you mean "digits"'),
     (lambda root: str(root / "missing"), {}, "does not exist"),
@@ -324,7 +587,10 @@ BAD: list[tuple[Callable[[Path], str], dict[str, object], str]] = [
     (empty, {}, "is empty"),
     (one_class, {}, r'only one class \("cat"\)'),
     (other_classes, {}, r"1 of train are missing \(b\) and 1 are not in train \(c\)"),
-    (flat, {}, "no class folders"),
+    (flat, {}, "no class folders in .*, but 1 images; known layouts: FOLDER/CLASS/images; .* --labels FILE.csv"),
+    (class_first, {}, "holds the parts test, train: expected train/a and val/a"),
+    (wrapped, {}, r'only one class \("inner" and has folders itself\)'),
+    (two_trainings, {}, "which part is to be trained on: train_set, training"),
     (flat, {"labels": False}, "too few images"),
     (only_val, {}, r"has val/ but no train/"),
     (no_images, {}, "no images in"),

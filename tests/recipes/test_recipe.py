@@ -154,7 +154,9 @@ def test_every_setting_has_one_role_and_the_lists_are_computed_from_it() -> None
     for name, field in Recipe.model_fields.items():
         assert len([item for item in field.metadata if isinstance(item, Role)]) == 1, name
     assert fields_of("arithmetic") == ("precision", "memory_format", "compile")
-    assert set(fields_of("data")) == {"task", "data", "val", "val_share", "classes", "labels"}
+    assert set(fields_of("data")) == {
+        "task", "data", "val", "val_share", "classes", "labels", "label_file", "on_missing_classes",
+    }  # fmt: skip
     own = set(fields_of("science", of=("teacher", "both")))
     assert {"lr", "batch_size", "teacher_epochs", "subset"} <= own
     assert not {"train_limit", "ema", "task_weight", "alpha", "method", "student"} & own

@@ -20,15 +20,23 @@ class Flags:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Run folder.")]
     data: Annotated[
-        str | None, tyro.conf.arg(metavar="SOURCE", help="Images to score on; None: the run's own validation images.")
+        str | None,
+        tyro.conf.arg(
+            metavar="SOURCE",
+            help="Images to score on, all of them or their validation part. Default: the run's own validation images.",
+        ),
+    ] = None
+    label_file: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="FILE.csv", help="Their classes, a row FILE,CLASS for each image. Also --labels FILE."),
     ] = None
 
 
 def main(words: Sequence[str]) -> int:
-    """Print each figure on a line of its own."""
+    """Print how many images are scored, and each figure on a line of its own."""
     flags = parse(Flags, words, command="evaluate", description=DESCRIPTION)
     from limbeck.recipes.inspection import evaluate
 
-    for name, value in evaluate(Path(flags.run), data=flags.data).items():
+    for name, value in evaluate(Path(flags.run), data=flags.data, label_file=flags.label_file, say=say).items():
         say(f"{name}: {figure(name, value)}")
     return 0

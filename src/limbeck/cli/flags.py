@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
-from limbeck.cli.words import diagnose, flattened, given_flags, with_bare_resume
+from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, recorded_recipe
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
@@ -38,6 +38,7 @@ METAVARS = {
     "student_logit_tap": "MODULE",
     "data": "SOURCE",
     "val": "SOURCE",
+    "label_file": "FILE.csv",
     "size": "INT",
     "train_limit": "INT",
     "workers": "INT",
@@ -111,14 +112,14 @@ def parse(
         UserError: A flag is unknown (the nearest is named), lacks its value, or has one of another type.
         SystemExit: Help was asked for, and has been printed.
     """
-    said = io.StringIO()
+    said, words = io.StringIO(), as_flags(words)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
                 prog=f"limbeck {command}",
                 description=description,
-                args=with_bare_resume(words),
+                args=words,
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )

@@ -36,10 +36,18 @@ def is_flag(word: str) -> bool:
     return bool(re.match(r"^--?[A-Za-z]", word))
 
 
-def with_bare_resume(words: Sequence[str]) -> list[str]:
-    """``--resume`` without a run means the one in --out: an empty value, since tyro wants one."""
+def as_flags(words: Sequence[str]) -> list[str]:
+    """The words as tyro reads them.
+
+    ``--resume`` without a run means the one in --out: an empty value, since tyro wants one. ``--labels FILE`` is
+    ``--label-file FILE``, since tyro gives switches no value.
+    """
     result: list[str] = []
     for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        has_value = equals or (index + 1 < len(words) and not is_flag(words[index + 1]))
+        if name == "--labels" and has_value:
+            word = f"--label-file{equals}{value}"  # noqa: PLW2901
         result.append(word)
         if word == "--resume" and (index + 1 == len(words) or is_flag(words[index + 1])):
             result.append("")

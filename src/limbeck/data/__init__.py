@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 from limbeck.data.spec import DataSpec
 
 if TYPE_CHECKING:
-    from limbeck.data.dataset import Data, open_data
+    from limbeck.data.dataset import Data, open_data, open_for_scoring
     from limbeck.data.loader import Batch, Loader
 
-__all__ = ["Batch", "Data", "DataSpec", "Loader", "open_data"]
+__all__ = ["Batch", "Data", "DataSpec", "Loader", "open_data", "open_for_scoring"]
 
-_HOMES = {"Batch": "loader", "Data": "dataset", "Loader": "loader", "open_data": "dataset"}
+_HOMES = {
+    "Batch": "loader",
+    "Data": "dataset",
+    "Loader": "loader",
+    "open_data": "dataset",
+    "open_for_scoring": "dataset",
+}
 
 
 def __getattr__(name: str) -> object:

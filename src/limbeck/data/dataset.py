@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -48,8 +49,11 @@ def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
         torch.Size([32, 3, 8, 8])
     """
     source = sources.find(spec)
-    notes: list[str] = []
+    notes = list(source.notes)
     train, val = source.train, source.val
+    bits, told = sources.used_bits(train)
+    notes += told
+    train, val = replace(train, bits=bits), None if val is None else replace(val, bits=bits)
     if val is None:
         train, val = parts.hold_back(train, spec.val_share)
         if not len(train):
@@ -69,6 +73,26 @@ def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
     return Data(
         spec, source.name, source.classes, size, train, val, flip, _allowed() if memory is None else memory, notes
     )
+
+
+@paths_explained()
+def open_for_scoring(spec: DataSpec, classes: tuple[str, ...], *, bits: int = 16) -> "Data":
+    """Open all labelled images of a source to score a model on them: they are the validation part, the other is empty.
+
+    Args:
+        spec: What to open, with the side of the images that the model was validated on.
+        classes: Names of the model's classes in the order of its outputs; those of the images are matched by name.
+        bits: How many bits the values of 16-bit greyscale images use, as in the data that the model was trained on.
+
+    Raises:
+        UserError: The source cannot be used, or has images of classes that the model does not know.
+    """
+    source = sources.find_for_scoring(spec, classes)
+    assert source.val is not None
+    source = replace(source, train=replace(source.train, bits=bits), val=replace(source.val, bits=bits))
+    assert source.val is not None
+    size = spec.size or source.size or sources.usual_size(source.val)
+    return Data(spec, source.name, classes, size, source.train, source.val, False, _allowed(), list(source.notes))
 
 
 @final
@@ -130,6 +154,11 @@ class Data:
                 f"random crops are taken out of whole images, since their squares need more than {limit} GiB",
             ]
         self.notes = (*notes, f"images are {how}: {megabytes} MiB {verb} the {memory / 2**20:.0f} MiB allowed for it")
+
+    @property
+    def bits(self) -> int:
+        """How many bits the values of 16-bit greyscale images use."""
+        return self._parts["val"].bits
 
     @property
     def cropped(self) -> str | None:

@@ -6,11 +6,12 @@ import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
 from limbeck.data.parts import Pixels
 
@@ -24,6 +25,15 @@ TURNED = (5, 6, 7, 8)
 """EXIF orientations that turn by a right angle: width and height change places."""
 
 _PNG_ORIENTED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation to what undoes it
 _REFUSED = ("F", "LAB", "HSV")  # float and colour spaces without a stated range
 
 
@@ -33,7 +43,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MOST_PIXELS = 50_000_000
 """Pixels of a decoded image: at four bytes each, three copies of them at most (transparency) are 600 MB."""
 
-_VERSION = 1  # to be raised by whoever changes a pixel in this file
+_VERSION = 2  # to be raised by whoever changes a pixel in this file
 
 
 def version() -> str:
@@ -57,11 +67,12 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
+def rgb(data: bytes | Pixels, *, needed: int | None = None, bits: int = 16) -> Image.Image:
     """Decode one image to RGB.
 
-    Greyscale and palettes are expanded, CMYK is converted, 16-bit greyscale keeps its upper eight bits, transparency is
-    laid on white, the EXIF orientation is applied, of an animation or a file of several pages the first is taken.
+    Greyscale and palettes are expanded, CMYK is converted, 16-bit greyscale keeps the upper eight of the bits in use,
+    transparency is laid on white, the EXIF orientation is applied (an EXIF block that cannot be read has none), of an
+    animation or a file of several pages the first is taken.
     Refused: float and 32-bit greyscale (no stated range), formats other than `FORMATS`, and decompression bombs: more
     pixels than Pillow's limit in the header, or than `MOST_PIXELS` to decode.
 
@@ -69,6 +80,7 @@ def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
         data: A file's bytes, or pixels (which are passed on).
         needed: If given, a large JPEG may be decoded at a half, a quarter or an eighth of its size (by its DCT), as
             long as the shorter side stays at least twice this many pixels.
+        bits: How many bits the values of 16-bit greyscale use.
 
     Raises:
         BadImageError: The bytes are not an image, are truncated, or are of a refused kind.
@@ -84,9 +96,9 @@ def rgb(data: bytes | Pixels, *, needed: int | None = None) -> Image.Image:
                 image.draft(image.mode, (math.ceil(width * scale), math.ceil(height * scale)))
         _check_pixels(image, MOST_PIXELS)
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        if (turn := _TRANSPOSED.get(_orientation(image))) is not None:
+            image = image.transpose(turn)
+        return _to_rgb(image, bits)
     except BadImageError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds of exception on broken bytes
@@ -132,12 +144,53 @@ def stored(data: bytes | Pixels) -> tuple[int, int, int]:
         image = _opened(data)
         # To look for the orientation of a PNG, Pillow decodes all of it, as it may stand behind the pixels.
         plain = image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTED)
-        orientation = 1 if plain else int(image.getexif().get(_ORIENTATION, 1))
+        orientation = 1 if plain else _orientation(image)
     except BadImageError:
         raise
     except Exception:
         raise BadImageError("not an image that Pillow can read") from None
     return image.height, image.width, orientation if orientation in range(1, 9) else 1
+
+
+class Brightest(NamedTuple):
+    """The largest value of an image, and whether it is a 16-bit one."""
+
+    value: int
+    deep: bool
+
+
+def brightest(data: bytes | Pixels) -> Brightest | None:
+    """The largest value of an image; None for arrays, and for JPEG and other formats that have 8 bits.
+
+    Raises:
+        BadImageError: The image cannot be read.
+    """
+    if isinstance(data, np.ndarray):
+        return None
+    try:
+        image = _opened(data)
+        if image.format not in ("PNG", "TIFF", "PPM"):
+            return None
+        _check_pixels(image, MOST_PIXELS)
+        if deep := _is_deep(image):
+            return Brightest(int(np.asarray(image).max()), deep)
+        return Brightest(int(np.asarray(image.convert("RGB")).max()), deep)
+    except BadImageError:
+        raise
+    except Exception:
+        raise BadImageError("not an image that Pillow can read") from None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, stored upright, where it cannot be read: odd EXIF says nothing about the pixels."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises half a dozen kinds of exception on broken EXIF
+        return 1
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -169,14 +222,18 @@ def crop(image: Image.Image, side: int, box: Box = WHOLE) -> UInt8[np.ndarray, "
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
     if image.mode in _REFUSED:
         raise BadImageError(f'pixels of kind "{image.mode}" have no stated range: convert the file to 8 bits')
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if _is_deep(image):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError("32-bit greyscale has no stated range: convert the file to 8 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        if values.max() >= 1 << bits:
+            raise BadImageError(
+                f"a value of {values.max()}, where others of its 16-bit images use {bits} bits: convert them to 8 bits"
+            )
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

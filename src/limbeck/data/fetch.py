@@ -201,7 +201,7 @@ def decode_all(part: Part, frame: Frame, *, channels_last: bool, workers: int, s
         try:
             data = part.read(i)
             digests[i] = digest(data)
-            pixels[i] = decode.square(decode.rgb(data, needed=_needed(frame)), frame.side, frame.share)
+            pixels[i] = decode.square(decode.rgb(data, needed=_needed(frame), bits=part.bits), frame.side, frame.share)
         except (decode.BadImageError, OSError) as error:
             digests[i] = digests[i] or digest(str(error).encode())
             return str(error)
@@ -297,10 +297,12 @@ class _Samples(Dataset[_Sample]):
         data = self.part.read(i)
         side = self.frame.side
         if key is None:
-            return decode.square(decode.rgb(data, needed=_needed(self.frame)), side, self.frame.share)
+            return decode.square(
+                decode.rgb(data, needed=_needed(self.frame), bits=self.part.bits), side, self.frame.share
+            )
         numbers = keys.uniforms(key.seed, key.epoch, keys.Stream.CROP, np.array([i]), augment.BOX_NUMBERS)
         # A box holds at least 8% of the area, so up to 3.5 times the side is needed to not enlarge a reduced JPEG.
-        image = decode.rgb(data, needed=2 * side)
+        image = decode.rgb(data, needed=2 * side, bits=self.part.bits)
         box = augment.random_boxes(float(image.width), float(image.height), numbers)[0]
         return decode.crop(image, side, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
 

@@ -111,7 +111,7 @@ def _without(part: Part, bad: dict[int, str]) -> Part:
 
 
 def _sketch(part: Part, frame: Frame, channels_last: bool) -> str:
-    known = f"{_FORMAT}, {decode.version()}, {frame.side}, {frame.share!r}, {channels_last}, {len(part)}, "
+    known = f"{_FORMAT}, {decode.version()}, {frame.side}, {frame.share!r}, {channels_last}, {len(part)}, {part.bits}, "
     return hashlib.sha256(known.encode() + part.sizes.tobytes()).hexdigest()[:16]
 
 

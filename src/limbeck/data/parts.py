@@ -23,6 +23,7 @@ class Part:
         labels: Class numbers, or None.
         shards: Which shard each image lies in, where reading in another order is slow; else None.
         content: A digest of what names and sizes do not show (pixels of array sets).
+        bits: How many bits the values of its 16-bit greyscale images use.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Part:
     labels: Int64[np.ndarray, " n"] | None
     shards: Int64[np.ndarray, " n"] | None = None
     content: str = ""
+    bits: int = 16
 
     def __len__(self) -> int:
         """Number of images."""

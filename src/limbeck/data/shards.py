@@ -1,5 +1,6 @@
 """WebDataset shards: tar files in which KEY.jpg and KEY.cls (or KEY.json with "label") lie side by side."""
 
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class _Found(NamedTuple):
     label: int
 
 
-def load(pattern: str, *, labels: bool) -> tuple[Part, tuple[str, ...]]:
-    """(images, classes) of local shards, `FOLDER/train-{0000..0009}.tar` or `FOLDER/*.tar`.
+def load(pattern: str, *, labels: bool) -> tuple[Part, tuple[str, ...], tuple[str, ...]]:
+    """(images, classes, notes) of local shards, `FOLDER/train-{0000..0009}.tar` or `FOLDER/*.tar`.
 
     The headers are read once, in sorted order of the files; images are then read by their place. So the order, the
     split over processes and the pixels are as reproducible as those of a folder; whole shards are shuffled first, and
@@ -71,25 +72,34 @@ def load(pattern: str, *, labels: bool) -> tuple[Part, tuple[str, ...]]:
             f'shard "{missing[0] if missing else pattern}" does not exist: expected tar files on this machine'
         )
     found: list[_Found] = []
+    notes: list[str] = []
     for number, file in enumerate(files):
-        found += _scan(file, number, labels, base_plus_ext)
+        found += _scan(file, number, labels, base_plus_ext, notes)
     if not found:
-        raise UserError(f'no images in the shards "{pattern}"')
+        raise UserError(f'no images in the shards "{pattern}"{f" ({notes[0]})" if notes else ""}')
     columns = [np.array(column, np.int64) for column in list(zip(*found, strict=True))[1:]]
     shard, offset, size, label = columns
-    return Part(
+    part = Part(
         names=tuple(f"{files[f.shard].name}/{f.key}" for f in found),
         reader=ShardReader(tuple(str(file) for file in files), shard, offset, size),
         rows=np.arange(len(found)),
         sizes=size,
         labels=label if labels else None,
         shards=shard,
-    ), tuple(str(i) for i in range(int(label.max()) + 1)) if labels else ()
+    )
+    return part, tuple(str(i) for i in range(int(label.max()) + 1)) if labels else (), tuple(notes)
 
 
-def _scan(file: Path, number: int, labels: bool, split: _Splitter) -> list[_Found]:
-    images: dict[str, tuple[int, int]] = {}
-    targets: dict[str, int] = {}
+class _Sample(NamedTuple):
+    """The members of a tar file that have one key: place of each image, and label files, by their name's rest."""
+
+    images: dict[str, tuple[int, int]]
+    labels: dict[str, bytes]
+    others: list[str]
+
+
+def _scan(file: Path, number: int, labels: bool, split: _Splitter, notes: list[str]) -> list[_Found]:
+    samples: dict[str, _Sample] = {}
     try:
         length = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
@@ -99,26 +109,76 @@ def _scan(file: Path, number: int, labels: bool, split: _Splitter) -> list[_Foun
                     continue
                 if member.issparse() or member.size < 0 or member.offset_data + member.size > length:
                     raise OSError(f"{member.name!r} declares {member.size} bytes, which the file does not hold")
-                if f".{extension.lower()}".endswith(EXTENSIONS) and key not in images:
+                sample = samples.setdefault(key, _Sample({}, {}, []))
+                if f".{extension.lower()}".endswith(EXTENSIONS):
                     check_image_size(member.size)
-                    images[key] = (member.offset_data, member.size)
-                elif labels and extension in ("cls", "json") and (extracted := tar.extractfile(member)):
-                    value = _label(extracted.read(_MOST_LABEL), extension)
-                    if value is not None:
-                        targets[key] = value
+                    sample.images[extension] = (member.offset_data, member.size)
+                elif labels and extension.rpartition(".")[2] in ("cls", "json"):
+                    extracted = tar.extractfile(member)
+                    sample.labels[extension] = extracted.read(_MOST_LABEL) if extracted else b""
+                else:
+                    sample.others.append(extension)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise UserError(f'shard "{file}" cannot be read as an uncompressed tar file: {error}') from None
-    without = next((key for key in images if labels and targets.get(key, -1) < 0), None)
-    if without is not None:
-        raise UserError(f'image "{without}" in shard "{file}" has no label: expected {without}.cls with a class number')
-    return [_Found(key, number, *place, targets.get(key, 0)) for key, place in images.items()]
+    found: list[_Found] = []
+    without: list[str] = []
+    for key, sample in samples.items():
+        if not sample.images:
+            without += [f"{key}.{end}" for end in sample.others or sample.labels][:1]
+            continue
+        chosen = _chosen(file, key, sample)
+        label = _label(file, key, chosen, sample) if labels else 0
+        found.append(_Found(key, number, *sample.images[chosen], label))
+    if without:
+        notes.append(f'{len(without)} samples of "{file}" have no image that is read, first {without[0]}')
+    return found
 
 
-def _label(data: bytes, extension: str) -> int | None:
-    try:
-        value = parse_json(data)
-    except ValueError:
-        return None
-    if extension == "json":
-        value = value.get("label", value.get("cls")) if isinstance(value, dict) else None
-    return value if isinstance(value, int) and value < _MOST_CLASSES else None
+def _chosen(file: Path, key: str, sample: _Sample) -> str:
+    """The image of a sample: KEY.png, and not KEY.depth.png beside it."""
+    plain = [name for name in sample.images if "." not in name]
+    if len(plain) == 1:
+        return plain[0]
+    if not plain and len(sample.images) == 1:
+        return next(iter(sample.images))
+    names = " and ".join(f"{key}.{name}" for name in list(sample.images)[:2])
+    raise UserError(
+        f'shard "{file}" has several images of the sample "{key}": {names}; what lies before the first dot names a '
+        "sample, and each has one image: rename them"
+    )
+
+
+def _label(file: Path, key: str, image: str, sample: _Sample) -> int:
+    """The class number of a sample, out of KEY.cls or KEY.json."""
+    stem = image.rpartition(".")[0]
+    values: dict[str, int] = {}
+    for end in ("cls", "json"):
+        for name in dict.fromkeys((f"{stem}.{end}".lstrip("."), end)):
+            if name in sample.labels and (value := _number(sample.labels[name], end)) is not None:
+                values.setdefault(f"{key}.{name}", value)
+    if len(set(values.values())) > 1:
+        told = ", ".join(f"{name} says {value}" for name, value in values.items())
+        raise UserError(f'image "{key}" in shard "{file}" has two labels: {told}')
+    if not values:
+        seen = next((f", got {data[:20]!r}" for name, data in sample.labels.items() if name.endswith("cls")), "")
+        raise UserError(
+            f'image "{key}" in shard "{file}" has no label: expected {key}.cls with a class number from 0 to '
+            f"{_MOST_CLASSES - 1}{seen}"
+        )
+    return next(iter(values.values()))
+
+
+def _number(data: bytes, end: str) -> int | None:
+    """A class number; None where there is none. A .cls file may begin with zeros, and end in .0 as a float does."""
+    if end == "cls":
+        text = data.decode("utf-8-sig", errors="replace").strip()
+        value = int(text.partition(".")[0]) if re.fullmatch(r"[0-9]{1,9}(\.0*)?", text) else None
+    else:
+        try:
+            found = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
+        except ValueError:
+            return None
+        value = found.get("label", found.get("cls")) if isinstance(found, dict) else None
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
+    is_class = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_CLASSES
+    return value if is_class else None

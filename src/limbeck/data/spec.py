@@ -31,6 +31,9 @@ class DataSpec(BaseModel):
         subset: Use this share of each training class. Chosen by hash: a smaller share is a part of a larger one.
         train_limit: Use this many training images, spread evenly over the classes.
         labels: False reads images only; a folder then needs no class folders, and batches have no target.
+        label_file: A CSV file with a row for each image of the folder, FILE,CLASS; class folders are then not needed.
+        on_missing_classes: Of class folders without images, and of a validation part whose classes are not those of
+            the training images: `refuse` them, or `skip` what does not fit and continue with the classes there are.
         skip_bad_images: Tolerate this many unreadable images, and list them.
         workers: Threads that decode, or processes for a set that does not fit into memory. None: one for each
             processor, at most 16.
@@ -48,6 +51,8 @@ class DataSpec(BaseModel):
     subset: float = Field(default=1.0, gt=0, le=1)
     train_limit: int | None = Field(default=None, ge=1)
     labels: bool = True
+    label_file: str | None = Field(default=None, min_length=1)
+    on_missing_classes: Literal["refuse", "skip"] = "refuse"
     skip_bad_images: int = Field(default=0, ge=0)
     workers: int | None = Field(default=None, ge=0)
     flip: bool | None = None

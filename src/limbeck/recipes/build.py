@@ -76,6 +76,8 @@ def build_data(recipe: Recipe) -> AnyData:
             subset=recipe.subset,
             train_limit=recipe.train_limit,
             labels=recipe.labels,
+            label_file=recipe.label_file,
+            on_missing_classes=recipe.on_missing_classes,
             skip_bad_images=recipe.skip_bad_images,
             workers=recipe.workers,
         )

@@ -1,17 +1,21 @@
 """Look at a recipe before it runs, and at a run after: checks, what would be trained, how the student scores."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from limbeck.data import DataSpec, open_for_scoring
+from limbeck.data.folders import difference
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
 from limbeck.models import InputTransform, Model
-from limbeck.recipes.build import build_data, build_optimizer, build_parts, load_student, require_run
+from limbeck.recipes.build import CARD, AnyData, build_data, build_optimizer, build_parts, load_student, require_run
 from limbeck.recipes.detection import build_detection_task
+from limbeck.recipes.images import RECORD, changes_of, record_of
 from limbeck.recipes.loggers import require_loggers
 from limbeck.recipes.preflight import Finding, preflight
 from limbeck.recipes.recipe import Recipe
@@ -19,6 +23,7 @@ from limbeck.recipes.run import device_of
 from limbeck.recipes.summary import count_parameters
 from limbeck.recipes.teacher import build_teacher, rehearse
 from limbeck.tasks import Classification
+from limbeck.untrusted import read_object
 
 
 class _NeedsTraining(Exception):
@@ -73,14 +78,34 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
     return lines
 
 
-def evaluate(folder: Path, *, data: str | None = None) -> dict[str, float]:
-    """Score a run's student on its validation images, or on those of another source with the same classes."""
+def evaluate(
+    folder: Path,
+    *,
+    data: str | None = None,
+    label_file: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> dict[str, float]:
+    """Score a run's student on its validation images, or on all images of another source with classes that it knows.
+
+    Args:
+        folder: The run.
+        data: The other source; of one with a validation part that part is scored. Classes are matched by name.
+        label_file: A CSV file with the classes of its images.
+        say: Told how many images are scored, and what of them was left out.
+
+    Raises:
+        UserError: There is no such run, or the images cannot be used.
+    """
     require_run(folder)
     recipe = Recipe.from_yaml(folder / "recipe.yaml")
-    opened = build_data(recipe if data is None else recipe.changed({"data": data, "val": None}))
     student = load_student(folder)
+    card = read_object(folder / CARD, "model")
+    classes = tuple(str(name) for name in card.get("classes") or ())
+    opened = _own_images(recipe, folder, say) if data is None else _others(recipe, folder, data, label_file, classes)
     if not opened.classes:
         raise UserError("these images have no labels, so there is no accuracy to measure")
+    if classes and opened.classes != classes:
+        raise UserError(difference(f'of "{opened.name}"', classes, opened.classes))
     if student.num_classes != len(opened.classes):
         raise UserError(f"the student has {student.num_classes} classes and {opened.name} has {len(opened.classes)}")
     device = device_of(recipe)
@@ -89,7 +114,41 @@ def evaluate(folder: Path, *, data: str | None = None) -> dict[str, float]:
         task = build_detection_task(student, None).to(device)
     else:
         task = Classification(student_input=InputTransform(student.input)).to(device)
+    say(f"images: {opened.val_count} of {opened.name}")
+    if data is not None:
+        for note in opened.notes:
+            say(f"note: {note}")
     return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
+
+
+def _own_images(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> AnyData:
+    """The images of the run; if they have changed since it was started, that is said."""
+    opened, record = build_data(recipe), folder / RECORD
+    if record.is_file() and (changed := changes_of(read_object(record, "fingerprint"), record_of(opened))):
+        say(f"note: the images have changed since {folder} was started: {changed}")
+    return opened
+
+
+def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, classes: tuple[str, ...]) -> AnyData:
+    """All images of another source, in the size of the run's own."""
+    place = folder / RECORD if (folder / RECORD).is_file() else folder / CARD
+    about = read_object(place, "size" if place.name == RECORD else "input")
+    size = int(about["size"] if place.name == RECORD else about["input"]["size"])
+    if recipe.detects:
+        changes = {"data": data, "val": None, "size": size, "classes": ()}
+        return build_data(recipe.changed(changes))
+    return open_for_scoring(
+        DataSpec(
+            source=data,
+            size=size,
+            augmentation="none",
+            label_file=label_file,
+            skip_bad_images=recipe.skip_bad_images,
+            workers=recipe.workers,
+        ),
+        classes,
+        bits=int(about.get("bits") or 16),
+    )
 
 
 def _model_line(model: Model) -> str:

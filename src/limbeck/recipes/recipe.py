@@ -180,6 +180,14 @@ class Recipe(BaseModel):
     labels: Annotated[bool, DATA] = Field(
         default=True, description="Use the labels; without them only the teacher teaches (no task loss)."
     )
+    label_file: Annotated[Line | None, DATA] = Field(
+        default=None,
+        description="CSV file with a row for each image of the folder --data: FILE,CLASS. Also --labels FILE.",
+    )
+    on_missing_classes: Annotated[Literal["refuse", "skip"], DATA] = Field(
+        default="refuse",
+        description="Empty class folders, and validation images of other classes than train: refuse, or skip them.",
+    )
     skip_bad_images: Annotated[Amount, FAULTS] = Field(
         default=0, description="Unreadable images to tolerate, listed; one more stops the run."
     )

@@ -15,6 +15,7 @@ from limbeck.checkpoint import Checkpoints, save_json, save_text, save_weights
 from limbeck.compiling import explaining
 from limbeck.data import Loader
 from limbeck.data.detection import DetectionLoader
+from limbeck.data.folders import some
 from limbeck.errors import UserError
 from limbeck.hardware import PRECISIONS, apply_settings
 from limbeck.models import Model
@@ -224,7 +225,8 @@ def prepare(
 ) -> tuple[Parts, Preflight, Recipe]:
     """Data, teacher, student, checks, and the settings of this machine; what was said is not said for the teacher."""
     data = build_data(recipe)
-    log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels")
+    classes = f", {len(data.classes)} classes: {some(data.classes)}" if data.classes else ""
+    log.note(f"data {data.name}: {data.train_count} train, {data.val_count} val, {data.size} pixels{classes}")
     opened = data.notes
     for note in opened:
         log.note(f"data {data.name}: {note}")
