@@ -92,7 +92,9 @@ def open_for_scoring(spec: DataSpec, classes: tuple[str, ...], *, bits: int = 16
     source = replace(source, train=replace(source.train, bits=bits), val=replace(source.val, bits=bits))
     assert source.val is not None
     size = spec.size or source.size or sources.usual_size(source.val)
-    return Data(spec, source.name, classes, size, source.train, source.val, False, _allowed(), list(source.notes))
+    data = Data(spec, source.name, classes, size, source.train, source.val, False, _allowed(), [])
+    data.notes = source.notes  # how the pixels are read is of no interest for one pass
+    return data
 
 
 @final

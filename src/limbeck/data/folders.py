@@ -17,7 +17,6 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm", ".avif",
 )  # fmt: skip
-VAL_NAMES = ("val", "valid", "validation", "test")
 SKIP_FLAG = "--on-missing-classes skip"
 _SHOWN = 3
 

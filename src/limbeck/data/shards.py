@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -170,6 +170,7 @@ def _label(file: Path, key: str, image: str, sample: _Sample) -> int:
 
 def _number(data: bytes, end: str) -> int | None:
     """A class number; None where there is none. A .cls file may begin with zeros, and end in .0 as a float does."""
+    value: Any
     if end == "cls":
         text = data.decode("utf-8-sig", errors="replace").strip()
         value = int(text.partition(".")[0]) if re.fullmatch(r"[0-9]{1,9}(\.0*)?", text) else None
@@ -180,5 +181,4 @@ def _number(data: bytes, end: str) -> int | None:
             return None
         value = found.get("label", found.get("cls")) if isinstance(found, dict) else None
         value = int(value) if isinstance(value, float) and value.is_integer() else value
-    is_class = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_CLASSES
-    return value if is_class else None
+    return value if type(value) is int and 0 <= value < _MOST_CLASSES else None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from limbeck import losses, pooling
-from limbeck.data.detection import DetectionData, DetectionSpec, open_detection
+from limbeck.data.detection import DetectionData, DetectionSpec, open_detection, open_for_scoring
 from limbeck.detection import DenseHeadTerm, Detector, ForegroundTerm, Level, RegionTerm
 from limbeck.detection.heads import is_sigmoid
 from limbeck.detection.precision import require_evaluator
@@ -33,32 +33,35 @@ FGD = {
 it has not, as RetinaNet."""
 
 
-def build_detection_data(recipe: Recipe) -> DetectionData:
+def build_detection_data(recipe: Recipe, *, scored: tuple[str, ...] | None = None) -> DetectionData:
     """Open the recipe's images and boxes.
+
+    Args:
+        recipe: Which ones.
+        scored: Open all of them, to score a detector of these classes. None: a part to train on and one to validate on.
 
     Raises:
         UserError: The evaluator is not installed, or the annotations cannot be used.
     """
     require_evaluator()
     low_high = (recipe.scales[0], recipe.scales[1]) if recipe.scales else None
-    return open_detection(
-        DetectionSpec(
-            source=recipe.data,
-            val=recipe.val,
-            val_share=recipe.val_share,
-            size=recipe.size,
-            longest=recipe.longest,
-            scales=low_high,
-            augmentation="none" if recipe.augmentation == "none" else "standard",
-            flip=recipe.flip is not False,
-            classes=recipe.classes,
-            subset=recipe.subset,
-            train_limit=recipe.train_limit,
-            on_bad=recipe.on_bad_boxes,
-            skip_bad_images=recipe.skip_bad_images,
-            workers=recipe.workers,
-        )
+    spec = DetectionSpec(
+        source=recipe.data,
+        val=recipe.val,
+        val_share=recipe.val_share,
+        size=recipe.size,
+        longest=recipe.longest,
+        scales=low_high,
+        augmentation="none" if recipe.augmentation == "none" else "standard",
+        flip=recipe.flip is not False,
+        classes=recipe.classes,
+        subset=recipe.subset,
+        train_limit=recipe.train_limit,
+        on_bad=recipe.on_bad_boxes,
+        skip_bad_images=recipe.skip_bad_images,
+        workers=recipe.workers,
     )
+    return open_detection(spec) if scored is None else open_for_scoring(spec, scored)
 
 
 def detector_of(model: Model) -> Any:

@@ -14,7 +14,7 @@ from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.build import CARD, AnyData, build_data, build_optimizer, build_parts, load_student, require_run
-from limbeck.recipes.detection import build_detection_task
+from limbeck.recipes.detection import build_detection_data, build_detection_task
 from limbeck.recipes.images import RECORD, changes_of, record_of
 from limbeck.recipes.loggers import require_loggers
 from limbeck.recipes.preflight import Finding, preflight
@@ -136,7 +136,7 @@ def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, cla
     size = int(about["size"] if place.name == RECORD else about["input"]["size"])
     if recipe.detects:
         changes = {"data": data, "val": None, "size": size, "classes": ()}
-        return build_data(recipe.changed(changes))
+        return build_detection_data(recipe.changed(changes), scored=classes)
     return open_for_scoring(
         DataSpec(
             source=data,
