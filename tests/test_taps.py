@@ -1,8 +1,10 @@
 import contextlib
+import warnings
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck import Taps
 from limbeck.errors import UserError
@@ -199,3 +201,31 @@ def test_a_model_compiled_by_itself_is_right_or_an_error_never_stale(called_befo
             captured = taps(torch.randn(3, 3, 2, 2))
             assert torch.allclose(model.fc(captured.features["fc:input"]), captured.output)
     torch.compiler.reset()
+
+
+class Checkpointed(nn.Module):
+    """A student whose block is computed again in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.stem, self.block, self.fc = nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 2)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(checkpoint(self.block, self.stem(x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_feature_inside_of_reentrant_checkpointing_is_refused_since_no_gradient_leaves_it(reentrant: bool) -> None:
+    model, x = Checkpointed(reentrant=reentrant), torch.randn(5, 4)
+    around = Taps(model, ["block"])(x).features["block"]
+    around.sum().backward()
+    assert model.stem.weight.grad is not None
+    inside = Taps(model, ["block.0"])
+    if reentrant:
+        with pytest.raises(UserError, match=r'"block.0" lies inside a part that runs without gradient'):
+            inside(x)
+    else:
+        assert inside(x).features["block.0"].requires_grad
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # torch warns that there are no gradients
+        assert inside(x).features["block.0"].shape == (5, 3)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck import models
+from limbeck import models, sharding
 from limbeck.checkpoint import load_weights, replacing, save_weights
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
@@ -103,7 +103,7 @@ def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs
     save_weights(student.module.state_dict(), path)
     build = build_detector if isinstance(student.module, OneStage | Queries | TwoStage) else models.build
     fresh = build(student.name, num_classes=student.num_classes, size=student.input.size)
-    fresh.module.load_state_dict(load_weights(path), strict=True)
+    sharding.load(fresh.module, load_weights(path))
     return fresh.module.eval()
 
 

@@ -69,7 +69,16 @@ def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         RuntimeError: As from ``load_state_dict``, if names or shapes differ.
     """
     own = module.state_dict()
-    module.load_state_dict({name: _share_of(value, own.get(name)) for name, value in state.items()}, strict=True)
+    shares = {name: _share_of(value, own.get(name)) for name, value in state.items()}
+    module.load_state_dict(versioned(shares, module), strict=True)
+
+
+def versioned(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """A state dict with the versions of a module's parts, which files of tensors lack and MNASNet needs to load."""
+    held = module.state_dict()  # torch keeps the versions in an attribute of this mapping
+    held.clear()
+    held.update(state)
+    return held
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -103,7 +112,8 @@ def _share_of(value: Any, like: Tensor | None) -> Any:
 @torch.no_grad()
 def copy_whole(source: nn.Module, target: nn.Module) -> None:
     """Give a module, whole on each process, the parameters and buffers of one that is sharded."""
-    target.load_state_dict({name: whole(value) for name, value in source.state_dict().items()}, strict=True)
+    state = {name: whole(value) for name, value in source.state_dict().items()}
+    target.load_state_dict(versioned(state, target), strict=True)
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:

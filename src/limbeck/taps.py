@@ -73,7 +73,7 @@ class Taps:
         self.model = model
         self.names = tuple(dict.fromkeys(names))
         self._features: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, tuple[int, bool]] = {}
         self._compiled: Callable[[Tensor], tuple[Any, dict[str, Tensor]]] | None = None
         modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         self._points: list[tuple[nn.Module, _Reader, bool]] = []
@@ -106,7 +106,8 @@ class Taps:
         """Run the model on ``x`` and return its output with the tapped features.
 
         Raises:
-            UserError: If a tap did not run, ran twice, gave no tensor, or was overwritten in place.
+            UserError: If a tap did not run, ran twice, gave no tensor, was overwritten in place, or lies in a part that
+                runs without gradient in a pass with gradients.
         """
         handles: list[RemovableHandle] = []
         try:
@@ -143,11 +144,16 @@ class Taps:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # compiled code belongs to this model, not to the copy's
 
-    def _check(self, features: dict[str, Tensor], versions: dict[str, int]) -> None:
+    def _check(self, features: dict[str, Tensor], versions: dict[str, tuple[int, bool]]) -> None:
         for name in self.names:
             if name not in features:
                 raise UserError(f'tap "{name}" did not run in the forward pass of {type(self.model).__name__}')
-        for name, version in versions.items():
+        for name, (version, with_gradient) in versions.items():
+            if torch.is_grad_enabled() and not with_gradient and not features[name].requires_grad:
+                raise UserError(
+                    f'tap "{name}" lies inside a part that runs without gradient, so no loss on it would reach the '
+                    "model; tap the block around it, or checkpoint activations with use_reentrant=False"
+                )
             if features[name]._version != version:
                 raise UserError(
                     f'tap "{name}" was overwritten in place by another layer, so its value is gone; '
@@ -158,7 +164,7 @@ class Taps:
 class _Reader:
     """The hooks of one tap; what they read goes into dictionaries that all taps of a model share."""
 
-    def __init__(self, name: str, features: dict[str, Tensor], versions: dict[str, int]) -> None:
+    def __init__(self, name: str, features: dict[str, Tensor], versions: dict[str, tuple[int, bool]]) -> None:
         self._name = name
         self._features = features
         self._versions = versions
@@ -182,7 +188,8 @@ class _Reader:
         self._features[name] = value
         # Where a graph is traced, or in inference mode, tensors have no version.
         if not torch.compiler.is_compiling() and not value.is_inference():
-            self._versions[name] = value._version
+            # Re-entrant checkpointing runs its parts without gradient, and what is inside them is in no graph.
+            self._versions[name] = value._version, torch.is_grad_enabled()
 
 
 def _describe(value: object) -> str:

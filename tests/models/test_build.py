@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.models import WeightsUnavailable, build, library
+from limbeck.models import WeightsUnavailable, build, library, own_classes
 
 # name, size, penultimate, width of the penultimate feature
 FAMILIES = [
@@ -178,6 +178,7 @@ def test_wrong_arguments():
 
 
 FUNCTIONS = """
+import types
 import torch
 from torch import nn
 from limbeck.models import InputSpec
@@ -202,6 +203,35 @@ def none(num_classes): return "a net"
 def other(classes): return Net(classes)
 def conv(num_classes):
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def without(): return Net(3)
+def loaded(num_classes):
+    net = Net(num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        net.load_state_dict(Net(num_classes).state_dict())
+    return net
+def trunk(num_classes):
+    net = Net(num_classes)
+    net.body.load_state_dict(loaded(num_classes).body.state_dict())
+    return net
+def half(num_classes): return good(num_classes).half()
+def fails(num_classes): raise OSError("no such file")
+def breaks(num_classes): return Net(num_classes, after=lambda y: {}["key"])
+def named(num_classes): return Net(num_classes, after=lambda y: {"boxes": None, "logits": y})
+def unnamed(num_classes): return Net(num_classes, after=lambda y: {"scores": y})
+def holder(num_classes):
+    return Net(num_classes, after=lambda y: types.SimpleNamespace(features=None, logits=y))
+def configured(num_classes):
+    net = good(num_classes)
+    del net.input_spec
+    net.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "input_size": (3, 2, 2)}
+    return net
+def extra(num_classes):
+    class Scaled(nn.Linear):
+        def get_extra_state(self): return {"scale": 2}
+    net = good(num_classes)
+    net.body = Scaled(12, 5)
+    return net
 def odd(num_classes):
     net = good(num_classes)
     net.input_spec = 32
@@ -229,7 +259,11 @@ def test_a_function_of_the_current_folder(functions: str):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (":pair", "returns a tuple in training mode"),
+        (":unnamed", "returns a dict with the keys scores in training mode"),
+        (":fails", "failed: OSError: no such file"),
+        (":breaks", "does not run on images of 2x2: 'key'"),
+        (":extra", "body._extra_state in its state dict is a dict, and a tensor is wanted"),
+        (":without", "returns 3 columns, 4 are wanted"),
         (":soft", 'no linear layer whose output is the model\'s output .*"top"'),
         (":fixed", "returns 3 columns, 4 are wanted"),
         (":none", "returned a str: a torch.nn.Module is wanted"),
@@ -244,6 +278,51 @@ def test_a_function_of_the_current_folder(functions: str):
 def test_functions_that_cannot_be_used_are_told(functions: str, function: str, message: str):
     with pytest.raises(UserError, match=message):
         build(f"{functions}{function}", num_classes=4)
+
+
+@pytest.mark.parametrize(
+    ("function", "note"),
+    [
+        (":pair", "it returns a tuple: the first item is its output"),
+        (":named", 'it returns a dict: "logits" is its output'),
+        (":holder", 'it returns a SimpleNamespace: "logits" is its output'),
+        (":half", "its weights are float16: it runs in float32"),
+        (":without", "it takes no num_classes, and is called without"),
+    ],
+)
+def test_what_a_function_returns_is_made_to_fit_and_said(functions: str, function: str, note: str):
+    model = build(f"{functions}{function}", num_classes=3)
+    assert model.notes == (note,)
+    assert model.penultimate == "top:input"
+    plain = build(f"{functions}:good", num_classes=3).module
+    plain.load_state_dict(model.module.state_dict(), strict=True)  # no name of another module around it
+    images = torch.rand(2, 3, 2, 2)
+    for mode in (True, False):
+        assert torch.equal(model.module.train(mode)(images), plain.train(mode)(images))
+
+
+def test_a_function_says_its_input_as_timm_does(functions: str):
+    model = build(f"{functions}:configured", num_classes=3)
+    assert (model.input.mean, model.input.size, model.notes) == ((0.1, 0.2, 0.3), 2, ())
+
+
+def test_weights_that_a_function_loads_are_kept_and_random_ones_are_not_taken_for_them(functions: str):
+    """They were trained over: the teacher that came of it was another one."""
+    torch.manual_seed(0)
+    model = build(f"{functions}:loaded", num_classes=3, pretrained=True)
+    assert (model.weights, model.new_head) == ("function", False)
+    torch.manual_seed(1)
+    again = build(f"{functions}:loaded", num_classes=3)
+    assert torch.equal(model.module.body.weight, again.module.body.weight)
+    assert build(f"{functions}:trunk", num_classes=3, pretrained=True, allow_new_head=True).new_head
+    with pytest.raises(WeightsUnavailable, match=r"the weights that .*:good returns are random"):
+        build(f"{functions}:good", num_classes=3, pretrained=True)
+
+
+def test_the_classes_of_a_function_are_asked_for_only_where_it_says_them(functions: str):
+    assert own_classes(f"{functions}:without") == 3
+    with pytest.raises(UserError, match="its classes are not known"):
+        own_classes(f"{functions}:good")
 
 
 # ---- pretrained weights, without a network ----
@@ -372,6 +451,34 @@ def test_torchvision_weights_from_the_cache(tmp_path: Path, name: str):
     other = build(f"torchvision/{name}", num_classes=4, pretrained=True, allow_new_head=True)
     assert other.new_head
     assert other.module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 4)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_googlenet_reads_its_published_weights_and_its_input_as_torchvision_does(tmp_path: Path):
+    """Without its early classifiers, with its own transform of the input; also from a file with a prefix."""
+    source = torchvision.models.get_model("googlenet", init_weights=False, transform_input=True).eval()
+    file = Path(torchvision.models.get_model_weights("googlenet").DEFAULT.url).name
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    torch.save(source.state_dict(), tmp_path / "torch" / "checkpoints" / file)
+    torch.save({f"module.{key}": value for key, value in source.state_dict().items()}, tmp_path / "wrapped.th")
+    images = torch.randn(1, 3, 64, 64)
+    for options in ({"pretrained": True}, {"weights": tmp_path / "wrapped.th"}):
+        model = build("torchvision/googlenet", num_classes=1000, size=64, **options).module.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), source(images))
+        assert not any(key.startswith("aux") for key in model.state_dict())
+
+
+@pytest.mark.usefixtures("no_network")
+def test_weights_that_are_there_and_cannot_be_loaded_are_no_reason_to_train_without(tmp_path: Path):
+    file = Path(torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.url).name
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    torch.save({"other": torch.zeros(1)}, tmp_path / "torch" / "checkpoints" / file)
+    with pytest.raises(
+        UserError, match="the pretrained weights of torchvision/squeezenet1_1 cannot be loaded"
+    ) as caught:
+        build("torchvision/squeezenet1_1", num_classes=1000, pretrained=True)
+    assert not isinstance(caught.value, WeightsUnavailable)
 
 
 def test_small_vit_has_patches_of_four_and_loads_into_timms_class() -> None:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from limbeck import sharding
 from limbeck.errors import UserError
 from limbeck.models import build
-from limbeck.models.weights import read_weights
+from limbeck.models.lookalike import lookalike
+from limbeck.models.weights import Weights, fit_weights, read_weights
 
 NAME = "cifar/resnet8"
 
@@ -46,6 +49,9 @@ def test_safetensors_and_run_folder(tmp_path: Path, state):
     model = load(run)
     assert same(model.module.state_dict(), state)
     assert model.weights == "run:my-run"
+    (run / "recipe.yaml").unlink()
+    (run / "student.json").write_text('{"model": "cifar/resnet8"}')
+    assert same(load(run).module.state_dict(), state)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_prefixes_of_wrappers_come_off(tmp_path: Path, state, prefix: str):
         lambda s: {key: value for key, value in s.items() if "num_batches" not in key},
     ],
 )
-@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "tar"])
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "tar", "th", "weights"])
 def test_checkpoints_of_training_scripts(tmp_path: Path, state, nest, suffix: str):
     torch.save(nest(state), tmp_path / f"net.{suffix}")
     loaded = load(tmp_path / f"net.{suffix}").module.state_dict()
@@ -96,7 +102,7 @@ def test_pickles_that_need_code_are_refused(tmp_path: Path, state):
         ("net.pt", b"", "not a readable torch file|without running code"),
         ("net.pt", b"not a checkpoint", "not a readable torch file|without running code"),
         ("net.safetensors", b"nor this", "not a readable safetensors file"),
-        ("net.onnx", b"", r"must end in .safetensors, .pt"),
+        ("net.onnx", b"", "expected a .safetensors file or a state dict that torch saved"),
     ],
 )
 def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, message: str):
@@ -188,3 +194,49 @@ def test_origin_of_a_run_given_with_dots(tmp_path: Path, state, monkeypatch: pyt
     (tmp_path / "recipe.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
     assert read_weights(Path()).origin == f"run:{tmp_path.name}"
+
+
+def test_weights_of_another_model_say_which_one(tmp_path: Path):
+    """By their names and shapes, whatever their classes; by its card where a run folder has one."""
+    other = build("cifar/wrn_16_2", num_classes=7).module.state_dict()
+    save_file(other, tmp_path / "net.safetensors")
+    with pytest.raises(UserError, match=r"do not fit cifar/resnet8: .*; they are those of cifar/wrn_16_2\n"):
+        load(tmp_path / "net.safetensors")
+    run = tmp_path / "run"
+    run.mkdir()
+    save_file(other, run / "student.safetensors")
+    (run / "student.json").write_text('{"model": "mine:net"}')
+    with pytest.raises(UserError, match=r"do not fit .*; they are those of mine:net\n"):
+        load(run)
+    save_file({"odd": torch.zeros(2)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="0 of another shape\n"):
+        load(tmp_path / "odd.safetensors")
+
+
+def test_the_models_of_timm_and_torchvision_that_are_called_alike_are_compared():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        lite2 = timm.create_model("tf_efficientnet_lite2", num_classes=5).state_dict()
+        resnet34 = pytest.importorskip("torchvision").models.resnet34().state_dict()
+    assert lookalike(lite2, "timm/tf_efficientnet_lite0") == "timm/tf_efficientnet_lite2"
+    assert lookalike(resnet34, "torchvision/resnet18") == "torchvision/resnet34"
+
+
+def test_state_dicts_lose_no_versions():
+    """MNASNet does not load without its version, which a file of tensors cannot hold."""
+    name = "torchvision/mnasnet0_5"
+    model = build(name, num_classes=3, size=32).module
+    state = {key: value + 1 if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    sharding.load(model, state)
+    assert same(model.state_dict(), state)
+
+
+def test_names_of_an_older_version_are_read_as_the_models_parts_translate_them():
+    """torchvision's published ViTs: the layers of their MLPs had other names when they were saved."""
+    mlp = pytest.importorskip("torchvision.models.vision_transformer").MLPBlock
+    model, source = (nn.Sequential(mlp(4, 6, 0.0), nn.Linear(4, 2)) for _ in range(2))
+    state = source.state_dict()
+    old = {key.replace("0.0.", "0.linear_1.").replace("0.3.", "0.linear_2."): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    assert not fit_weights(model, Weights(old, "file:vit.pth"), heads=("1",), name="vit", allow_new_head=False)
+    assert same(model.state_dict(), state)

@@ -103,7 +103,7 @@ def test_classes_of_a_teacher_without_labels(small: Recipe, data: Data, finished
     assert teachers.teacher_classes(recipe.changed({"teacher_weights": str(run)}), data) == 10
     assert teachers.teacher_classes(recipe.changed({"teacher": "torchvision/resnet18"}), data) == 1000
     assert teachers.teacher_classes(recipe.changed({"method": "projector"}), data) == 0
-    with pytest.raises(UserError, match="nobody publishes weights for small/cnn-4"):
+    with pytest.raises(UserError, match="no pretrained weights exist for small/cnn-4"):
         teachers.teacher_classes(recipe, data)
 
 

@@ -37,6 +37,12 @@ def evaluating(module: nn.Module) -> Generator[nn.Module, None, None]:
             part.training = mode
 
 
+def narrow_type(module: nn.Module) -> torch.dtype | None:
+    """The type of a module's parameters, if it is narrower than float32; it reads images of that type alone."""
+    narrow = (torch.bfloat16, torch.float16)
+    return next((p.dtype for p in module.parameters() if p.dtype in narrow), None)
+
+
 def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a teacher that holds a parameter of the student, which would be frozen with it."""
     held = {id(p) for p in student.parameters()}

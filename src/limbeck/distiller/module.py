@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, sharding
 from limbeck.distiller.clock import Clock
-from limbeck.distiller.frozen import FrozenTeacher, evaluating, refuse_shared
+from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
 from limbeck.errors import UserError, did_you_mean
 from limbeck.taps import COMPILE_OPTIONS, Captured, Taps
@@ -73,6 +73,8 @@ class Distiller(nn.Module):
         self.student = student
         if teacher is not None:
             refuse_shared(student, teacher)
+        if (narrow := narrow_type(student)) is not None:
+            raise UserError(f"the student is {narrow}: train student.float(), with fit(precision=torch.bfloat16)")
         self.teacher = FrozenTeacher(teacher) if teacher is not None else None
         # ModuleDict registers the trainable ones; self.terms keeps the order and those that have no parameters.
         self.term_modules = nn.ModuleDict()
@@ -85,6 +87,7 @@ class Distiller(nn.Module):
         self._student_taps = Taps(student, [tap for term in self.terms.values() for tap in term.student_taps])
         teacher_taps = [tap for term in self.terms.values() for tap in term.teacher_taps]
         self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
+        self._teacher_type = narrow_type(teacher) if teacher is not None else None
         self._calls: dict[str, Callable[[Captured, Captured], Tensor]] = {}
         self.progress = 0.0
         self.clock = Clock()
@@ -203,6 +206,8 @@ class Distiller(nn.Module):
         taps = self._teacher_taps
         with torch.no_grad(), sharding.explained(taps.model):
             images = self.task.teacher_input(batch)
+            if self._teacher_type is not None and isinstance(images, Tensor) and images.is_floating_point():
+                images = images.to(self._teacher_type)
             return self.clock(images.device, lambda: taps(images)) if self.training else taps(images)
 
     def release_teacher(self) -> None:

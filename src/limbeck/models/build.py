@@ -37,7 +37,8 @@ def build(
     | `small/cnn-N` | three convolutions of widths N, 2N and 2N |
     | `small/vit-N` | a ViT of width N with patches of 4x4 and six blocks |
     | `deit/conv-stem-tiny`, `-small` | DeiT-Ti and -S behind a convolutional stem; `...-distilled` has two heads |
-    | `module:function` | `function(num_classes=...)` of a module in the current folder or on PYTHONPATH |
+    | `module:function` | `function(num_classes=...)` of a module in the current folder or on PYTHONPATH, see
+        `limbeck.models.own.from_function` |
 
     Case and separators do not matter: `cifar/WRN-40-2` is `cifar/wrn_40_2`. The model is run once on two blank images,
     so that a size that it cannot take, or an output that is not one tensor of logits, is told here.
@@ -47,7 +48,7 @@ def build(
         num_classes: columns of the output; 0 builds a headless model whose output is the pooled feature.
         size: height and width of its images; None = its own.
         weights: a file (safetensors, or a state dict of torch) or a run folder to load.
-        pretrained: load the weights that the library publishes.
+        pretrained: load the weights that the library publishes, or keep those that the function loads.
         allow_new_head: accept weights whose classifier does not fit; `Model.new_head` says whether it did not.
 
     Returns:
@@ -72,6 +73,8 @@ def build(
     # A headless model is a model of one class whose classifier is then cut off: so every family can make one, and
     # weights are loaded the same way.
     built = _make(name, num_classes=num_classes or 1, size=size, pretrained=pretrained)
+    if built.origin == own.FUNCTION:
+        built = own.with_one_output(built, size or built.input.size)
     output, calls = run_once(built.module, built.name, size or built.input.size)
     if built.heads is None:
         heads = (last_classifier(built.name, output, calls),)
@@ -95,7 +98,7 @@ def _finish(
 ) -> Model:
     """Load weights from a file, judge the head, cut it off if none is wanted."""
     module, name = built.module, built.name
-    origin, new_head = ("hub" if built.pretrained else "random"), built.new_head
+    origin, new_head = (built.origin if built.pretrained else "random"), built.new_head
     if loaded is not None:
         if built.rename is not None:
             loaded = replace(loaded, state=built.rename(loaded.state))
@@ -116,6 +119,7 @@ def _finish(
         penultimate=f"{heads[0]}:input" if num_classes else "output",
         weights=origin,
         new_head=new_head and num_classes > 0,
+        notes=built.notes,
     )
 
 
@@ -134,11 +138,11 @@ def _make(name: str, *, num_classes: int, size: int | None, pretrained: bool) ->
     elif slash and rest and family.lower() == "deit":
         built = own.conv_stem_net(rest, num_classes=num_classes, size=size)
     elif ":" in name and not slash:
-        built = own.from_function(name, num_classes=num_classes)
+        return own.from_function(name, num_classes=num_classes, pretrained=pretrained)
     else:
         raise UserError(_unknown(name, family if slash else None))
     if pretrained:
-        raise WeightsUnavailable(f"nobody publishes pretrained weights for {built.name}")
+        raise WeightsUnavailable(f"no pretrained weights exist for {built.name}")
     return built
 
 
@@ -154,7 +158,9 @@ def own_classes(name: str) -> int:
 
         if found := library.own_classes(family.lower(), rest):
             return found
-    raise UserError(f"nobody publishes weights for {name}, so its classes are not known: give --teacher-weights RUN")
+    elif ":" in name and (found := own.function_classes(name)):
+        return found
+    raise UserError(f"no pretrained weights exist for {name}, so its classes are not known: give --teacher-weights RUN")
 
 
 def _unknown(name: str, family: str | None) -> str:

@@ -1,13 +1,14 @@
 """What each family of models hands to `build`, and the input statistics that they share."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.models.spec import InputSpec
+from limbeck.models.spec import INTERPOLATIONS, InputSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,8 +23,10 @@ class Built:
         name: its name, spelt as its family spells it.
         input: its input.
         heads: names of its classifiers; None = find it in a forward pass.
-        pretrained: weights from a hub were loaded.
+        pretrained: published weights, or those of the function that made it, were loaded.
         new_head: they were loaded without those of the classifier.
+        origin: where weights that were loaded came from, as `Model.weights` says it.
+        notes: what was done that the user may not expect, a line each.
         rename: gives the names of a published checkpoint of this model, where they differ, as the model has them.
     """
 
@@ -33,6 +36,8 @@ class Built:
     heads: tuple[str, ...] | None = None
     pretrained: bool = False
     new_head: bool = False
+    origin: str = "hub"
+    notes: tuple[str, ...] = ()
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
@@ -65,6 +70,20 @@ def _bare(name: str) -> str:
     # Separators between digits stay: "wrn_40_2" is not "wrn_402".
     joined = re.sub(r"(?<=\d)[-_ ](?=\d)", "+", name.lower())
     return re.sub(r"[-_ ]", "", joined)
+
+
+def input_of(name: str, settings: Mapping[str, Any], size: int) -> InputSpec:
+    """The input that a configuration of timm names (`pretrained_cfg`), at a size.
+
+    Raises:
+        UserError: if it is not of three channels.
+    """
+    mean, std = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"{name} takes images of {len(mean)} channels, 3 are wanted")
+    interpolation = settings.get("interpolation", "bicubic")
+    # "lanczos" and "random" have no filter on tensors; the nearest in shape is the bicubic one.
+    return InputSpec(mean, std, size, interpolation if interpolation in INTERPOLATIONS else "bicubic")
 
 
 def check_size(name: str, size: int, patch: int) -> None:

@@ -13,18 +13,19 @@ import timm
 import torch
 import torchvision
 from timm.models import load_model_config_from_hf
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name
+from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.probe import last_classifier, name_of, run_once
-from limbeck.models.spec import INTERPOLATIONS, InputSpec
+from limbeck.models.spec import InputSpec
 from limbeck.models.weights import WeightsUnavailable
 from limbeck.untrusted import read_object
 
 SAFETENSORS = "model.safetensors"
 IMAGENET_CLASSES = 1000
 _PATIENCE = 5.0
+_AUXILIARY = {"aux1", "aux2", "AuxLogits"}  # classifiers of googlenet and inception_v3 for training from the start
 
 
 def timm_names() -> list[str]:
@@ -94,24 +95,36 @@ def from_torchvision(name: str, *, num_classes: int, size: int | None, pretraine
     preset = weights.transforms()
     own_size = int(preset.crop_size[0])
     spec = InputSpec(IMAGENET_MEAN, IMAGENET_STD, size or own_size, preset.interpolation.value)
-    # The two that return a tuple in training, for losses on early classifiers, can leave those out.
-    options = {"aux_logits": False} if found in {"googlenet", "inception_v3"} else {}
+    # Two return a tuple in training, for losses on early classifiers: these are left out. Their published weights are
+    # of a model that transforms its input; so it always does, and what is saved and built again reads the same.
+    auxiliary = found in {"googlenet", "inception_v3"}
+    options: dict[str, Any] = {"transform_input": True} if auxiliary else {}
+    rename = _without_auxiliary if auxiliary else None
     fixed = _torchvision_size(found, full, spec.size)
     if not pretrained:
-        options |= {"init_weights": True} if options else {}
+        options |= {"init_weights": True, "aux_logits": False} if auxiliary else {}
         make = partial(torchvision.models.get_model, found, weights=None, num_classes=num_classes, **options, **fixed)
-        return Built(_guard(make, full, spec.size), full, spec)
+        return Built(_guard(make, full, spec.size), full, spec, rename=rename)
     if fixed and spec.size != own_size:
         raise UserError(f"the pretrained {full} runs at {own_size}x{own_size} only; timm's can be resized")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not cached.is_file() and not _answers(weights.url):
         raise WeightsUnavailable(f"no pretrained weights for {full}: download.pytorch.org cannot be reached")
     module = _download(partial(torchvision.models.get_model, found, weights=weights, **options), full)
+    if auxiliary:
+        module.aux_logits = False
+        for name in _AUXILIARY:
+            if hasattr(module, name):
+                setattr(module, name, None)
     if num_classes == IMAGENET_CLASSES:
         return Built(module, full, spec, pretrained=True)
     head = last_classifier(full, *run_once(module, full, spec.size))
     module.set_submodule(head, _resized(module.get_submodule(head), num_classes))
     return Built(module, full, spec, (head,), pretrained=True, new_head=True)
+
+
+def _without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if _AUXILIARY.isdisjoint(key.split("."))}
 
 
 def _create(
@@ -145,18 +158,9 @@ def _create(
     paths = tuple(path for layer in layers if isinstance(layer, nn.Module) and (path := name_of(module, layer)))
     if not paths:
         raise UserError(f"{name} is no classifier")
-    spec = _timm_input(name, settings, size or own_size)
+    spec = input_of(name, settings, size or own_size)
     new_head = pretrained and settings.get("num_classes") != num_classes
     return Built(module, name, spec, paths, pretrained=pretrained, new_head=new_head)
-
-
-def _timm_input(name: str, settings: dict[str, Any], size: int) -> InputSpec:
-    mean, std = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
-    if len(mean) != 3 or len(std) != 3:
-        raise UserError(f"{name} takes images of {len(mean)} channels, 3 are wanted")
-    interpolation = settings.get("interpolation", "bicubic")
-    # "lanczos" and "random" have no filter on tensors; the nearest in shape is the bicubic one.
-    return InputSpec(mean, std, size, interpolation if interpolation in INTERPOLATIONS else "bicubic")
 
 
 def _check_patches(module: nn.Module, name: str, size: int) -> None:
@@ -216,8 +220,12 @@ def _fetch(repository: str, file: str, name: str) -> str:
 def _download(make: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return make()
-    except (OSError, RuntimeError, ValueError) as error:  # URLError and the hub's errors are OSErrors
+    except OSError as error:  # URLError and the hub's errors are OSErrors
         raise WeightsUnavailable(f"loading the pretrained weights of {name} failed: {_first_line(error)}") from error
+    except (RuntimeError, ValueError) as error:  # they are there, and cannot be used: no reason to train without them
+        raise UserError(
+            f"the pretrained weights of {name} cannot be loaded: {_first_line(error)}; give weights as a file or a run"
+        ) from error
 
 
 def _guard(make: Callable[[], nn.Module], name: str, size: int) -> nn.Module:

@@ -3,19 +3,22 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name
+from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.cifar import NETS
+from limbeck.models.probe import raw_output, run_once
 from limbeck.models.small import SmallCNN
 from limbeck.models.spec import InputSpec
+from limbeck.models.weights import WeightsUnavailable
 
 # Mean and deviation of the training images of CIFAR-100, as in the CRD code (dataset/cifar100.py), for every data set.
 CIFAR = InputSpec(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), size=32)
@@ -26,6 +29,8 @@ SMALL = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), size=8)
 VIT_SIZE, VIT_PATCH, VIT_DEPTH, VIT_HEAD = 32, 4, 6, 32
 # A user's function says nothing of its input, so it gets what most models have.
 UNKNOWN = InputSpec(mean=IMAGENET_MEAN, std=IMAGENET_STD, size=224)
+FUNCTION = "function"
+_MOSTLY = 0.5  # of the weights: less is no pretrained model, but one with a constant in it
 
 
 def cifar_net(name: str, *, num_classes: int) -> Built:
@@ -82,26 +87,128 @@ def conv_stem_net(name: str, *, num_classes: int, size: int | None) -> Built:
     return Built(module, f"deit/{found}", replace(UNKNOWN, size=size), heads, rename=published_names)
 
 
-def from_function(name: str, *, num_classes: int) -> Built:
+def from_function(name: str, *, num_classes: int, pretrained: bool = False) -> Built:
     """`module:function`, imported from the current folder or PYTHONPATH, called as `function(num_classes=...)`.
 
-    A module that it returns may say its input in an attribute `input_spec` (an `InputSpec`); else ImageNet's statistics
-    and 224 pixels are taken.
+    A function without that argument is called without it. What it returns says its input in an attribute `input_spec`
+    (an `InputSpec`) or, as the models of timm, `pretrained_cfg`; else ImageNet's statistics and 224 pixels are taken.
+    A module in another precision runs in float32.
+
+    Args:
+        name: the module and the function.
+        num_classes: how many logits are wanted.
+        pretrained: keep the weights that the function has loaded. It is called a second time, with another seed: what
+            is then the same was loaded.
+
+    Raises:
+        WeightsUnavailable: if its weights are random.
+        UserError: if it cannot be imported or called, or returns no module.
     """
     path, _, attribute = name.partition(":")
     with _current_folder():
         function = _find_function(path, attribute, name)
+        options, notes = _options(function, name, num_classes)
+        module = _called(function, options, name)
+        kept = 1.0
+        if pretrained:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch.initial_seed() + 1)
+                kept = _same_share(module, _called(function, options, name))
+            if kept < _MOSTLY:
+                raise WeightsUnavailable(f"the weights that {name} returns are random")
+    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+    if kinds:
+        module = module.float()
+        notes += (f"its weights are {' and '.join(sorted(str(kind)[6:] for kind in kinds))}: it runs in float32",)
+    for key, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{name}: {key} in its state dict is a {type(value).__name__}, and a tensor is wanted")
+    spec, said = _input(module, name)
+    new_head = pretrained and kept < 1
+    return Built(module, name, spec, None, pretrained, new_head, origin=FUNCTION, notes=notes + said)
+
+
+def function_classes(name: str) -> int | None:
+    """How many logits the model of `module:function` has by itself; None if that is for the caller to say."""
+    path, _, attribute = name.partition(":")
+    with _current_folder():
+        asked = inspect.signature(_find_function(path, attribute, name)).parameters.get("num_classes")
+    if asked is not None:
+        return asked.default if isinstance(asked.default, int) else None
+    built = from_function(name, num_classes=1)
+    output, _ = run_once(with_one_output(built, built.input.size).module, name, built.input.size)
+    return output.shape[1]
+
+
+def with_one_output(built: Built, size: int) -> Built:
+    """The model with logits as its output: those of a dict or an object that has them, or the first of a tuple."""
+    outputs = [raw_output(built.module, built.name, size, training=mode)[0] for mode in (True, False)]
+    odd = next((output for output in outputs if not isinstance(output, Tensor)), None)
+    if odd is None:
+        return built
+    built.module.register_forward_hook(_logits)
+    taken = "the first item" if isinstance(odd, tuple | list) and not hasattr(odd, "logits") else '"logits"'
+    return replace(built, notes=(*built.notes, f"it returns a {type(odd).__name__}: {taken} is its output"))
+
+
+def _logits(_module: nn.Module, _inputs: object, output: Any) -> Any:
+    """A forward hook, so that names and weights stay those of the user's own model."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, tuple | list) and output else output  # pyright: ignore[reportUnknownVariableType]
+
+
+def _options(function: Callable[..., Any], name: str, num_classes: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The arguments of the call, and a note where it is made without the number of classes."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of something built in, which has none
+        return {"num_classes": num_classes}, ()
+    try:
+        signature.bind(num_classes=num_classes)
+    except TypeError as error:
         try:
-            inspect.signature(function).bind(num_classes=num_classes)
-        except TypeError as error:
+            signature.bind()
+        except TypeError:
             raise UserError(f"{name} is called with num_classes={num_classes} alone: {error}") from error
-        module = function(num_classes=num_classes)
+        return {}, ("it takes no num_classes, and is called without",)
+    return {"num_classes": num_classes}, ()
+
+
+def _called(function: Callable[..., Any], options: dict[str, int], name: str) -> nn.Module:
+    try:
+        module = function(**options)
+    except UserError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise UserError(f"{name} failed: {type(error).__name__}: {first}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{name} returned a {type(module).__name__}: a torch.nn.Module is wanted")
-    spec = getattr(module, "input_spec", UNKNOWN)
-    if not isinstance(spec, InputSpec):
+    return module
+
+
+def _same_share(one: nn.Module, other: nn.Module) -> float:
+    """The share of the weights that two calls have in common; vectors, which may begin as constants, do not count."""
+    pairs = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=False) if a.ndim > 1]
+    same = sum(a.numel() for a, b in pairs if a.shape == b.shape and torch.equal(a, b))
+    return same / max(1, sum(a.numel() for a, _ in pairs))
+
+
+def _input(module: nn.Module, name: str) -> tuple[InputSpec, tuple[str, ...]]:
+    """What a module says of its input, and a note where it says nothing."""
+    spec: Any = getattr(module, "input_spec", None)
+    if isinstance(spec, InputSpec):
+        return spec, ()
+    if spec is not None:
         raise UserError(f"{name}: input_spec is a {type(spec).__name__}, a limbeck.models.InputSpec is wanted")
-    return Built(module, name, spec)
+    config: Any = getattr(module, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and "mean" in config and "std" in config:
+        size = int(config.get("input_size", (3, UNKNOWN.size, UNKNOWN.size))[-1])  # pyright: ignore
+        return input_of(name, config, size), ()  # pyright: ignore[reportUnknownArgumentType]
+    return UNKNOWN, ("it has no input_spec and no pretrained_cfg: its input is normalized by ImageNet's mean and std",)
 
 
 def _find_function(path: str, attribute: str, name: str) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """Look at a model by running it once: does it run at this size, and which layer is its classifier."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,9 +14,6 @@ WEIGHTED = (nn.Linear, nn.Conv2d)
 def run_once(module: nn.Module, name: str, size: int) -> tuple[Tensor, list[tuple[str, Tensor]]]:
     """One forward pass on two blank images, in training mode, that leaves no trace in the model.
 
-    Training mode, because some models (Inception) return a tuple only there. Buffers are replaced by copies during the
-    pass, so running statistics stay as they were, and the random state is put back.
-
     Args:
         module: the model.
         name: how messages call it.
@@ -25,6 +24,25 @@ def run_once(module: nn.Module, name: str, size: int) -> tuple[Tensor, list[tupl
 
     Raises:
         UserError: if the model does not run at this size or does not return one tensor with a row per image.
+    """
+    output, calls = raw_output(module, name, size, training=True)
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        raise UserError(f"{name} returns a {kind}{keys} in training mode: a model must return one tensor (of logits)")
+    if output.ndim != 2 or output.shape[0] != 2:
+        raise UserError(f"{name} returns shape {tuple(output.shape)} for 2 images: (2, classes) is wanted")
+    return output, calls
+
+
+def raw_output(module: nn.Module, name: str, size: int, *, training: bool) -> tuple[object, list[tuple[str, Tensor]]]:
+    """As `run_once`, whatever the output is, in training or in evaluation mode: some models return a tuple in one only.
+
+    Buffers are replaced by copies during the pass, so running statistics stay as they were, and the random state is put
+    back.
+
+    Raises:
+        UserError: if the model does not run at this size.
     """
     calls: list[tuple[str, Tensor]] = []
     paths: dict[nn.Module, str] = {layer: path for path, layer in module.named_modules() if isinstance(layer, WEIGHTED)}
@@ -38,10 +56,10 @@ def run_once(module: nn.Module, name: str, size: int) -> tuple[Tensor, list[tupl
     copies = {key: buffer.clone() for key, buffer in module.named_buffers()}
     modes = {layer: layer.training for layer in module.modules()}
     try:
-        module.train()
+        module.train(training)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = functional_call(module, copies, (images,))
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # also of a user's own code, which may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} does not run on images of {size}x{size}: {reason}") from error
     finally:
@@ -49,11 +67,6 @@ def run_once(module: nn.Module, name: str, size: int) -> tuple[Tensor, list[tupl
             hook.remove()
         for layer, training in modes.items():
             layer.training = training
-    if not isinstance(output, Tensor):
-        kind = type(output).__name__
-        raise UserError(f"{name} returns a {kind} in training mode: a model must return one tensor (of logits)")
-    if output.ndim != 2 or output.shape[0] != 2:
-        raise UserError(f"{name} returns shape {tuple(output.shape)} for 2 images: (2, classes) is wanted")
     return output, calls
 
 

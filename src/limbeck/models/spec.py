@@ -39,8 +39,9 @@ class Model:
         input: its input statistics and size.
         num_classes: columns of its output; 0 = headless, the output is then the pooled feature.
         penultimate: tap name of the classifier's input, for example "fc:input"; "output" when headless.
-        weights: where the weights came from: "random", "hub", "file:NAME" or "run:NAME".
+        weights: where the weights came from: "random", "hub", "function", "file:NAME" or "run:NAME".
         new_head: weights were loaded, but none for the classifier: it is fresh and has to be trained.
+        notes: what was done to it that its user may not expect, a line each.
     """
 
     module: nn.Module
@@ -50,6 +51,7 @@ class Model:
     penultimate: str
     weights: str
     new_head: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class InputTransform(nn.Module):

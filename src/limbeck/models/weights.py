@@ -1,6 +1,7 @@
 """Weights from a file or a run folder: read without running code, unwrapped, and fitted or refused with a table."""
 
 import argparse
+import copy
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.untrusted import check_tensor_file, check_torch_file
+from limbeck.models.lookalike import lookalike
+from limbeck.sharding import versioned
+from limbeck.untrusted import check_tensor_file, check_torch_file, read_object
 
-PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
 # Where training scripts put the state dict, best guess first, and what wrappers put before its names.
 NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "teacher", "student", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "student.", "teacher.", "net.")
@@ -40,14 +42,21 @@ class WeightsUnavailable(UserError):
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and where it came from, as `Model.weights` says it."""
+    """A state dict.
+
+    Attributes:
+        state: name to tensor.
+        origin: where it came from, as `Model.weights` says it.
+        model: name of the model that it is of, where its run folder says so.
+    """
 
     state: dict[str, Tensor]
     origin: str
+    model: str | None = None
 
 
 def read_weights(source: Path) -> Weights:
-    """Read a .safetensors file, a torch state dict, or a run folder's student.
+    """Read a .safetensors file, a run folder's student, or, with any other ending, a state dict of torch.
 
     Args:
         source: the file or folder.
@@ -56,17 +65,17 @@ def read_weights(source: Path) -> Weights:
         UserError: if there is nothing there, if the file holds no state dict, or if reading it would run code.
     """
     if source.is_dir():
-        student = source / "student.safetensors"
-        if not (source / "recipe.yaml").is_file() or not student.is_file():
-            raise UserError(f'folder "{source}" is no finished run: it needs recipe.yaml and student.safetensors')
-        return Weights(_read_safetensors(student), f"run:{source.resolve().name}")
+        student, card = source / "student.safetensors", source / "student.json"
+        if not student.is_file() or not (card.is_file() or (source / "recipe.yaml").is_file()):
+            raise UserError(f'folder "{source}" is no finished run: it needs student.json and student.safetensors')
+        model = str(read_object(card).get("model", "")) if card.is_file() else None
+        return Weights(_read_safetensors(student), f"run:{source.resolve().name}", model or None)
     if not source.is_file():
         raise UserError(f'no weights at "{source}": no such file or folder')
     if source.suffix == ".safetensors":
         return Weights(_read_safetensors(source), f"file:{source.name}")
-    if source.suffix in (*PICKLES, ""):  # mdistiller's files have no ending
-        return Weights(_unwrap(_read_pickle(source), source), f"file:{source.name}")
-    raise UserError(f'"{source.name}" is no file of weights: its name must end in .safetensors, {", ".join(PICKLES)}')
+    # State dicts of torch have all endings (.pt, .pth, .th, .bin, .tar, .ckpt), those of mdistiller none.
+    return Weights(_unwrap(_read_pickle(source), source), f"file:{source.name}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -88,7 +97,10 @@ def _read_pickle(path: Path) -> object:
             f'"{path.name}" cannot be read without running code from it: save `model.state_dict()` with safetensors'
         ) from error
     except Exception as error:  # unpickling alone knows a dozen types of error, that of too little memory among them
-        raise UserError(f'"{path.name}" is not a readable torch file: {_first_line(error)}') from error
+        raise UserError(
+            f'"{path.name}" is not a readable torch file: {_first_line(error)}; expected a .safetensors file or a '
+            "state dict that torch saved"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -160,16 +172,32 @@ def fit_weights(
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
     misfits = {*missing, *unexpected, *reshaped}
+    if misfits and _reads(module, state):  # names of an older version, which the model's own parts translate
+        _refuse_values({key: value for key, value in state.items() if key in own}, own, weights.origin)
+        module.load_state_dict(state, strict=True)
+        return False
     if misfits - head or (misfits and not allow_new_head):
         shapes = [f"{key}: file {tuple(state[key].shape)}, model {tuple(own[key].shape)}" for key in reshaped]
         counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
         what = "do not fit" if misfits - head else "have another classifier than"
         table = _table("missing", missing) + _table("unexpected", unexpected) + _table("another shape", shapes)
-        raise UserError("\n".join([f"weights {weights.origin} {what} {name}: {counts}", *table]))
+        like = (weights.model or lookalike(state, name)) if misfits - head else None
+        hint = f"; they are those of {like}" if like and like != name else ""
+        raise UserError("\n".join([f"weights {weights.origin} {what} {name}: {counts}{hint}", *table]))
     fitting = {key: value for key, value in state.items() if not misfits or key not in head}
     _refuse_values(fitting, own, weights.origin)
-    module.load_state_dict(fitting, strict=False)
+    module.load_state_dict(versioned(fitting, module), strict=False)
     return bool(misfits)
+
+
+def _reads(module: nn.Module, state: dict[str, Tensor]) -> bool:
+    """Whether a model reads a state dict, all of it and nothing else, by its own rules for older versions."""
+    twin = copy.deepcopy(module)
+    try:
+        twin.load_state_dict(state, strict=True)
+    except Exception:  # what a part's own rules raise of a state that is not theirs
+        return False
+    return True
 
 
 def _refuse_values(state: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:

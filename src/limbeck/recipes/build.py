@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from limbeck import collectives, models
+from limbeck import collectives, models, sharding
 from limbeck.checkpoint import load_weights
 from limbeck.data import Data, open_data
 from limbeck.data.detection import DetectionData
@@ -240,8 +240,10 @@ def require_run(folder: Path) -> None:
 
 
 def load_student(folder: Path) -> Model:
-    """A finished run's student, built from its card and its weights alone; UserError when there is no such run."""
-    require_run(folder)
+    """The student of a folder, built from its card and its weights alone; UserError when they are not there."""
+    missing = [name for name in (CARD, "student.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} holds no finished run: {' and '.join(missing)} expected in it")
     card = read_object(folder / CARD, "model", "num_classes", "input")
     try:
         size, classes = int(card["input"]["size"]), int(card["num_classes"])
@@ -254,7 +256,7 @@ def load_student(folder: Path) -> Model:
     else:
         student = models.build(str(card["model"]), num_classes=classes, size=size)
     try:
-        student.module.load_state_dict(load_weights(folder / "student.safetensors"), strict=True)
+        sharding.load(student.module, load_weights(folder / "student.safetensors"))
     except RuntimeError as error:  # one line for each name that does not fit
         first = str(error).splitlines()[0]
         raise UserError(f"{folder} holds weights of another model than {card['model']}: {first}") from None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from limbeck import sharding
 from limbeck.diagnostics.term_rules import AT_FIRST
 from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.errors import UserError
@@ -83,7 +84,8 @@ def preflight(
         teacher_is_ready: False leaves out what can only be known of a teacher that has its weights.
     """
     distiller = parts.distiller
-    findings: list[Finding] = []
+    models = {"student": parts.student, "teacher": parts.teacher}
+    findings = [Finding("note", role, note) for role, model in models.items() if model for note in model.notes]
     scores: dict[str, float] = {}
     if parts.teacher is not None and distiller.teacher is not None:
         if teacher_is_ready:
@@ -229,7 +231,7 @@ def _check_first_step(
         return [Finding("error", "first step", str(error))], 0.0
     finally:
         distiller.zero_grad(set_to_none=True)
-        distiller.load_state_dict(saved)
+        sharding.load(distiller, saved)
         torch.set_rng_state(random_state)
     count = len(distiller.trainable_parameters())
     findings = [Finding("ok", "gradients", f"all {count} trainable tensors are in the optimizer and get a gradient")]
@@ -260,9 +262,10 @@ def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float],
         for chosen in names:
             began = time.perf_counter()
             distiller.weights = {name: float(name == chosen) for name in weights}
+            distiller.zero_grad(set_to_none=True)
             loss: Tensor = distiller(batch).loss
-            grads = torch.autograd.grad(loss, student, allow_unused=True)
-            found[chosen] = math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None))
+            loss.backward()  # not autograd.grad, which re-entrant checkpointing refuses
+            found[chosen] = math.sqrt(sum(float(p.grad.double().square().sum()) for p in student if p.grad is not None))
             seconds = min(seconds, time.perf_counter() - began)
     finally:
         distiller.weights = weights

@@ -74,7 +74,7 @@ def build_teacher(
         )
         reason = "its head does not fit these labels"
     except WeightsUnavailable as unavailable:
-        reason = f"no weights can be had ({unavailable})"
+        reason = str(unavailable)
     # A trunk that was trained on other images is no detector: its pyramid is random.
     needs_head = recipe.uses_logits or recipe.fit_teacher or recipe.detects
     if teacher is not None and not (teacher.new_head and needs_head):
