@@ -213,3 +213,15 @@ def test_frozen_teacher_is_a_plain_module_outside() -> None:
     teacher = FrozenTeacher(Net(4, norm=True))
     assert teacher.train() is teacher
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_teacher_in_bfloat16_reads_images_of_its_type_and_such_a_student_is_refused() -> None:
+    images, target = tiny.images(8)
+    net, taught = tiny.Net(4), tiny.Net(6)
+    terms = {"logit": LogitTerm()}
+    wide = Distiller(net, copy.deepcopy(taught), Classification(), terms=terms)((images, target))
+    narrow = Distiller(net, taught.bfloat16(), Classification(), terms=terms)((images, target))
+    assert narrow.parts["logit"].dtype == torch.float32
+    torch.testing.assert_close(narrow.parts["logit"], wide.parts["logit"], rtol=0.05, atol=1e-3)
+    with pytest.raises(UserError, match=r"the student is torch.bfloat16: train student.float\(\)"):
+        Distiller(tiny.Net(4).bfloat16(), None, Classification())

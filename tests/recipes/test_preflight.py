@@ -1,5 +1,6 @@
 """The preflight finds the faults that peers train through."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from limbeck import models
 from limbeck.recipes.build import Parts, build_data, build_optimizer, build_parts
 from limbeck.recipes.inspection import check
-from limbeck.recipes.preflight import Finding, preflight
+from limbeck.recipes.preflight import Finding, _check_balance, preflight
 from limbeck.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -71,6 +72,22 @@ def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:
     assert found(parts)["balance"].level == "ok"
     parts.distiller.weights["feature"] = 1e4 / 50 / ratio
     assert found(parts)["balance"].level == "warning"
+
+
+def test_a_frozen_trunk_is_advised_no_weight() -> None:
+    """It was advised one of 8e+30."""
+    (finding,) = _check_balance({"task": 0.3, "feature": 0.0}, {"task": 1.0, "feature": 8.0}, 100.0)
+    assert finding.level == "warning"
+    assert "feature gives the student no gradient, whatever its weight" in finding.advice
+    (finding,) = _check_balance(
+        {"task": 0.0, "feature": 0.1, "logit": 0.2}, dict.fromkeys(("task", "feature", "logit"), 1.0), 100.0
+    )
+    assert finding.advice == "task gives the student no gradient, whatever its weight: nothing before it trains"
+
+
+def test_what_a_model_had_to_be_made_to_fit_is_said(parts: Parts) -> None:
+    told = replace(parts, student=replace(parts.student, notes=("it returns a dict",)))
+    assert (found(told)["student"].level, found(told)["student"].message) == ("note", "it returns a dict")
 
 
 def test_a_frozen_projector_is_an_error_where_something_else_forgot_it(parts: Parts) -> None:

@@ -136,7 +136,17 @@ def overweight(run: Evidence) -> Iterator[Verdict]:
 def underweight(run: Evidence) -> Iterator[Verdict]:
     """A term whose gradient is nothing beside the task's."""
     for name, ratios in _weighted_ratios(run).items():
-        if median(ratios) < UNDERWEIGHT:
+        if median(ratios) == 0:
+            yield Verdict(
+                "weight-too-small",
+                f"{name} gives the student no gradient",
+                "Its gradient on the student was 0 at the probes, whatever its weight.",
+                "Nothing of the student that trains comes before the layer that it reads, as of a frozen trunk.",
+                "Train what comes before that layer, or read a later one.",
+                "balance",
+                name,
+            )
+        elif median(ratios) < UNDERWEIGHT:
             yield _weight_verdict(
                 run,
                 name,

@@ -206,7 +206,7 @@ class Distiller(nn.Module):
         taps = self._teacher_taps
         with torch.no_grad(), sharding.explained(taps.model):
             images = self.task.teacher_input(batch)
-            if self._teacher_type is not None and isinstance(images, Tensor) and images.is_floating_point():
+            if self._teacher_type is not None and images.is_floating_point():
                 images = images.to(self._teacher_type)
             return self.clock(images.device, lambda: taps(images)) if self.training else taps(images)
 

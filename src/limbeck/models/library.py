@@ -112,10 +112,8 @@ def from_torchvision(name: str, *, num_classes: int, size: int | None, pretraine
         raise WeightsUnavailable(f"no pretrained weights for {full}: download.pytorch.org cannot be reached")
     module = _download(partial(torchvision.models.get_model, found, weights=weights, **options), full)
     if auxiliary:
-        module.aux_logits = False
-        for name in _AUXILIARY:
-            if hasattr(module, name):
-                setattr(module, name, None)
+        for name in {"aux_logits", *_AUXILIARY & dict(module.named_children()).keys()}:
+            setattr(module, name, None)
     if num_classes == IMAGENET_CLASSES:
         return Built(module, full, spec, pretrained=True)
     head = last_classifier(full, *run_once(module, full, spec.size))

@@ -281,11 +281,15 @@ def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float], hea
     against = TASK if TASK in weighted else max(weighted, key=lambda name: weighted[name])
     advice: list[str] = []
     for name in weighted.keys() - {against}:
-        ratio = weighted[name] / max(weighted[against], 1e-30)
+        unfelt = next((each for each in (name, against) if weighted[each] == 0), None)
+        if unfelt is not None:
+            advice.append(f"{unfelt} gives the student no gradient, whatever its weight: nothing before it trains")
+            continue
+        ratio = weighted[name] / weighted[against]
         if not TOO_LIGHT <= ratio <= heavy:
-            equal = weights[name] / max(ratio, 1e-30)
+            equal = weights[name] / ratio
             advice.append(f"{name} is {ratio:.2g} times {against}; a weight of {equal:.2g} would make them equal")
-    return [Finding("warning" if advice else "ok", "balance", message, "; ".join(sorted(advice)))]
+    return [Finding("warning" if advice else "ok", "balance", message, "; ".join(sorted(set(advice))))]
 
 
 def first_batch(parts: Parts, device: torch.device) -> Any:
