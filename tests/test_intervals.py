@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from limbeck.errors import UserError
-from limbeck.intervals import interval, paired, summarize
+from limbeck.intervals import Interval, holm, interval, paired, summarize
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8))
@@ -52,10 +52,36 @@ def test_pairs_are_of_the_same_seed() -> None:
 
 def test_pairing_removes_what_seeds_share() -> None:
     shared = [0.1, 0.5, 0.9]
-    result = paired({i: v + 0.05 for i, v in enumerate(shared)}, dict(enumerate(shared)))
+    ours = {i: v + 0.05 + 0.001 * i for i, v in enumerate(shared)}
+    result = paired(ours, dict(enumerate(shared)))
     assert result is not None
-    assert result.excludes_zero
-    assert not interval([v + 0.05 for v in shared]).excludes_zero
+    assert holm([result]) == [True]
+    assert not interval(list(ours.values())).excludes_zero
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=8).filter(lambda values: np.std(values) > 1e-3))
+def test_p_is_that_of_students_test(values: list[float]) -> None:
+    assert interval(values).p == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue, rel=1e-6)
+
+
+def test_what_is_no_evidence_has_no_p() -> None:
+    flat = interval([0.85 - 0.8, 0.86 - 0.81, 0.87 - 0.82])
+    assert flat.excludes_zero
+    assert [each.p for each in (flat, interval([1.0, 1.1]), interval([1.0]))] == [None] * 3
+    assert holm([flat, None]) == [False, False]
+
+
+def test_holm_by_hand() -> None:
+    """Of p = 0.001, 0.02, 0.03 at 5%: 0.001 < 0.05/3 and 0.02 < 0.05/2 and 0.03 < 0.05; of 0.02, 0.03, 0.04 none."""
+
+    def of(p: float) -> Interval:
+        t = float(stats.t.isf(p / 2, 4))
+        return Interval(5, 1.0, math.sqrt(5) / t, 0.1, 1.9)
+
+    assert of(0.02).p == pytest.approx(0.02)
+    assert holm([of(0.03), of(0.001), of(0.02)]) == [True, True, True]
+    assert holm([of(0.02), of(0.03), of(0.04)]) == [False, False, False]
+    assert holm([of(0.001), of(0.03), of(0.04)]) == [True, False, False]
 
 
 def test_the_baseline_of_a_table_may_be_any_method() -> None:

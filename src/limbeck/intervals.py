@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from limbeck.errors import UserError
+from limbeck.records import number
 
 CONFIDENCE = 0.95
+FEWEST = 3  # seeds: two that happen to differ by the same have an interval of no width
+FLAT = 1e-9  # of the mean: a smaller deviation is rounding
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,79 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether zero lies outside of the interval; never for a single seed."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all values are equal, so that the interval has no width and is no evidence."""
+        return self.sd is not None and self.sd <= FLAT * abs(self.mean)
+
+    @property
+    def p(self) -> float | None:
+        """The probability of a mean as far from zero by chance (Student's t, two-sided), None where it says nothing.
+
+        That is for fewer than three seeds, and for an interval of no width.
+        """
+        if self.sd is None or self.n < FEWEST or self.is_flat:
+            return None
+        from scipy.special import stdtr
+
+        return 2 * float(stdtr(self.n - 1, -abs(self.mean) * math.sqrt(self.n) / self.sd))
+
+
+def holm(claims: Sequence[Interval | None]) -> list[bool]:
+    """Which of several differences are shown, when all are claimed at once (Holm's step-down correction, 5%).
+
+    Args:
+        claims: The paired differences of one table. What has no ``p`` is not shown, and counts as no claim.
+
+    References:
+        S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Example:
+        >>> sure, likely = Interval(3, 1.0, 0.01, 0.98, 1.02), Interval(3, 1.0, 0.39, 0.03, 1.97)
+        >>> holm([likely]), holm([likely, likely]), holm([sure, likely])
+        ([True], [False, False], [True, True])
+    """
+    ps = {index: p for index, each in enumerate(claims) if each is not None and (p := each.p) is not None}
+    shown = [False] * len(claims)
+    for left, index in zip(range(len(ps), 0, -1), sorted(ps, key=lambda index: ps[index]), strict=True):
+        if ps[index] > (1 - CONFIDENCE) / left:
+            break
+        shown[index] = True
+    return shown
+
+
+def conclusions(claims: Sequence[Interval]) -> list[str]:
+    """What each of the paired differences of one table allows to say, as a sentence.
+
+    Example:
+        >>> conclusions([Interval(2, 1.0, 0.1, 0.1, 1.9)])
+        ['Fewer than 3 seeds: nothing can be concluded; use --seeds 3 or more.']
+    """
+    several = sum(each.p is not None for each in claims)
+    also = f", also when corrected for {several} claims (Holm)" if several > 1 else ""
+    lines: list[str] = []
+    for each, is_shown in zip(claims, holm(claims), strict=True):
+        if each.n < FEWEST or each.sd is None:
+            lines.append(f"Fewer than {FEWEST} seeds: nothing can be concluded; use --seeds {FEWEST} or more.")
+        elif each.is_flat:
+            lines.append("Every seed differs by the same, so the interval has no width: no evidence; use more seeds.")
+        elif is_shown:
+            lines.append(f"Zero lies outside of the interval{also}: a difference.")
+        elif each.excludes_zero:
+            lines.append(
+                f"Zero lies outside of the interval, but not when corrected for {several} claims (Holm): no difference "
+                "shown."
+            )
+        else:
+            lines.append("Zero lies inside of the interval: no difference shown.")
+    return lines
+
+
+def interval_of(record: Mapping[str, Any]) -> Interval:
+    """An interval out of a record; of a damaged one it claims nothing."""
+    sd, low, high = (number(record, name) for name in ("sd", "low", "high"))
+    return Interval(int(number(record, "n") or 0), number(record, "mean") or 0.0, sd, low, high)
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -469,7 +469,7 @@ def test_compare_prints_a_table_and_says_what_it_means(parts: Parts, capsys: pyt
     assert "top1 in % on the validation images, 3 seeds" in out
     assert "60.10 ± 0.10" in out
     assert "+10.10" in out
-    assert "kd minus alone: +10.10 points of top1 (95% interval +9.85 to +10.35, 3 seeds): zero is outside" in out
+    assert "kd minus alone: +10.10 points of top1 (95% interval +9.85 to +10.35, 3 seeds). Zero lies outside" in out
     assert "report: c/report.html" in out
     assert max(len(row) for row in out.splitlines() if "±" in row) <= 80
     record = json.loads(Path("c/comparison.json").read_text())

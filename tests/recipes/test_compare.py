@@ -4,13 +4,14 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.intervals import summarize
+from limbeck.intervals import interval, summarize
 from limbeck.recipes.compare import compare, conclusions, plan, read_record
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
@@ -45,17 +46,27 @@ def test_a_row_holds_what_the_report_reads() -> None:
 
 
 def test_conclusions_say_what_the_seeds_allow() -> None:
-    def row(method: str, low: float | None, high: float | None, n: int) -> dict[str, Any]:
-        pair = {"against": "alone", "mean": 0.05, "low": low, "high": high, "n": n}
-        return {"method": method, "paired": pair}
+    def row(method: str, *differences: float) -> dict[str, Any]:
+        return {"method": method, "paired": {"against": "alone", **asdict(interval(differences))}}
 
-    rows = [{"method": "alone", "paired": None}, row("kd", 0.01, 0.09, 5), row("projector", -0.01, 0.11, 5)]
-    better, unclear = conclusions(rows, "top1")
-    assert better.startswith("kd minus alone: +5.00 points of top1 (95% interval +1.00 to +9.00, 5 seeds): ")
-    assert better.endswith("zero is outside of the interval, a difference.")
-    assert unclear.endswith("zero is inside of the interval, no difference shown.")
-    (single,) = conclusions([row("kd", None, None, 1)], "top1")
-    assert "from one seed: no interval" in single
+    alone = {"method": "alone", "paired": None}
+    better = row("kd", 0.03, 0.05, 0.07)
+    (said,) = conclusions([alone, better], "top1")
+    assert said == (
+        "kd minus alone: +5.00 points of top1 (95% interval +0.03 to +9.97, 3 seeds). "
+        "Zero lies outside of the interval: a difference."
+    )
+    surely, chance, unclear = conclusions(
+        [alone, row("stages", 0.1, 0.101, 0.102), better, row("projector", -0.1, 0.1, 0.2)], "top1"
+    )
+    assert surely.endswith("Zero lies outside of the interval, also when corrected for 3 claims (Holm): a difference.")
+    assert chance.endswith("but not when corrected for 3 claims (Holm): no difference shown.")
+    assert unclear.endswith("Zero lies inside of the interval: no difference shown.")
+    for few in ((0.05,), (0.05, 0.051)):
+        (said,) = conclusions([row("kd", *few)], "top1")
+        assert said.endswith("Fewer than 3 seeds: nothing can be concluded; use --seeds 3 or more.")
+    (flat,) = conclusions([row("kd", 0.85 - 0.8, 0.86 - 0.81, 0.87 - 0.82)], "top1")
+    assert flat.endswith("so the interval has no width: no evidence; use more seeds.")
 
 
 def test_the_plan_is_seed_by_seed_with_a_teacher_only_where_one_is_used() -> None:

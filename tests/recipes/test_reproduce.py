@@ -291,6 +291,7 @@ def test_what_another_process_has_begun_is_left_to_it(tmp_path: Path, monkeypatc
         ((-0.02, -0.03, -0.025), "does not hold"),
         ((0.02, -0.03, 0.01), "not decided"),
         ((0.02, 0.02), "not decided"),  # two seeds that agree by luck
+        ((0.02, 0.02, 0.02), "not decided"),  # an interval of no width
     ],
 )
 def test_verdicts(differences: tuple[float, ...], verdict: str) -> None:
@@ -302,6 +303,19 @@ def test_verdicts(differences: tuple[float, ...], verdict: str) -> None:
     assert (found.better, found.worse, found.verdict) == ("BatchNorm", "L2", verdict)
     assert found.difference is not None
     assert found.difference.mean == pytest.approx(100 * sum(differences) / len(differences))
+
+
+def test_the_claims_of_a_table_are_corrected_for_their_number() -> None:
+    """A difference that would be shown alone (p = 0.035) is not, when two pairs are claimed at once."""
+    last = {"L2": [0.5] * 3, "BatchNorm": [0.5 + more for more in (0.02, 0.03, 0.04)]}
+    cells = [
+        Cell(pair, row, 1.0, False, dict(enumerate(values)), dict(enumerate(values)), 1.0)
+        for pair in ("a", "b")
+        for row, values in last.items()
+    ]
+    claims = tables.table("normalization").claims
+    assert [found.verdict for found in judge(claims, ["a"], cells)] == ["holds"]
+    assert [found.verdict for found in judge(claims, ["a", "b"], cells)] == ["not decided"] * 2
 
 
 def test_a_row_in_words() -> None:

@@ -180,8 +180,10 @@ def comparison(folder: Path, *, seeds: int = 3) -> Path:
             else {"sd": None, "low": None, "high": None}
         )
         gap = top1 - 0.79
-        ends = {"low": gap - 0.105, "high": gap + 0.105} if seeds > 1 else {"low": None, "high": None}
-        paired = None if method == "alone" else {"against": "alone", "n": seeds, "mean": gap, "sd": None, **ends}
+        ends = {"sd": None, "low": None, "high": None}
+        if seeds > 1:  # Student's interval of three seeds
+            ends = {"sd": 0.105 / 4.302653 * 3**0.5, "low": gap - 0.105, "high": gap + 0.105}
+        paired = None if method == "alone" else {"against": "alone", "n": seeds, "mean": gap, **ends}
         rows.append(
             {"method": method, "n": seeds, "mean": top1, **spread, "best_mean": top1 + 0.01, "paired": paired}
             | {"seconds": 4.2, "runs": names}

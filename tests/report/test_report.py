@@ -168,6 +168,7 @@ def test_page_of_a_comparison(tmp_path: Path):
     check_page(text, page)
     assert "The method “kd” has the best mean: 90.00% top-1 accuracy, +11.00 points against alone" in page.words
     assert "kd: +11.00 points against alone (95% interval +0.50 to +21.50, 3 seeds). Zero lies outside" in page.words
+    assert "but not when corrected for 2 claims (Holm): no difference shown." in page.words
     assert (
         "projector: +10.00 points against alone (95% interval −0.50 to +20.50, 3 seeds). Zero lies inside" in page.words
     )

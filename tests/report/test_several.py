@@ -31,7 +31,7 @@ def test_runs_that_differ_in_the_seed_are_one_method(tmp_path: Path):
     text, page = read(write_runs(folders, tmp_path / "all.html", command="limbeck report a b"))
     check_page(text, page)
     assert {"means", "differences", "curve-top1", "against-time"} == {figure["id"] for figure in page.all("figure")}
-    assert "kd: +5.00 points against alone (95% interval +5.00 to +5.00, 3 seeds). Zero lies outside" in page.words
+    assert "kd: +5.00 points against alone (95% interval +5.00 to +5.00, 3 seeds). Every seed differs" in page.words
     assert "kd − alone" in page.words
     assert "limbeck report a b" in page.words
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck import intervals
 from limbeck.errors import UserError
-from limbeck.intervals import summarize
+from limbeck.intervals import interval_of, summarize
 from limbeck.recipes.agreement import CACHE_SETTINGS, TEACHER_SETTINGS
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
@@ -179,19 +180,15 @@ def _save(
 def conclusions(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """What the paired differences allow to say, one sentence a method."""
     scale, unit = (100.0, " points") if is_share(metric) else (1.0, "")
+    compared = [row for row in rows if row["paired"] is not None]
     lines: list[str] = []
-    for row in rows:
-        if (pair := row["paired"]) is None:
-            continue
-        mean, n = scale * pair["mean"], pair["n"]
-        size = f"{row['method']} minus {pair['against']}: {mean:+.2f}{unit} of {metric}"
-        if n < 2:
-            lines.append(f"{size}, from one seed: no interval, so nothing can be concluded; use --seeds 3 or more.")
-            continue
-        low, high = scale * pair["low"], scale * pair["high"]
-        where = f"95% interval {low:+.2f} to {high:+.2f}, {n} seeds"
-        if pair["low"] > 0 or pair["high"] < 0:
-            lines.append(f"{size} ({where}): zero is outside of the interval, a difference.")
-        else:
-            lines.append(f"{size} ({where}): zero is inside of the interval, no difference shown.")
+    found = intervals.conclusions([interval_of(row["paired"]) for row in compared])
+    for row, said in zip(compared, found, strict=True):
+        pair = row["paired"]
+        size = f"{row['method']} minus {pair['against']}: {scale * pair['mean']:+.2f}{unit} of {metric}"
+        where = ""
+        if pair["low"] is not None:
+            ends = f"{scale * pair['low']:+.2f} to {scale * pair['high']:+.2f}"
+            where = f" (95% interval {ends}, {pair['n']} seeds)"
+        lines.append(f"{size}{where}. {said}")
     return lines

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from limbeck.intervals import Interval, paired
+from limbeck.intervals import Interval, holm, paired
 from limbeck.recipes.probed import Points
 from limbeck.recipes.tables import Claim
-
-FEWEST = 3  # seeds: two that happen to differ by the same have an interval of no width
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Verdict:
         words: The claim.
         measure: What is compared; empty for the figure of the table.
         difference: Of the last epochs, seed by seed, in the table's unit; None where no seed has both.
-        verdict: "holds", "does not hold" or "not decided": by whether the interval leaves out zero, and on which side.
-            Of fewer than three seeds nothing is concluded.
+        verdict: "holds", "does not hold" or "not decided": by whether the difference is shown among all claims of the
+            table (:func:`limbeck.intervals.holm`), and on which side of zero it is.
     """
 
     pair: str
@@ -75,15 +73,16 @@ def judge(
     for cell in cells:
         found[cell.pair, cell.row, ""] = {seed: scale * value for seed, value in cell.last.items()}
         found.update({(cell.pair, cell.row, name): values for name, values in cell.measures.items()})
-    verdicts: list[Verdict] = []
+    judged: list[tuple[Claim, str, Interval | None]] = []
     for claim in claims:
         for pair in pairs:
             better, worse = (found.get((pair, row, claim.measure)) for row in (claim.better, claim.worse))
             if better is None or worse is None:
                 continue
-            difference = paired(better, worse)
-            verdict = "not decided"
-            if difference is not None and difference.n >= FEWEST and difference.excludes_zero:
-                verdict = "holds" if difference.mean > 0 else "does not hold"
-            verdicts.append(Verdict(pair, **asdict(claim), difference=difference, verdict=verdict))
+            judged.append((claim, pair, paired(better, worse)))
+    verdicts: list[Verdict] = []
+    for (claim, pair, difference), is_shown in zip(judged, holm([each[-1] for each in judged]), strict=True):
+        side = "holds" if difference is not None and difference.mean > 0 else "does not hold"
+        verdict = side if is_shown else "not decided"
+        verdicts.append(Verdict(pair, **asdict(claim), difference=difference, verdict=verdict))
     return verdicts

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.intervals import conclusions, interval_of
 from limbeck.records import is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart
@@ -78,7 +79,7 @@ def _write(comparison: Comparison, out: Path) -> Path:
         "headline": _headline(methods, metric),
         "figures": _figures(methods, teacher, metric),
         "remarks": comparison.remarks,
-        "verdicts": [line for method in methods if (line := _verdict(method, metric))],
+        "verdicts": _verdicts(methods, metric),
         "methods": [(m.name, m.style, words.METHODS[m.name]) for m in methods if m.name in words.METHODS],
         "baseline": comparison.baseline,
         "table": [_table_row(method, metric) for method in methods],
@@ -130,20 +131,13 @@ def _difference_text(method: MethodRow, metric: str) -> str:
     return f"{text} (95% interval {fmt(low)} to {fmt(high)}, {n:.0f} seeds)"
 
 
-def _verdict(method: MethodRow, metric: str) -> str:
-    text = _difference_text(method, metric)
-    if not text:
-        return ""
-    return f"{method.name}: {text}. {_conclusion(method)}"
-
-
-def _conclusion(method: MethodRow) -> str:
-    low, high = number(method.difference, "low"), number(method.difference, "high")
-    if low is None or high is None:
-        return "One seed allows no conclusion."
-    if low > 0 or high < 0:
-        return "Zero lies outside of the interval: a difference."
-    return "Zero lies inside of the interval: no difference shown."
+def _verdicts(methods: Sequence[MethodRow], metric: str) -> list[str]:
+    compared = [method for method in methods if _difference_text(method, metric)]
+    said = conclusions([interval_of(method.difference) for method in compared])
+    return [
+        f"{method.name}: {_difference_text(method, metric)}. {text}"
+        for method, text in zip(compared, said, strict=True)
+    ]
 
 
 def _figures(methods: Sequence[MethodRow], teacher: float | None, metric: str) -> list[Figure]:

@@ -48,7 +48,8 @@ def spread_charts(comparison: Comparison) -> list[Chart]:
                 fmt=words.difference_format(metric),
                 id="differences",
                 level=Level(comparison.baseline, "alone", 0.0),
-                note="An interval that does not reach the line is a difference; one that does shows none.",
+                note="An interval that reaches the line shows no difference. One that does not may still be chance "
+                "where several are drawn: what is shown stands above.",
             ),
         ]
     )
