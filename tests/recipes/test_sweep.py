@@ -106,8 +106,7 @@ def test_the_best_is_found_and_confirmed_beside_the_recipe_as_given(
     assert (tmp_path / "out" / "sweep.md").read_text() == markdown(record)
     said = sentences(record)
     assert said[0].startswith("importance among the 30 finished trials (fANOVA): ")
-    assert "Zero lies outside of the interval" in said[1]
-    assert said[1].endswith("a difference.")
+    assert "Every seed differs by the same" in said[1]  # the fake runs of this test have no luck
     assert said[-1] == "The validation images chose among 30 settings; on others expect less."
 
 
