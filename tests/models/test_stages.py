@@ -1,41 +1,143 @@
+import contextlib
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from limbeck import pooling
+from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import InputSpec, Model, build
 from limbeck.models.cifar import NETS
-from limbeck.models.stages import layout_of, stages
+from limbeck.models.stages import layout_of, shapes_of, stages
 from limbeck.taps import Taps
 
 SPEC = InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 16)
 
+# Models at a size of 64 pixels if nothing else stands there, and the stages that they have.
 EXPECTED = {
-    "cifar/resnet20": ("layer1", "layer2", "layer3"),
-    "cifar/resnet50": ("layer1", "layer2", "layer3", "layer4"),
-    "cifar/wrn_16_2": ("block1", "block2", "bn1"),
-    "cifar/vgg8": ("block1", "block2", "block4"),
-    "cifar/vgg13": ("block0", "block1", "block2", "block4"),
-    "cifar/mobilenetv2": ("blocks.1", "blocks.2", "blocks.4", "conv2"),
-    "cifar/shufflenetv1": ("layer1", "layer2", "layer3"),
-    "cifar/shufflenetv2": ("layer1", "layer2", "bn2"),
-    "small/cnn-8": ("bn1", "bn3"),
-    "small/vit-64": ("blocks.1", "blocks.2", "blocks.4", "blocks.5"),
-    "timm/resnet18": ("layer1", "layer2", "layer3", "layer4"),
-    "timm/deit_tiny_patch16_224": ("blocks.2", "blocks.5", "blocks.8", "blocks.11"),
-    "timm/convnext_atto": ("stages.0", "stages.1", "stages.2", "stages.3"),
-    "timm/regnety_016": ("s1", "s2", "s3", "s4"),
-    "timm/swin_tiny_patch4_window7_224": ("layers.0", "layers.1", "layers.2", "norm"),
-    "timm/levit_128s": ("stages.0", "stages.1", "stages.2"),  # tokens that become fewer
-    "timm/pit_ti_224": ("transformers.0.blocks", "transformers.1.blocks", "transformers.2.blocks"),
-    "timm/cait_xxs24_224": ("blocks.5", "blocks.11", "blocks.17", "blocks.23"),  # and two blocks of a token alone
-    "timm/crossvit_tiny_240": ("blocks.0.blocks.1", "blocks.1.blocks.0", "blocks.2.blocks.0", "blocks.2.blocks.1"),
-    "timm/efficientformer_l1": ("stages.0", "stages.1", "stages.2", "norm"),  # maps, and tokens at the end
-    "timm/tnt_s_legacy_patch16_224": tuple(f"blocks.{i}.attn_out" for i in (2, 5, 8, 11)),  # parts of patches are not
+    "cifar/resnet20@32": ("layer1", "layer2", "layer3"),
+    "cifar/resnet50@32": ("layer1", "layer2", "layer3", "layer4"),
+    "cifar/wrn_16_2@32": ("block1", "block2", "bn1"),
+    "cifar/vgg8@32": ("block1", "block2", "block4"),
+    "cifar/vgg13@32": ("block0", "block1", "block2", "block4"),
+    "cifar/mobilenetv2@32": ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+    "cifar/shufflenetv1@32": ("layer1", "layer2", "layer3"),
+    "cifar/shufflenetv2@32": ("layer1", "layer2", "layer3"),
+    "small/cnn-8@8": ("bn1", "bn3"),
+    "small/vit-64@32": ("blocks.1", "blocks.2", "blocks.4", "blocks.5"),
     "torchvision/swin_t": ("features.1", "features.3", "features.5", "permute"),
     "torchvision/resnet18": ("layer1", "layer2", "layer3", "layer4"),
-    "torchvision/mobilenet_v2": ("features.3", "features.6", "features.13", "features.18"),
+    "torchvision/mobilenet_v2": ("features.3", "features.6", "features.13", "features.17"),  # 18 is the head's
+    "torchvision/efficientnet_b0": ("features.2", "features.3", "features.5", "features.7"),  # and so is 8
+    "torchvision/squeezenet1_1": ("features.4", "features.7", "features.12"),
+    "torchvision/alexnet": ("features.1", "features.4", "features.11"),  # avgpool is finer than what it pools
 }
+# Small variants of timm whose stages a guess by shapes got wrong, or gets right by luck.
+KNOWN = {
+    "mvitv2_tiny": ("stages.1:input", "stages.2:input", "stages.3:input", "norm:input"),  # its stages return tuples
+    "tnt_s_patch16_224": ("norm:input",),  # no submodule gives what its blocks add up
+    "volo_d1_224": ("network.0", "network.2", "network.3", "post_network.1"),
+    "sequencer2d_s": ("stages.0", "stages.1", "stages.2", "stages.3"),
+    "efficientvim_m1": ("stages.0.downsample:input", "stages.1.downsample:input"),
+    "hiera_tiny_224": ("blocks.11",),  # the others are in another order
+    "efficientnet_b0": ("blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+    "levit_128s": ("stages.0", "stages.1"),
+    "pvt_v2_b0": ("stages.0", "stages.1", "stages.2", "stages.3"),
+    "test_resnet": ("layer1", "layer2", "layer3", "layer4"),
+    "test_convnext": ("stages.0", "stages.1", "stages.2", "stages.3"),
+}
+# One small variant of each further family of timm; left out are those of 90 million parameters and more.
+FAMILIES = [
+    "beit_base_patch16_224",
+    "caformer_s18",
+    "cait_xxs24_224",
+    "coat_lite_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "cpubone_nano",
+    "crossvit_tiny_240",
+    "cs3darknet_s",
+    "csatv2",
+    "cspnext_tiny",
+    "davit_tiny",
+    "deit_tiny_distilled_patch16_224",
+    "densenet121",
+    "dla46_c",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "ese_vovnet19b_slim",
+    "eva02_tiny_patch14_224",
+    "fasternet_t0",
+    "fastvit_t8",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "ghostnet_050",
+    "gmlp_ti16_224",
+    "halonet26t",
+    "hardcorenas_a",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "iformer_t",
+    "inception_next_atto",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "lcnet_035",
+    "lcnetv2_small",
+    "legacy_seresnet18",
+    "legacy_xception",
+    "lowformer_b0",
+    "mobilevitv2_050",
+    "naflexvit_base_patch16_gap",
+    "nest_tiny",
+    "nextvit_small",
+    "pit_ti_distilled_224",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m0_9",
+    "res2net50_48w_2s",
+    "resnest14d",
+    "resnetv2_18",
+    "rexnetr_100",
+    "sam2_hiera_tiny",
+    "samvit_base_patch16_224",
+    "selecsls42b",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s050",
+    "swiftformer_xs",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
+    "test_byobnet",
+    "test_mambaout",
+    "test_maxvit",
+    "test_nfnet",
+    "test_vit_relpos",
+    "tiny_vit_5m_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "vgg11",
+    "visformer_tiny",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+    "vit_tiny_r_s16_p8_224",
+    "vitamin_small_224",
+    "xception41",
+    "xcit_nano_12_p16_224",
+]
+
+
+def at_a_size(name: str) -> Model:
+    name, _, size = name.partition("@")
+    return build(name, num_classes=3, size=int(size or 64))
 
 
 def features(model: Model, taps: tuple[str, ...]) -> list[Tensor]:
@@ -59,10 +161,65 @@ def check(model: Model, taps: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_stages_of_known_models(name: str) -> None:
-    model = build(name, num_classes=10)
+    model = at_a_size(name)
     taps = stages(model)
     assert taps == EXPECTED[name]
     check(model, taps)
+
+
+def small(name: str) -> Model:
+    """A model of timm at the first of a few sizes that it takes."""
+    for size in (64, 96, 128):
+        with contextlib.suppress(UserError):
+            return build(f"timm/{name}", num_classes=3, size=size)
+    return build(f"timm/{name}", num_classes=3)
+
+
+def rows(model: Model, taps: tuple[str, ...], images: Tensor) -> list[Tensor]:
+    """The features of taps in eval mode, laid out by what is known of their shapes: (n, positions, c)."""
+    with evaluating(model.module):
+        found = Taps(model.module, taps)(images).features
+    layouts = [layout_of(shape) for shape in shapes_of(model, taps)]
+    assert None not in layouts
+    return [
+        pooling.grid_positions(*each.size, prefix=each.prefix, channels_last=each.channels_last)(found[tap])
+        for tap, each in zip(taps, layouts, strict=True)
+        if each is not None
+    ]
+
+
+def agrees_with_timm(model: Model) -> tuple[str, ...]:
+    """Each stage has the values of a feature that timm names, in its order; a change in a corner is in that corner."""
+    taps = stages(model)
+    images = torch.rand(2, 3, model.input.size, model.input.size, generator=torch.Generator().manual_seed(1))
+    with evaluating(model.module):
+        given = model.module.forward_intermediates(images, intermediates_only=True)
+    given = given["image_intermediates"] if isinstance(given, dict) else given
+    ours, theirs = rows(model, taps, images), [pooling.spatial_positions(each) for each in given]
+    places = [
+        next(place for place, feature in reversed([*enumerate(theirs)]) if torch.equal(each, feature)) for each in ours
+    ]
+    assert places == sorted(set(places))
+    assert places[-1] == len(theirs) - 1 or given[-1].shape[-1] == 1
+    changed = images.clone()
+    changed[:, :, : model.input.size // 8, -model.input.size // 8 :] += 1  # top right
+    moved = (rows(model, taps[:1], changed)[0] - ours[0]).square().sum((0, 2))
+    side = math.isqrt(len(moved))
+    row, column = divmod(int(moved.argmax()), side)
+    assert row <= (side - 1) / 2 <= column
+    features(model, taps)  # what Taps accepts in training
+    return taps
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_stages_of_timm_are_the_features_that_it_names(name: str) -> None:
+    assert agrees_with_timm(small(name)) == KNOWN[name]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_stages_of_every_family_of_timm_are_the_features_that_it_names(name: str) -> None:
+    assert agrees_with_timm(small(name))
 
 
 @pytest.mark.parametrize("name", NETS)

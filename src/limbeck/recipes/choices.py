@@ -121,8 +121,8 @@ def build_norm(name: str, width: int) -> nn.Module | None:
             return None
 
 
-def build_pool(name: str) -> pooling.Pool:
-    """A pooling function by its name in the recipe."""
+def build_pool(name: str, prefix: int) -> pooling.Pool:
+    """A pooling function by its name in the recipe, for tokens of which ``prefix`` come before the patches."""
     match name:
         case "vector":
             return pooling.vector
@@ -131,12 +131,12 @@ def build_pool(name: str) -> pooling.Pool:
         case "spatial_mean_nhwc":
             return pooling.spatial_mean_nhwc
         case "token_mean":
-            return pooling.token_mean(1)
+            return pooling.token_mean(prefix)
         case "class_token":
             return pooling.class_token
         case "spatial_positions":
             return pooling.spatial_positions
         case "token_positions":
-            return pooling.token_positions(1)
+            return pooling.token_positions(prefix)
         case _:
             return pooling.automatic

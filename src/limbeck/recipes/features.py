@@ -1,17 +1,14 @@
 """The feature terms of a recipe: which layers of the models are projected, and how they are laid out in rows."""
 
 import torch
-from torch import Tensor
 
 from limbeck import pooling
-from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.stages import Layout, layout_of, pair_stages
+from limbeck.models.stages import Layout, Shape, layout_of, pair_stages, shapes_of
 from limbeck.recipes import choices
 from limbeck.recipes.choices import build_pool
 from limbeck.recipes.recipe import Recipe
-from limbeck.taps import Taps
 from limbeck.terms import FeatureTerm
 
 
@@ -21,7 +18,10 @@ def build_feature_terms(recipe: Recipe, student: Model, teacher: Model) -> dict[
     At the end of a stage every position is a row, on the coarser of both grids.
     """
     taps = (recipe.student_tap or student.penultimate, recipe.teacher_tap or teacher.penultimate)
-    pools = (build_pool(recipe.student_pool), build_pool(recipe.teacher_pool))
+    pools = (
+        tap_pool(recipe.student_pool, student, taps[0]),
+        tap_pool(recipe.teacher_pool, teacher, taps[1]),
+    )
     terms = {"feature": build_feature_term(recipe, (student, teacher), taps, pools)}
     if recipe.uses_stages:
         for index, pair in enumerate(pair_stages(student, teacher), start=1):
@@ -52,22 +52,21 @@ def stage_pools(student: Model, teacher: Model, taps: tuple[str, str]) -> tuple[
     return _on_grid(ours, height, width), _on_grid(theirs, height, width)
 
 
+def tap_pool(name: str, model: Model, tap: str) -> pooling.Pool:
+    """A pool by its name in the recipe, which leaves out the tokens that this model has before its patches."""
+    layout = layout_of(tap_shape(model, tap)) if name in ("token_mean", "token_positions") else None
+    return build_pool(name, layout.prefix if layout is not None else 0)
+
+
 def _on_grid(layout: Layout, height: int, width: int) -> pooling.Pool:
     return pooling.grid_positions(height, width, prefix=layout.prefix, channels_last=layout.channels_last)
 
 
-def tap_shape(model: Model, tap: str) -> tuple[int, ...]:
+def tap_shape(model: Model, tap: str) -> Shape:
     """Shape of a tapped feature for a batch of two, from a dry forward pass in eval mode."""
-    return tuple(_dry_run(model, tap).shape)
+    return shapes_of(model, [tap])[0]
 
 
 def pooled_shape(model: Model, tap: str, pool: pooling.Pool) -> tuple[int, ...]:
-    """Shape of a tapped feature behind its pooling."""
-    return tuple(pool(_dry_run(model, tap)).shape)
-
-
-def _dry_run(model: Model, tap: str) -> Tensor:
-    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, 3, model.input.size, model.input.size, device=device)
-    with evaluating(model.module):
-        return Taps(model.module, [tap])(images).features[tap]
+    """Shape of a tapped feature after its pooling."""
+    return tuple(pool(torch.zeros(tap_shape(model, tap))).shape)

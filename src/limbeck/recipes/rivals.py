@@ -5,20 +5,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from limbeck import losses, pooling
 from limbeck.data import Data
-from limbeck.distiller import Weight, evaluating
+from limbeck.distiller import Weight
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.models.cifar import Staged
-from limbeck.models.stages import layout_of, stages
+from limbeck.models.stages import layout_of, shapes_of, stages
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import Rival
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
-from limbeck.taps import Taps
 from limbeck.terms import LabelledLogitTerm, LogitTerm, RelationTerm, Term
 
 WEIGHTS: dict[str, float] = {
@@ -194,11 +192,7 @@ def _stages(recipe: Recipe, student: Model, teacher: Model) -> tuple[_Side, _Sid
 
 
 def _side(model: Model, taps: tuple[str, ...]) -> _Side:
-    device = next((p.device for p in model.module.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, 3, model.input.size, model.input.size, device=device)
-    with evaluating(model.module):
-        features = Taps(model.module, taps)(images).features
-    return _Side(taps, tuple(tuple(features[tap].shape) for tap in taps))
+    return _Side(taps, shapes_of(model, taps))
 
 
 def _flattened(x: Tensor) -> Tensor:
