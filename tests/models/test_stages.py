@@ -194,7 +194,6 @@ def agrees_with_timm(model: Model) -> tuple[str, ...]:
     images = torch.rand(2, 3, model.input.size, model.input.size, generator=torch.Generator().manual_seed(1))
     with evaluating(model.module):
         given = model.module.forward_intermediates(images, intermediates_only=True)
-    given = given["image_intermediates"] if isinstance(given, dict) else given
     ours, theirs = rows(model, taps, images), [pooling.spatial_positions(each) for each in given]
     places = [
         next(place for place, feature in reversed([*enumerate(theirs)]) if torch.equal(each, feature)) for each in ours

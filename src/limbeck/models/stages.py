@@ -193,7 +193,7 @@ def _known(model: Model, count: int) -> tuple[str, ...]:
     runs: dict[str, int] = defaultdict(int)
     with evaluating(module):
         given: Any = module.forward_intermediates(images, intermediates_only=True)
-        features = _chosen(given["image_intermediates"] if isinstance(given, dict) else given, count)
+        features = _chosen(given, count)
         found: list[list[str]] = [[] for _ in features]
 
         def see(tap: str, value: Any, given: Any) -> None:
