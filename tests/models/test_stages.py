@@ -215,6 +215,46 @@ def test_the_stages_of_timm_are_the_features_that_it_names(name: str) -> None:
     assert agrees_with_timm(small(name)) == KNOWN[name]
 
 
+class Logits(nn.Module):
+    """A classifier of transformers as a user's function wraps it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
+
+
+FOUR = {"depths": [2, 2, 2, 2], "image_size": 64, "num_labels": 3}
+SWIN = {**FOUR, "embed_dim": 16, "num_heads": [1, 2, 2, 2], "window_size": 2}
+HIERARCHY = {**FOUR, "hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 2, 2, 2]}
+BEFORE_MERGING = (*(f"encoder.layers.{i}.downsample:input" for i in range(3)), "layernorm")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("Swin", SWIN, BEFORE_MERGING),  # its blocks and stages return tuples
+        ("Swinv2", SWIN, BEFORE_MERGING),
+        ("Pvt", HIERARCHY, (*(f"encoder.patch_embeddings.{i}:input" for i in (1, 2, 3)), "encoder.layer_norm")),
+        ("PvtV2", HIERARCHY, tuple(f"encoder.layers.{i}.layer_norm" for i in range(4))),
+    ],
+)
+def test_the_stages_of_transformers(name: str, settings: dict[str, object], expected: tuple[str, ...]) -> None:
+    library = pytest.importorskip("transformers")
+    config = getattr(library, f"{name}Config")(**settings)
+    module = Logits(getattr(library, f"{name}ForImageClassification")(config))
+    model = Model(module, name, InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 64), 3, "classifier:input", "random")
+    taps = stages(model)
+    prefix = {"Swin": "swin", "Swinv2": "swinv2", "Pvt": "pvt", "PvtV2": "pvt_v2"}[name]
+    assert taps == tuple(f"model.{prefix}.{tap}" for tap in expected)
+    layouts = [layout_of(shape) for shape in shapes_of(model, taps)]
+    assert [layout and layout.size[0] for layout in layouts] == [16, 8, 4, 2]
+    assert [layout and layout.prefix for layout in layouts] == [0, 0, 0, int(name == "Pvt")]  # a class token at the end
+    features(model, taps)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_stages_of_every_family_of_timm_are_the_features_that_it_names(name: str) -> None:

@@ -192,8 +192,8 @@ def _known(model: Model, count: int) -> tuple[str, ...]:
     module, images = model.module, _images(model)
     runs: dict[str, int] = defaultdict(int)
     with evaluating(module):
-        given: Any = module.forward_intermediates(images, intermediates_only=True)
-        features = _chosen(given, count)
+        give: Any = module.forward_intermediates
+        features = _chosen(give(images, intermediates_only=True), count)
         found: list[list[str]] = [[] for _ in features]
 
         def see(tap: str, value: Any, given: Any) -> None:
@@ -265,6 +265,8 @@ class _Call:
 
     @property
     def size(self) -> tuple[int, ...]:
+        if len(self.shape) == 3 and self.shape[2] == 1:
+            return (1, 1)  # channels that were averaged over the tokens, as AdaptiveAvgPool1d gives them
         layout = layout_of(self.shape)
         return layout.size if layout is not None else ()
 
