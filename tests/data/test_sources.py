@@ -102,6 +102,32 @@ def test_classes_that_are_missing_are_skipped_when_asked(tmp_path: Path):
         assert one in told
 
 
+def test_the_only_image_of_a_class_is_trained_on_when_asked(tmp_path: Path):
+    data = opened(folder(tmp_path, {"a": 1, "b": 6}), on_missing_classes="skip")
+    assert (data.train_count, data.val_count) == (6, 1)
+    assert data.train_labels.tolist().count(0) == 1
+    assert "no validation images of a" in data.notes
+
+
+def test_a_test_part_without_labels_is_not_used(tmp_path: Path):
+    folder(tmp_path / "train", {"a": 10, "b": 10})
+    (tmp_path / "test").mkdir()
+    picture(0).save(tmp_path / "test" / "x.png")
+    data = opened(tmp_path)
+    assert (data.train_count, data.val_count) == (18, 2)
+    assert '"test" has no class folders and is not used' in data.notes
+
+
+def not_utf8_file(root: Path) -> str:
+    os.rename(bytes(folder(root, {"a": 2, "b": 2})) + b"/a/000.png", bytes(root) + b"/a/\xff.png")
+    return str(root)
+
+
+def not_utf8_class(root: Path) -> str:
+    os.rename(bytes(folder(root, {"a": 2, "b": 2})) + b"/b", bytes(root) + b"/b\xff")
+    return str(root)
+
+
 def labelled_flat(root: Path, text: str, *, names: str = "pic{}.png") -> dict[str, object]:
     root.mkdir(exist_ok=True)
     for i in range(8):
@@ -588,6 +614,8 @@ BAD: list[tuple[Callable[[Path], str], dict[str, object], str]] = [
     (one_class, {}, r'only one class \("cat"\)'),
     (other_classes, {}, r"1 of train are missing \(b\) and 1 are not in train \(c\)"),
     (flat, {}, "no class folders in .*, but 1 images; known layouts: FOLDER/CLASS/images; .* --labels FILE.csv"),
+    (not_utf8_file, {}, r"the name b'\\xff.png' in .*/a\" is not UTF-8: rename it"),
+    (not_utf8_class, {}, r"the name b'b\\xff' in .* is not UTF-8: rename it"),
     (class_first, {}, "holds the parts test, train: expected train/a and val/a"),
     (wrapped, {}, r'only one class \("inner" and has folders itself\)'),
     (two_trainings, {}, "which part is to be trained on: train_set, training"),
@@ -596,7 +624,7 @@ BAD: list[tuple[Callable[[Path], str], dict[str, object], str]] = [
     (no_images, {}, "no images in"),
     (no_images, {"labels": False}, "no images in"),
     (empty_class, {}, 'train/c" holds no images'),
-    (single_images, {}, 'class "a" .* no image left'),
+    (single_images, {}, 'class "a" .* no image left to train on; --on-missing-classes skip'),
     (lambda root: str(two_classes(root)), {"val": "nowhere"}, '"nowhere" does not exist'),
     (lambda root: str(two_classes(root)), {"train_limit": 1}, "train limit 1 is less than the 2 classes"),
     (lambda _: "digits", {"val": "x"}, "takes no second folder"),

@@ -179,7 +179,9 @@ def test_a_run_is_resumed_on_the_images_that_it_was_started_with(tmp_path: Path,
     ):
         change(images)
         for how in ({"resume": True}, {"if_begun": True}):
-            with pytest.raises(UserError, match=f"images have changed since .*run was started: {told}.*bring them ba"):
+            with pytest.raises(
+                UserError, match=f"images have changed since .*run was started: {told}.*bring them back"
+            ):
                 runs.run(recipe, folder, **how)
         assert (folder / "data.json").read_text(encoding="utf-8") == kept
         shutil.rmtree(images)

@@ -13,6 +13,7 @@ import torch
 from limbeck.data import augment, kept, parts, sources
 from limbeck.data.duplicates import Duplicates, digests_of, digests_of_files, find_duplicates
 from limbeck.data.fetch import Disk, Frame, Memory, Skips
+from limbeck.data.folders import some
 from limbeck.data.loader import Augment, Batch, Loader, Plan
 from limbeck.data.parts import Part
 from limbeck.data.spec import DataSpec
@@ -55,14 +56,19 @@ def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
     notes += told
     train, val = replace(train, bits=bits), None if val is None else replace(val, bits=bits)
     if val is None:
-        train, val = parts.hold_back(train, spec.val_share)
-        if not len(train):
+        train, val = parts.hold_back(train, spec.val_share, keep_single=spec.on_missing_classes == "skip")
+        if not len(train) or not len(val):
             raise UserError(f'too few images in "{spec.source}" to hold back some for validation: use --val FOLDER')
         notes.append(f"{len(val)} images held back for validation, chosen by a hash of their names")
+    if val.labels is not None and (lacking := sorted(set(range(len(source.classes))) - set(val.labels.tolist()))):
+        notes.append(f"no validation images of {some([source.classes[number] for number in lacking])}")
     if train.labels is not None:
         missing = sorted(set(range(len(source.classes))) - set(train.labels.tolist()))
         if missing:
-            raise UserError(f'class "{source.classes[missing[0]]}" of "{spec.source}" has no image left to train on')
+            raise UserError(
+                f'class "{source.classes[missing[0]]}" of "{spec.source}" has no image left to train on; '
+                "--on-missing-classes skip trains on the only image of a class"
+            )
         if spec.train_limit is not None and spec.train_limit < len(source.classes):
             raise UserError(f"train limit {spec.train_limit} is less than the {len(source.classes)} classes")
     train = parts.subset(train, spec.subset)

@@ -99,6 +99,9 @@ def find_parts(folder: Path, *, labels: bool) -> Folders:
     check_folder(folder)
     names = folders_in(folder)
     train, val, notes = layout.choose(names)
+    is_test = train is not None and val is not None and layout.part_of(val) == "test"
+    if labels and is_test and not folders_in(folder / str(val)):  # of a competition, whose labels are hidden
+        val, notes = None, (f'"{val}" has no class folders and is not used',)
     others = [name for name in names if layout.part_of(name) is None]
     if train is not None and (val is not None or not others or not labels or folders_in(folder / train)):
         check_folder(folder / train)
@@ -204,7 +207,10 @@ def _part(folder: Path, files: list[tuple[str, int, int]], *, labels: bool) -> P
 def folders_in(folder: Path) -> tuple[str, ...]:
     """The names of the folders in a folder, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
-        return tuple(sorted(entry.name for entry in entries if not layout.is_hidden(entry.name) and entry.is_dir()))
+        names = sorted(entry.name for entry in entries if not layout.is_hidden(entry.name) and entry.is_dir())
+    for name in names:
+        _refuse_encoding(name, str(folder))
+    return tuple(names)
 
 
 def _images(folder: Path, others: _Others, *, deep: bool = True) -> Iterator[tuple[str, int]]:
@@ -221,6 +227,7 @@ def _images(folder: Path, others: _Others, *, deep: bool = True) -> Iterator[tup
             for entry in entries:
                 if layout.is_hidden(entry.name):
                     continue
+                _refuse_encoding(entry.name, path)
                 if entry.is_dir():
                     if deep:
                         pending.append((entry.path, f"{prefix}{entry.name}/"))
@@ -230,6 +237,14 @@ def _images(folder: Path, others: _Others, *, deep: bool = True) -> Iterator[tup
                     yield prefix + entry.name, size
                 else:
                     others.endings[os.path.splitext(entry.name)[1].lower() or "without an ending"] += 1
+
+
+def _refuse_encoding(name: str, folder: str) -> None:
+    """A name that is no UTF-8 cannot be written into a log, a report or a table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f'the name {os.fsencode(name)!r} in "{folder}" is not UTF-8: rename it') from None
 
 
 def _refuse_parts_inside(folder: Path, images: list[tuple[str, int]]) -> None:

@@ -80,9 +80,14 @@ def _share(part: Part, share: float, salt: str) -> Bool[np.ndarray, " n"]:
     return within < np.maximum(1, np.rint(counts * share))
 
 
-def hold_back(part: Part, share: float) -> tuple[Part, Part]:
-    """(train, val): `share` of each class, at least one image, is held back, chosen by a hash of the name."""
+def hold_back(part: Part, share: float, *, keep_single: bool = False) -> tuple[Part, Part]:
+    """(train, val): `share` of each class, at least one image, is held back, chosen by a hash of the name.
+
+    With ``keep_single`` the only image of a class is trained on.
+    """
     held = _share(part, share, "val")
+    if keep_single:
+        held &= _ranks(part, "val")[1] > 1
     return part.take(np.flatnonzero(~held)), part.take(np.flatnonzero(held))
 
 

@@ -91,7 +91,7 @@ def keep_or_compare(folder: Path, data: AnyData) -> None:
         if changed := changes_of(read_object(path, "fingerprint"), now):
             raise UserError(
                 f"the images have changed since {folder} was started: {changed}; "
-                "bring them back, or start a new run with another --out"
+                "bring them back, start a new run with another --out, or remove that folder"
             )
     elif collectives.rank() == 0:
         save_json(now, path)
