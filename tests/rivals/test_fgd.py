@@ -101,6 +101,38 @@ def test_an_image_without_boxes_is_all_background():
     assert behind.tolist() == [[[0.25, 0.25], [0.25, 0.25]]]
 
 
+def test_a_batch_in_which_no_image_has_a_box_is_all_background():
+    student, teacher = sides()
+    none = torch.zeros(2, 0, 5)
+    term = FGDTerm("a", "b", d_s=3, d_t=3, stride=8, weights=PARTS)
+    value = term(student._replace(target=none), teacher._replace(target=none))
+    value.backward()
+    assert value.item() > 0
+    assert term.readings["foreground"] == 0
+    assert masks(none, (2, 2), 8)[1].tolist() == [[[0.25, 0.25], [0.25, 0.25]]] * 2
+
+
+def published_masks(boxes: Tensor, h: int, w: int, stride: int) -> Tensor:
+    """The published foreground mask of an image without padding: rows are down, columns across, one place further."""
+    front = torch.zeros(h, w)
+    for left, top, right, bottom in (boxes / stride).tolist():
+        columns, rows = (math.floor(left), math.ceil(right) + 1), (math.floor(top), math.ceil(bottom) + 1)
+        area = 1 / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
+        front[rows[0] : rows[1], columns[0] : columns[1]] = front[rows[0] : rows[1], columns[0] : columns[1]].clamp_min(
+            area
+        )
+    return front
+
+
+def test_published_masks_differ_by_one_place_to_the_right_and_down_and_by_nothing_else():
+    box = torch.tensor([[8.0, 0.0, 40.0, 16.0]])
+    target = torch.cat([box, torch.ones(1, 1)], 1)[None]
+    further = torch.cat([box + torch.tensor([0.0, 0.0, 8.0, 8.0]), torch.ones(1, 1)], 1)[None]
+    theirs = published_masks(box, 6, 8, 8)
+    assert torch.equal(masks(further, (6, 8), 8)[0][0], theirs)
+    assert not torch.equal(masks(target, (6, 8), 8)[0][0], theirs)
+
+
 def test_what_it_cannot_read_is_refused():
     student, teacher = sides()
     term = FGDTerm("a", "b", d_s=3, d_t=3, stride=8)

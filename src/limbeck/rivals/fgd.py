@@ -92,8 +92,9 @@ class FGDTerm(nn.Module):
         UserError: If a width or the stride is below 1 or the temperature not positive; on a call, if there are no boxes
             or a feature is no map of its width.
 
-    Deviates from: the published code (yzd-v/FGD), which writes boxes into the masks with rows and columns exchanged and
-        one place further; here a box is where it is. Its biases of the attention convolutions, which the softmax
+    Deviates from: the published code (yzd-v/FGD), in whose masks a box reaches one place further to the right and down
+        than its corner, and whose places are shares of the image before it is padded; here a box is where it is in the
+        frame. Its biases of the attention convolutions, which the softmax
         cancels, are left out. The context of the teacher's side is trained, as there, so that both sides can meet.
 
     References:
@@ -192,6 +193,7 @@ def masks(
     """
     inside = touched(target, size, stride).to(target.dtype)  # (n, m, h, w)
     area = inside.sum((2, 3)).clamp_min(1)
-    front = (inside / area[:, :, None, None]).amax(1)
+    shares = inside / area[:, :, None, None]
+    front = shares.amax(1) if shares.shape[1] else shares.sum(1)  # no row for a box: no image has one
     outside = (front == 0).to(front.dtype)
     return front, outside / outside.sum((1, 2), keepdim=True).clamp_min(1)
