@@ -1,14 +1,17 @@
 """Terms of boxes and heads: equal to loops, exact where it can be known, silent towards the teacher."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck import Distiller, FeatureTerm, losses, norms, pooling, projectors
-from limbeck.detection import DenseHeadTerm, ForegroundTerm, RegionTerm, soft_focal
+from limbeck.detection import DenseHeadTerm, ForegroundTerm, RegionTerm, soft_focal, truth_of
+from limbeck.detection.batch import learned
 from limbeck.detection.foreground import touched
 from limbeck.errors import UserError
 from limbeck.models.detectors import build_detector, trunk_only
@@ -98,6 +101,47 @@ def test_a_batch_without_boxes_counts_nothing_and_trains_nothing():
     value.backward()
     assert value.item() == 0.0
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in term.parameters())
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would wait for a GPU: numbers that Python reads, and choices whose size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += by_mask or name in ("nonzero", "masked_select", "_local_scalar_dense")
+        return func(*args, **(kwargs or {}))
+
+
+def counted(call: Callable[[], object], patch: pytest.MonkeyPatch) -> int:
+    with patch.context() as own, Reads() as reads:
+        plain = Tensor.tolist
+
+        def tolist(self: Tensor) -> list[Any]:
+            reads.count += 1
+            return plain(self)
+
+        own.setattr(Tensor, "tolist", tolist)
+        call()
+    return reads.count
+
+
+@pytest.mark.parametrize("background", [0.0, 0.5])
+def test_the_device_is_read_once_a_step(background: float, monkeypatch: pytest.MonkeyPatch):
+    """By the choice of places; by the boxes that are learned, of all images; and by those of a validation batch."""
+    student, teacher = sides()
+    inner = feature_term()
+    rows = student._replace(features={"a": torch.randn(9, 3)}), teacher._replace(features={"b": torch.randn(9, 5)})
+    own = counted(lambda: inner(*rows), monkeypatch) * (1 if background == 0 else 2)
+    term = ForegroundTerm(inner, stride=8, background=background)
+    assert counted(lambda: term(student, teacher), monkeypatch) - own == 1
+    batch = boxes.batch(6)
+    assert counted(lambda: learned(batch), monkeypatch) == 1
+    assert counted(lambda: truth_of(batch), monkeypatch) == 1
 
 
 def test_a_foreground_term_refuses_what_it_cannot_read():

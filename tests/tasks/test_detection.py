@@ -9,7 +9,7 @@ from torch import nn
 
 import spawned
 from limbeck import Distiller, FeatureTerm, losses, norms, pooling, projectors
-from limbeck.detection import DetectionBatch
+from limbeck.detection import DetectionBatch, truth_of
 from limbeck.detection.batch import learned
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate
@@ -48,6 +48,31 @@ def test_the_target_holds_the_boxes_that_are_learned():
     assert target[2, 1, 4] == -1  # no box
     assert torch.equal(target[1, :, 4].long(), batch.labels[1])
     assert [len(one["labels"]) for one in learned(batch._replace(crowd=crowd))] == [1, 2, 1]
+
+
+def test_boxes_that_are_learned_keep_their_order_and_their_labels():
+    batch = boxes.batch(3, boxes=3)
+    crowd = batch.crowd.clone()
+    crowd[0, 1] = True
+    first = learned(batch._replace(crowd=crowd))[0]
+    assert torch.equal(first["boxes"], batch.boxes[0, [0, 2]])
+    assert torch.equal(first["labels"], batch.labels[0, [0, 2]])
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("name", ["fcos-32/cifar/resnet8", "retinanet-32/cifar/resnet8", "fasterrcnn-32/cifar/resnet8"])
+def test_a_batch_in_which_no_image_has_a_box_has_a_loss_and_a_gradient(name: str, rows: int):
+    model, batch = detector(name), boxes.batch(2)
+    batch = batch._replace(
+        boxes=torch.zeros(2, rows, 4),
+        labels=torch.full((2, rows), -1),
+        crowd=torch.zeros(2, rows, dtype=torch.bool),
+        areas=torch.zeros(2, rows),
+    )
+    loss = Detection(model).loss(model(batch.images), batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert len(truth_of(batch).labels) == 0
 
 
 class Told(nn.Module):

@@ -89,8 +89,8 @@ def truth_of(batch: DetectionBatch) -> Truth:
         >>> truth_of(batch).boxes.tolist(), truth_of(batch).image.tolist()
         ([[1.0, 1.0, 3.0, 4.0]], [7])
     """
-    there = batch.labels != NONE
-    row = there.nonzero()[:, 0]
+    there = (batch.labels != NONE).nonzero(as_tuple=True)  # by numbers: a mask is read from the device at each use
+    row = there[0]
     return Truth(
         images=batch.index,
         image=batch.index[row],
@@ -109,9 +109,11 @@ def in_corners(pairs: Float[Tensor, "n 2"]) -> Float[Tensor, "n 4"]:
 def learned(batch: DetectionBatch) -> list[dict[str, Tensor]]:
     """The boxes that are learned, as torchvision's detectors take them: a dictionary for each image."""
     wanted = (batch.labels != NONE) & ~batch.crowd
+    order = wanted.int().argsort(dim=1, descending=True, stable=True)
+    counts: list[int] = wanted.sum(1).tolist()  # the only read of the device
     return [
-        {"boxes": boxes[keep], "labels": labels[keep]}
-        for boxes, labels, keep in zip(batch.boxes, batch.labels, wanted, strict=True)
+        {"boxes": boxes[rows[:count]], "labels": labels[rows[:count]]}
+        for boxes, labels, rows, count in zip(batch.boxes, batch.labels, order, counts, strict=True)
     ]
 
 

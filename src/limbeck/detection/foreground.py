@@ -3,7 +3,7 @@
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from limbeck import collectives
@@ -85,21 +85,35 @@ class ForegroundTerm(nn.Module):
                 "expected maps of one size"
             )
         inside = touched(target, (x_s.shape[2], x_s.shape[3]), self.stride).any(1)
-        value = self._part(student, teacher, inside)
+        chosen = inside.flatten()
+        order = chosen.int().argsort(descending=True, stable=True)  # the places in boxes first
+        own = torch.stack([chosen.sum(), (~chosen).sum()]).float()
+        front, all_front, all_back = torch.cat(
+            [own[:1], collectives.sum_across(own)]
+        ).tolist()  # one read of the device
+        value = self._part(student, teacher, order[: int(front)], all_front)
         self.readings = {**self.term.readings, "foreground": inside.float().mean()}
         if self.background == 0:
             return value
-        return (value + self.background * self._part(student, teacher, ~inside)) / (1 + self.background)
+        behind = self._part(student, teacher, order[int(front) :], all_back)
+        return (value + self.background * behind) / (1 + self.background)
 
-    def _part(self, student: Captured, teacher: Captured, chosen: Bool[Tensor, "n h w"]) -> Tensor:
-        """The term of the chosen places as rows; zero, with a gradient that is zero, where there are too few."""
+    def _part(self, student: Captured, teacher: Captured, places: Int64[Tensor, " k"], count: float) -> Tensor:
+        """The term of the chosen places as rows; zero, with a gradient that is zero, where there are too few.
+
+        Args:
+            student: The student's side.
+            teacher: The teacher's.
+            places: Numbers of the places.
+            count: How many there are over all processes.
+        """
         s, t = self.student_taps[0], self.teacher_taps[0]
-        rows_s = student.features[s].permute(0, 2, 3, 1)[chosen]  # (k, d_s)
-        rows_t = teacher.features[t].permute(0, 2, 3, 1)[chosen]  # (k, d_t)
-        count = collectives.sum_across(torch.tensor(float(len(rows_s)), device=rows_s.device))
-        if float(count) < LEAST:
+        if count < LEAST:
             unused = [student.features[s], *self.term.parameters()]
             return torch.stack([value.float().sum() * 0 for value in unused]).sum()
+        rows_s, rows_t = (
+            x.permute(0, 2, 3, 1).flatten(0, 2)[places] for x in (student.features[s], teacher.features[t])
+        )
         return self.term(
             student._replace(features={s: rows_s}),
             teacher._replace(features={t: rows_t}),
