@@ -236,6 +236,7 @@ def test_models_without_a_common_stride_are_refused(alone: Recipe, teacher: Path
         ({"student": "cifar/resnet8"}, "student: expected a detector, ARCHITECTURE/FAMILY/MODEL"),
         ({"method": "crd"}, "method: for detection expected one of alone, kd, projector"),
         ({"augmentation": "strong"}, "augmentation: for detection expected none or standard"),
+        ({"augmentation": "randaugment"}, "augmentation: for detection expected none or standard, got randaugment"),
         ({"teacher_size": 32}, "teacher_size: has no meaning for task detection, got 32"),
         ({"cache_views": 2}, "cache_views: has no meaning for task detection"),
         ({"label_smoothing": 0.1}, "label_smoothing: has no meaning for task detection"),
@@ -290,7 +291,7 @@ def test_the_dry_run_and_the_doctor_know_detectors(alone: Recipe, teacher: Path,
 
 def test_a_teacher_that_finds_nothing_is_refused(alone: Recipe, tmp_path: Path):
     run(alone.changed({"epochs": 1, "train_limit": 8, "lr": 1e-6}), tmp_path / "untrained")
-    with pytest.raises(UserError, match="it finds nothing; check its weights"):
+    with pytest.raises(UserError, match='it finds nothing; Limbeck trained it, as "untrained": train it for longer'):
         run(taught(alone, tmp_path / "untrained"), tmp_path / "run")
 
 

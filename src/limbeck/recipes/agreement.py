@@ -170,8 +170,8 @@ def _check_task(recipe: "Recipe") -> str | None:
             )
     if recipe.method not in DETECTION_METHODS:
         return f"method: for detection expected one of {', '.join(DETECTION_METHODS)}, got {recipe.method}"
-    if recipe.augmentation == "strong":
-        return "augmentation: for detection expected none or standard, got strong"
+    if recipe.augmentation not in ("none", "standard"):
+        return f"augmentation: for detection expected none or standard, got {recipe.augmentation}"
     if (recipe.student_tap is None) != (recipe.teacher_tap is None) and recipe.teacher is not None:
         return "student_tap: for detection give both taps or none, then all levels are paired by their strides"
     if len(recipe.scales) == 1 or list(recipe.scales) != sorted(recipe.scales):

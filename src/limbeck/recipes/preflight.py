@@ -137,24 +137,32 @@ def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) ->
     else:
         findings.append(Finding("ok", "teacher weights", teacher.weights))
     if "ap" in scores:
-        return [*findings, _check_precision(scores, parts.data.val_count)]
+        return [*findings, _check_precision(scores, parts.data.val_count, teacher)]
     if "top1" not in scores:
         return [*findings, Finding("note", "teacher accuracy", "not measured: its head is not for these labels")]
     top1, chance = scores["top1"], 1 / len(parts.data.classes)
     text = f"top-1 {100 * top1:.2f}% on {parts.data.val_count} validation images (chance {100 * chance:.2f}%)"
     if top1 < 1.5 * chance:
-        advice = "check its weights, the order of its labels and its input statistics"
-        findings.append(Finding("error", "teacher accuracy", text + ": no better than guessing", advice))
+        findings.append(Finding("error", "teacher accuracy", text + ": no better than guessing", _cure(teacher)))
     else:
         findings.append(Finding("ok", "teacher accuracy", text))
     return findings
 
 
-def _check_precision(scores: Mapping[str, float], images: int) -> Finding:
+def _cure(teacher: Model) -> str:
+    """What to do about a teacher that knows nothing: weights from elsewhere may not fit, those of a run do."""
+    if teacher.weights.startswith("run:"):
+        run = teacher.weights.removeprefix("run:")
+        return (
+            f'Limbeck trained it, as "{run}": train it for longer, or at another rate (--teacher-epochs, --teacher-lr)'
+        )
+    return "check its weights, the order of its labels and its input statistics"
+
+
+def _check_precision(scores: Mapping[str, float], images: int, teacher: Model) -> Finding:
     text = f"AP {100 * scores['ap']:.2f}%, AP50 {100 * scores['ap50']:.2f}% on {images} validation images"
     if scores["ap50"] < LEAST_PRECISION:
-        advice = "check its weights, the order of its labels and its input statistics"
-        return Finding("error", "teacher accuracy", text + ": it finds nothing", advice)
+        return Finding("error", "teacher accuracy", text + ": it finds nothing", _cure(teacher))
     return Finding("ok", "teacher accuracy", text)
 
 
