@@ -24,6 +24,7 @@ from torch import Tensor
 
 from limbeck import collectives
 from limbeck.errors import UserError
+from limbeck.losses.inputs import product
 
 BLOCK_ROWS = 512  # at the least; measured: 256 lose time to the accumulation, 2048 of wide features leave the cache
 BLOCK_ELEMENTS_CPU = 2**17  # of both sides; narrow features gain a tenth by more rows
@@ -165,7 +166,7 @@ def _projected(m: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def projected_variance(m: Moments, weight: Tensor) -> Tensor:
     """Variance ``w_j^T S w_j`` of each projected channel; rounding may leave a constant one below zero."""
-    return ((weight @ m.cov_s) * weight).sum(1).clamp(min=0)
+    return (product(weight, m.cov_s) * weight).sum(1).clamp(min=0)
 
 
 def _correlation(m: Moments, covariance: Tensor, variance: Tensor, eps_s: float, eps_t: float) -> Tensor:

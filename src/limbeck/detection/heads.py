@@ -1,5 +1,6 @@
 """Terms of what the heads of detectors say."""
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -128,19 +129,27 @@ class RegionTerm:
 
     def __call__(self, student: Captured, teacher: Captured) -> Float[Tensor, ""]:
         """The loss of one batch; see the class."""
-        ours, theirs = self.models
         finest = student.features[self.finest.tap]
         frame = (finest.shape[2] * self.finest.stride, finest.shape[3] * self.finest.stride)
-        boxes = ours.propose(student.output, frame, self.proposals)
-        y_s, _ = ours.classify(student.output, boxes, frame)
-        with torch.no_grad():
-            y_t, _ = theirs.classify(teacher.output, boxes, frame)
+        both: Callable[..., tuple[Tensor, Tensor]] = self._both
+        if torch.compiler.is_compiling():  # the stages are in float32, and their backward pass would not be
+            both = torch.compiler.disable(both)  # pyright: ignore
+        y_s, y_t = both(student.output, teacher.output, frame)
         if y_s.shape != y_t.shape:
             raise UserError(f"the student has {y_s.shape[1] - 1} classes and the teacher {y_t.shape[1] - 1}")
         agreement = (y_s.detach().argmax(-1) == y_t.argmax(-1)).float()
         self.readings = {"agreement": agreement.mean() if len(agreement) else agreement.sum()}
         share = collectives.all_sum(self.loss(y_s, y_t) * len(y_s) if len(y_s) else y_s.sum())
         return share / collectives.sum_across(y_s.new_tensor(float(len(y_s)))).clamp_min(1)
+
+    def _both(self, ours: Tensor, theirs: Tensor, frame: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Class logits of both second stages for the student's proposals."""
+        student, teacher = self.models
+        boxes = student.propose(ours, frame, self.proposals)
+        y_s, _ = student.classify(ours, boxes, frame)
+        with torch.no_grad():
+            y_t, _ = teacher.classify(theirs, boxes, frame)
+        return y_s, y_t
 
 
 def is_sigmoid(model: Detector) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.losses.deviations import deviation_directions
 from limbeck.losses.divergences import kl_per_row
-from limbeck.losses.inputs import pair, positive
+from limbeck.losses.inputs import pair, positive, product
 
 
 def pearson_distance(
@@ -141,6 +141,6 @@ def multi_level_kl(
             log_s, log_t = F.log_softmax(y_s / temperature, -1), F.log_softmax(y_t / temperature, -1)
             p_s, p_t = log_s.exp(), log_t.exp()
             levels.append(instance * temperature**2 * kl_per_row(log_s, log_t).mean())
-            levels.append(batch * (p_t @ p_t.T - p_s @ p_s.T).square().sum() / p_s.shape[0])
-            levels.append(classes * (p_t.T @ p_t - p_s.T @ p_s).square().sum() / p_s.shape[1])
+            levels.append(batch * (product(p_t, p_t) - product(p_s, p_s)).square().sum() / p_s.shape[0])
+            levels.append(classes * (product(p_t.T, p_t.T) - product(p_s.T, p_s.T)).square().sum() / p_s.shape[1])
     return torch.stack(levels).sum()

@@ -1,5 +1,7 @@
 """What every loss asks of its inputs, and the precision that it computes in."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,10 +34,39 @@ def in_one_precision(name: str, x_s: Tensor, x_t: Tensor) -> tuple[Tensor, Tenso
     return x_s.to(dtype), x_t.to(dtype)
 
 
-def product(a: Float[Tensor, "*b m k"], b: Float[Tensor, "*b n k"]) -> Float[Tensor, "*b m n"]:
-    """``a b^T``, in the precision of the two also under autocast, which lowers matrix products."""
+def product(a: Float[Tensor, "*b m k"], b: Float[Tensor, "*c n k"]) -> Float[Tensor, "*b m n"]:
+    """``a b^T``, in the precision of the two also under autocast, which lowers matrix products.
+
+    So is its gradient. Compiled by ``torch.compile``, a backward pass runs under the autocast that was on where the
+    compiled function was called, whatever the function switched off; outside of the compiler it runs under none.
+
+    Args:
+        a: Rows.
+        b: Rows of the same width; as many matrices of them as of a, or one for all.
+    """
     with torch.autocast(a.device.type, enabled=False):
+        if not torch.compiler.is_compiling():
+            return a @ b.mT
+        value: Tensor = _Product.apply(a, b)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+        return value
+
+
+class _Product(torch.autograd.Function):
+    """A product whose backward pass switches autocast off by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
         return a @ b.mT
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        (grad,) = grads
+        with torch.autocast(a.device.type, enabled=False):
+            if b.ndim < a.ndim:  # one matrix for all
+                return grad @ b, grad.flatten(0, -2).mT @ a.flatten(0, -2)
+            return grad @ b, grad.mT @ a
 
 
 def relation_rows(name: str, z_s: Tensor, z_t: Tensor, *, least: int) -> tuple[Tensor, Tensor]:

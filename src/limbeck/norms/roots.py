@@ -1,4 +1,4 @@
-"""The inverse square root of a positive semidefinite matrix, for whitening and for orthonormal projectors."""
+"""Roots of positive semidefinite matrices, for whitening and for orthonormal projectors."""
 
 from typing import Any, cast
 
@@ -57,5 +57,52 @@ class _InverseSquareRoot(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         r, vectors = ctx.saved_tensors
         k = -1 / (r[:, None] * r * (r[:, None] + r))
-        grad = vectors @ (k * (vectors.mT @ grads[0] @ vectors)) @ vectors.mT
+        with torch.autocast(vectors.device.type, enabled=False):  # compiled, it would be the forward pass's
+            grad = vectors @ (k * (vectors.mT @ grads[0] @ vectors)) @ vectors.mT
         return grad, grad.diagonal().sum()  # the ridge moves along I
+
+
+def whitened_by_factor(centered: Float[Tensor, "n d"], c: Float[Tensor, "d d"]) -> Float[Tensor, "n d"]:
+    """``x L^-T`` for rows x, where ``L L^T = C``. It can be differentiated once.
+
+    With g the gradient of the result y, and ``h = g L^-1``, the gradient of x is h, that of L is the lower triangle of
+    ``-h^T y``, and that of C is ``L^-T P(L^T dL) L^-1``, where P takes the lower triangle and half the diagonal.
+
+    Args:
+        centered: The rows.
+        c: A symmetric positive definite matrix, of their precision or a wider one.
+
+    Example:
+        >>> whitened_by_factor(torch.tensor([[2.0, 4.0]]), torch.tensor([[4.0, 2.0], [2.0, 2.0]]))
+        tensor([[1., 3.]])
+    """
+    y: Tensor = _ByFactor.apply(centered, c)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+    return y
+
+
+class _ByFactor(torch.autograd.Function):
+    """See :func:`whitened_by_factor`. By hand, since compiled the gradients of torch's own run under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, centered: Tensor, c: Tensor) -> Tensor:
+        factor = cast(Tensor, torch.linalg.cholesky(c))  # pyright: ignore[reportUnknownMemberType]
+        y = _solved(factor.to(centered.dtype).mT, centered, upper=True)  # no inverse, no transposed copy of the rows
+        ctx.save_for_backward(factor, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        factor, y = ctx.saved_tensors
+        with torch.autocast(y.device.type, enabled=False):
+            of_rows = _solved(factor.to(y.dtype), grads[0], upper=False)
+            of_factor = -(of_rows.mT @ y).to(factor.dtype).tril()
+            lower = (factor.mT @ of_factor).tril()
+            lower = lower - lower.diagonal().diag() / 2
+            half = _solved(factor, _solved(factor, lower, upper=False).mT, upper=False)
+            return of_rows, (half + half.mT) / 2
+
+
+def _solved(triangle: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
+    """``rows triangle^-1``."""
+    return cast(Tensor, torch.linalg.solve_triangular(triangle, rows, upper=upper, left=False))  # pyright: ignore

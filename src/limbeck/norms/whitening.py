@@ -1,15 +1,16 @@
 """Norms that whiten: zero mean, unit variance of every channel, and no correlation between any two."""
 
 from collections.abc import Callable
-from typing import cast, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
+from limbeck.losses.inputs import product
 from limbeck.norms.inputs import check_eps, check_width, prepare
-from limbeck.norms.roots import inverse_square_root, widest
+from limbeck.norms.roots import inverse_square_root, whitened_by_factor, widest
 from limbeck.norms.running import Running
 
 # As an absolute floor, in the units of a variance. It takes over from eps where the channels' mean variance falls below
@@ -139,14 +140,12 @@ class Cholesky(nn.Module):
 
 
 def _symmetric(centered: Tensor, covariance: Tensor, ridge: Tensor) -> Tensor:
-    return centered @ inverse_square_root(covariance, ridge).to(centered.dtype)
+    return product(centered, inverse_square_root(covariance, ridge).to(centered.dtype))  # symmetric
 
 
 def _triangular(centered: Tensor, covariance: Tensor, ridge: Tensor) -> Tensor:
     with_ridge = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    factor = cast(Tensor, torch.linalg.cholesky(with_ridge)).to(centered.dtype)  # pyright: ignore[reportUnknownMemberType]
-    # x L^-T for rows x, solved for from the right: no inverse, and no transposed copy of the rows.
-    return torch.linalg.solve_triangular(factor.mT, centered, upper=True, left=False)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return whitened_by_factor(centered, with_ridge)
 
 
 def _whitened(
@@ -171,7 +170,7 @@ def _whitened(
             shifted = rows - first
             mean = shifted.mean(0)
             centered = shifted - mean
-            covariance = centered.mT @ centered / rows.shape[0]
+            covariance = product(centered.mT, centered.mT) / rows.shape[0]
             if running is not None:
                 mean = mean + first[0]
                 batch = running.blended(mean, covariance)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from limbeck.losses.inputs import product
 from limbeck.norms.roots import inverse_square_root, widest
 from limbeck.projectors.sizes import check_at_least_one
 
@@ -70,8 +71,8 @@ class _Polar(nn.Module):
     def forward(self, v: Float[Tensor, "d_t d_s"]) -> Float[Tensor, "d_t d_s"]:
         with torch.autocast(v.device.type, enabled=False):
             tall = (v if v.shape[0] >= v.shape[1] else v.mT).to(widest(v.device))
-            gram = tall.mT @ tall
+            gram = product(tall.mT, tall.mT)
             # Far below what the result can resolve; keeps a matrix that has lost a direction finite.
             ridge = 1e-12 * gram.diagonal().mean() + 1e-30
-            nearest = (tall @ inverse_square_root(gram, ridge)).to(v.dtype)
+            nearest = product(tall, inverse_square_root(gram, ridge)).to(v.dtype)  # which is symmetric
             return nearest if v.shape[0] >= v.shape[1] else nearest.mT

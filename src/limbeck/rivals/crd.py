@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives, losses, pooling
 from limbeck.errors import UserError
+from limbeck.losses.inputs import product
 from limbeck.rivals.maps import at_least_float32
 from limbeck.taps import Captured
 
@@ -150,13 +151,16 @@ class CRDTerm(nn.Module):
                 own = (u * v).sum(-1, keepdim=True)
                 s = torch.cat([own, self._similarities(u, self.teacher_bank, keys)], 1)
                 t = torch.cat([own, self._similarities(v, self.student_bank, keys)], 1)
-            value = self._contrast(s, 0) + self._contrast(t, 1)
+            constants = torch.stack([self._constant(s, 0), self._constant(t, 1)])
+            value = self._contrast(s, constants[0]) + self._contrast(t, constants[1])
         self.readings = {
             "positive": collectives.global_mean(s.detach()[:, 0].mean(), len(u)),
             "negative": collectives.global_mean(s.detach()[:, 1:].mean(), len(u)),
         }
         if index is not None:
-            self._remember(index, u.detach(), v.detach())
+            self.constants = constants.to(self.constants.dtype)
+            self.student_bank = self._remembered(self.student_bank, index, u.detach())
+            self.teacher_bank = self._remembered(self.teacher_bank, index, v.detach())
         return value
 
     def draw_negatives(self, index: Int64[Tensor, " n"]) -> Int64[Tensor, "n k"]:
@@ -194,30 +198,30 @@ class CRDTerm(nn.Module):
         self, anchors: Float[Tensor, "n width"], bank: Float[Tensor, "m width"], keys: Int64[Tensor, "n k"]
     ) -> Float[Tensor, "n k"]:
         # With every image, and then those drawn: the rows that were drawn would be 128 times the memory of the result.
-        # Of a copy, since the bank is written to before the backward pass reads it.
-        return (anchors @ bank.clone().T).gather(1, keys)
+        return product(anchors, bank).gather(1, keys)
 
-    def _contrast(self, similarities: Float[Tensor, "n k"], side: int) -> Float[Tensor, ""]:
+    @torch.no_grad()
+    def _constant(self, similarities: Float[Tensor, "n k"], side: int) -> Float[Tensor, ""]:
+        """Z of one side: what is kept, or the estimate from the first batch."""
+        y = similarities / self.temperature
+        estimate = collectives.global_mean(y.exp().mean(), y.numel()) * self.images
+        return torch.where(self.constants[side] > 0, self.constants[side], estimate)
+
+    def _contrast(self, similarities: Float[Tensor, "n k"], constant: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The loss with one side as anchor; the positives are in the first column."""
         y = similarities / self.temperature
-        with torch.no_grad():
-            estimate = collectives.global_mean(y.exp().mean(), y.numel()) * self.images
-            constant = torch.where(self.constants[side] > 0, self.constants[side], estimate)
-            if self.training:
-                self.constants[side] = constant
         h = y - constant.log() - math.log(self.negatives / self.images)
         rows = -F.logsigmoid(h[:, 0]) - F.logsigmoid(-h[:, 1:]).sum(1)  # F.softplus is linear above 20
         return collectives.global_mean(rows.mean(), len(rows))
 
     @torch.no_grad()
-    def _remember(self, index: Tensor, u: Tensor, v: Tensor) -> None:
+    def _remembered(self, bank: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+        """The bank with the batch in it; another tensor, since the backward pass reads the old one."""
         index = collectives.gather_rows(index)
         # The first row of each image, so that equal images write equal rows: which write comes last is not defined.
         first = (index[:, None] == index).to(torch.uint8).argmax(1)
-        for bank, rows in ((self.student_bank, u), (self.teacher_bank, v)):
-            new = collectives.gather_rows(rows)[first]
-            mixed = self.momentum * bank[index] + (1 - self.momentum) * new
-            bank[index] = losses.unit_rows(mixed).to(bank.dtype)
+        mixed = self.momentum * bank[index] + (1 - self.momentum) * collectives.gather_rows(rows)[first]
+        return bank.index_copy(0, index, losses.unit_rows(mixed).to(bank.dtype))
 
     def extra_repr(self) -> str:
         """The taps and the numbers, for ``print``."""

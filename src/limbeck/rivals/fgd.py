@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from limbeck import collectives
 from limbeck.detection.foreground import touched
 from limbeck.errors import UserError
+from limbeck.losses.inputs import product
 from limbeck.rivals.maps import as_map, at_least_float32
 from limbeck.taps import Captured
 
@@ -57,9 +58,18 @@ class Context(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """The map with its context."""
-        weight = self.attention(x).flatten(2).softmax(-1)  # (n, 1, positions)
-        mean = (x.flatten(2) * weight).sum(-1)[:, :, None, None]
-        return x + self.transform(mean)
+        places = x.flatten(2).mT
+        # The convolutions as products, whose gradient autocast does not lower in compiled code either.
+        weight = product(places, self.attention.weight.flatten(1)).softmax(1)  # (n, positions, 1)
+        first, norm, activation, last = self.transform
+        hidden = activation(norm(_pointwise(first, (places * weight).sum(1))[:, :, None, None]))
+        return x + _pointwise(last, hidden.flatten(1))[:, :, None, None]
+
+
+def _pointwise(layer: nn.Module, z: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    return product(z, layer.weight.flatten(1)) + layer.bias
 
 
 @final
