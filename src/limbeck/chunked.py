@@ -101,9 +101,11 @@ def chunked(
         return compare(a, t), torch.vdot(a.detach().flatten(), t.detach().flatten())
 
     wanted = torch.is_grad_enabled()  # in an autograd.Function it never is
-    value, product = _InBlocks.apply(  # pyright: ignore
-        z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count, wanted
-    )
+    # It takes gradients on its way, which a compiler reads for a minute, piece by piece, and gains nothing by.
+    in_blocks: Callable[..., tuple[Tensor, Tensor]] = _InBlocks.apply  # pyright: ignore
+    if torch.compiler.is_compiling():
+        in_blocks = torch.compiler.disable(in_blocks)  # pyright: ignore
+    value, product = in_blocks(z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count, wanted)
     product = collectives.sum_across(product) / (count * z_t.shape[-1])
     if combine is not Combine.LOG_SUM:
         return ChunkedValue(collectives.all_sum(value), product)
@@ -133,7 +135,8 @@ class _InBlocks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         each = z_s.shape[1:-1].numel()
         elements = BLOCK_ELEMENTS_CPU if z_s.device.type == "cpu" else BLOCK_ELEMENTS_GPU
-        grad_s = torch.empty_like(z_s)
+        # Wide: in half a precision small shares vanish, and a loss scale, which comes later, is not a number.
+        grad_s = torch.empty_like(z_s, dtype=weight.dtype)
         # Gradients of weight and bias, in units of exp(total) for LogSum.
         sums = [torch.zeros_like(leaf) for leaf in (weight, bias) if leaf is not None] if wanted else []
         total = weight.new_full((), -torch.inf if combine is Combine.LOG_SUM else 0.0)
@@ -168,6 +171,7 @@ class _InBlocks(torch.autograd.Function):
             for block, joint in scales:
                 grad_s[block] *= torch.exp(joint - total)
         ctx.save_for_backward(grad_s, *sums)
+        ctx.dtype = z_s.dtype
         ctx.mark_non_differentiable(product)
         return total, product
 
@@ -177,4 +181,4 @@ class _InBlocks(torch.autograd.Function):
         grad = grads[0]
         bias = grad * sums[1] if len(sums) > 1 else None
         center = -grad * grad_s.flatten(0, -2).sum(0, dtype=sums[0].dtype)
-        return grad * grad_s, None, grad * sums[0], bias, center, None, None, None, None, None, None
+        return (grad * grad_s).to(ctx.dtype), None, grad * sums[0], bias, center, None, None, None, None, None, None
