@@ -11,7 +11,7 @@ from torch import Tensor
 
 import resume_worker
 import tiny
-from limbeck import fit, meter, optim
+from limbeck import Distiller, fit, meter, optim
 from limbeck.checkpoint import Checkpoints
 from limbeck.errors import UserError
 from resume_worker import BATCHES, EPOCHS, Outcome, train
@@ -68,6 +68,40 @@ def test_broken_off_anywhere_it_ends_with_the_bytes_of_an_unbroken_run(tmp_path:
             torch.rand(7)  # a new process does not go on where this one's generator stands
         assert_same(train(folder, **kind), unbroken)
         assert timeless(folder) == timeless(tmp_path / "unbroken"), stops
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which "
+                "1.25 GiB is free. Including non-PyTorch memory"
+            ),
+            r"2\.00 GiB more were needed, 1\.25 GiB of 79\.15 GiB were free",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: you tried to allocate 64 bytes."),
+            "64 bytes more were needed",
+        ),
+    ],
+)
+def test_out_of_memory_in_a_step_is_one_line_and_the_run_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    unbroken = train(tmp_path / "unbroken")
+    calls = iter(range(1000))
+    plain = Distiller.forward
+
+    def forward(self: Distiller, batch: Any, *more: Any) -> Any:
+        if next(calls) == BATCHES + 1:
+            raise error
+        return plain(self, batch, *more)
+
+    monkeypatch.setattr(Distiller, "forward", forward)
+    with pytest.raises(UserError, match=rf"out of memory in step {BATCHES + 2} with \d+ images in a batch \({said}"):
+        train(tmp_path / "broken")
+    assert_same(train(tmp_path / "broken"), unbroken)
 
 
 def test_a_finished_run_is_only_measured_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.distiller import Distiller, evaluating
+from limbeck.errors import UserError
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -221,9 +223,45 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
         step()
         if device.type != "cpu":
             torch.accelerator.synchronize()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return math.inf
     return time.perf_counter() - started
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator found no memory; that of the CPU has no error type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextlib.contextmanager
+def memory_explained(distiller: Distiller, batch: Any, step: int) -> Generator[None, None, None]:
+    """Inside it, an allocation that fails becomes one line: how much was asked for, and what to set.
+
+    Args:
+        distiller: What is trained.
+        batch: A batch of this process.
+        step: The step that is being made.
+
+    Raises:
+        UserError: There is not enough memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+        left = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
+        words = [f"{asked[1]} more were needed"] if asked else []
+        words += [f"{left[2]} of {left[1]} were free"] if left else []
+        rows = len(distiller.task.student_input(batch))
+        said = f" ({', '.join(words)})" if words else ""
+        raise UserError(
+            f"out of memory in step {step} with {rows} images in a batch{said}; use --batch-size {max(1, rows // 2)} "
+            "with --accumulate 2, or --precision bf16; the last checkpoint is kept, and --resume continues from it"
+        ) from error
 
 
 def _fused_attentions(module: nn.Module) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from limbeck.distiller import Distiller, StepResult
 from limbeck.errors import UserError
 from limbeck.evaluation import validate
 from limbeck.guard import Guard, Skip
+from limbeck.hardware import memory_explained
 from limbeck.loading import ShardedLoader, remaining, sharded
 from limbeck.meter import Meter
 from limbeck.optim import Rate, check_gradients, check_optimizer, check_scaled, clip_gradients, set_rate, sgd
@@ -202,19 +203,21 @@ def fit(
                 distiller.progress = done / epochs
                 set_rate(optimizer, guard.factor * (rate(done) if rate is not None else 1.0))
                 guard.begin()
-                if len(batches) == 1:
-                    with autocast():
-                        result: StepResult = model(batches[0])
-                    scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
-                else:
-                    result = as_one(batches)
+                with memory_explained(distiller, batches[0], counters.step + 1):
+                    if len(batches) == 1:
+                        with autocast():
+                            result: StepResult = model(batches[0])
+                        scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
+                    else:
+                        result = as_one(batches)
                 if counters.step == 0:
                     check_gradients(distiller)
                 if taken := guard.allows(result, batches):
                     if clip is not None:
                         scaler.unscale_(optimizer)
                         clip_gradients(distiller, clip)
-                    scaler.step(optimizer)
+                    with memory_explained(distiller, batches[0], counters.step + 1):  # the first makes its moments
+                        scaler.step(optimizer)
                     scaler.update()
                     if average is not None:
                         average.update_parameters(distiller.student)
