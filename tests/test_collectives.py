@@ -1,5 +1,7 @@
 """On one process; ``test_distributed`` has the rest."""
 
+import threading
+
 import pytest
 import torch
 
@@ -62,3 +64,18 @@ def test_alone_ends_also_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert (collectives.world_size(), collectives.rank()) == (4, 3)
+
+
+def test_alone_holds_in_the_threads_of_a_backward_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd runs layers that are checkpointed again in threads of its own, one for each GPU."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    seen: list[int] = []
+    with collectives.alone():
+        with collectives.alone():
+            pass
+        thread = threading.Thread(target=lambda: seen.append(collectives.world_size()))
+        thread.start()
+        thread.join()
+    assert seen == [1]
+    assert collectives.world_size() == 4

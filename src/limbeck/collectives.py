@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor
 
 from limbeck.errors import LostProcessError
 
-_is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
+_alone: list[bool] = []
+"""An entry for each :func:`alone` that is open. Of the process, not of the thread: layers that a backward pass runs
+again (activation checkpointing) run in threads of autograd."""
 
 
 @contextmanager
@@ -22,11 +23,11 @@ def alone() -> Generator[None, None, None]:
 
     For work that every process does on the same batch, where gathering would only repeat the rows.
     """
-    token = _is_alone.set(True)
+    _alone.append(True)
     try:
         yield
     finally:
-        _is_alone.reset(token)
+        _alone.pop()
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def rank() -> int:
 
 
 def _is_used() -> bool:
-    return dist.is_available() and dist.is_initialized() and not _is_alone.get()
+    return dist.is_available() and dist.is_initialized() and not _alone
 
 
 def gather_rows(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:

@@ -163,7 +163,7 @@ class FeatureTerm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = self.input_norm(collectives.gather_rows(at_least_float32(x)))
             y = collectives.gather_rows(at_least_float32(y))
-        # One process is alone anyway, and a compiler does not trace the change of a context variable.
+        # One process is alone anyway, and a compiler does not trace a generator's context.
         with collectives.alone() if collectives.world_size() > 1 else contextlib.nullcontext():
             if isinstance(self.projector, Ridge) and self.training:
                 y_norm = self.student_norm if self.inverted else self.teacher_norm
