@@ -27,6 +27,7 @@ ORDER = (
     "chunked",
     "projectors",
     "pooling",
+    "compiler",
     "taps",
     "terms",
     "distiller",

@@ -1,4 +1,4 @@
-"""Compiled and plain distillers agree; a compiler that fails is one line."""
+"""Compiled and plain terms and distillers agree; a compiler that fails is one line."""
 
 import json
 import os
@@ -20,19 +20,41 @@ TESTS = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
-def worker(kind: str) -> dict[str, Any]:
+def lines_of(worker: str, *words: str) -> list[Any]:
+    """What a worker prints, in a process that does not have the shape checks of the tests."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
-    command = [sys.executable, str(TESTS / "compile_worker.py"), kind]
+    command = [sys.executable, str(TESTS / worker), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("backend", "cells", "count"),
+    [
+        # What the passes over a graph can spoil: the autocast of its backward pass, buffers that it writes.
+        ("aot_eager", "quick", 17),
+        # What the reading of the program can.
+        ("eager", "rest", 43),
+        pytest.param("aot_eager", "rest", 43, marks=pytest.mark.long),
+        pytest.param("inductor", "quick", 40, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+        pytest.param("inductor", "rest", 100, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_two_steps_leave_what_they_leave_without_the_compiler(backend: str, cells: str, count: int) -> None:
+    """Loss, readings, all gradients and buffers of every term, in float32 and under autocast; the second is smaller."""
+    found = lines_of("compiled_worker.py", backend, cells)
+    assert len(found) >= count
+    assert {name: wrong for name, wrong, _ in found if wrong is not None} == {}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", ["cnn", "vit", "dropout"])
 def test_loss_gradient_features_and_buffers_are_those_of_the_plain_step(kind: str) -> None:
-    found = worker(kind)
+    found = lines_of("compile_worker.py", kind)[-1]
     assert found["apart"] < 1e-3  # of the largest element of each tensor, after up to six batches
     assert found["scores"][0] == pytest.approx(found["scores"][2], rel=1e-4)  # student and its twin
     assert found["scores"][0] == found["scores"][1]  # an average of one
@@ -57,7 +79,7 @@ def test_a_broken_tap_is_found_before_anything_is_compiled() -> None:
     distiller._student_taps = Taps(distiller.student, ["conv2", "fc:input"])
     with pytest.raises(UserError, match='"conv2" was overwritten in place'):
         distiller.compile_parts(tiny.Batch(*tiny.images(4)))
-    assert distiller._student_taps._compiled is None
+    assert distiller.compiled == {}
 
 
 def test_the_compilers_error_is_one_line() -> None:

@@ -1,9 +1,5 @@
 import copy
 import functools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -621,20 +617,3 @@ def test_misuse_of_running_statistics() -> None:
         found = message(lambda momentum=momentum: norms.ZCA(D, momentum=momentum))
         assert found == f"ZCA: momentum is {momentum}; expected a number above 0 and at most 1"
     assert "Cholesky: momentum" in message(lambda: norms.Cholesky(D, momentum=2.0))
-
-
-# torch.compile
-
-
-@pytest.mark.slow
-def test_compile_into_one_graph() -> None:
-    """In a process that does not have the shape checker which the tests wrap around every function."""
-    worker = Path(__file__).with_name("modules_compile_worker.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(worker), "norms"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    differences = json.loads(result.stdout)
-    assert len(differences) == 10
-    wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}
-    assert wrong == {}

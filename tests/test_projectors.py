@@ -1,9 +1,5 @@
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,20 +127,6 @@ def test_initial_values_are_the_frameworks() -> None:
     ours = projectors.linear(64, 32).weight
     torch.manual_seed(0)
     assert torch.equal(ours, nn.Linear(64, 32, bias=False).weight)
-
-
-@pytest.mark.slow
-def test_compile_into_one_graph() -> None:
-    """In a process that does not have the shape checker which the tests wrap around every function."""
-    worker = Path(__file__).with_name("modules_compile_worker.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(worker), "projectors"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    differences = json.loads(result.stdout)
-    assert len(differences) == 7
-    wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}
-    assert wrong == {}
 
 
 # Cost and weight decay are as the docstrings say

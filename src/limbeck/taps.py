@@ -1,19 +1,17 @@
 """Read named submodules of any ``nn.Module`` without editing it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from limbeck.compiler import Compiled
 from limbeck.errors import UserError, did_you_mean
 
 OUTPUT = "output"
 INPUT_SUFFIX = ":input"
-COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "fallback_random": True  # dropout draws the numbers that it draws without the compiler
-}
 
 
 class Captured(NamedTuple):
@@ -74,7 +72,7 @@ class Taps:
         self.names = tuple(dict.fromkeys(names))
         self._features: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, bool]] = {}
-        self._compiled: Callable[[Tensor], tuple[Any, dict[str, Tensor]]] | None = None
+        self.compiled: Compiled | None = None
         modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         self._points: list[tuple[nn.Module, _Reader, bool]] = []
         for name in self.names:
@@ -95,12 +93,7 @@ class Taps:
         with them holds. A compiled pass cannot see that a feature was overwritten in place: call the taps once before.
         A copy of the taps is not compiled.
         """
-        self._compiled = torch.compile(self._run, options=COMPILE_OPTIONS)
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the model is run compiled."""
-        return self._compiled is not None
+        self.compiled = Compiled(self._run)
 
     def __call__(self, x: Tensor) -> Captured:
         """Run the model on ``x`` and return its output with the tapped features.
@@ -116,12 +109,8 @@ class Taps:
                     handles.append(module.register_forward_pre_hook(reader.read_input))
                 else:
                     handles.append(module.register_forward_hook(reader.read_output))
-            if self._compiled is None:
-                output, features = self._run(x)
-            else:
-                for dim in range(1, x.ndim):  # or the compiler, seeing two models' sizes, makes code for any size
-                    torch._dynamo.mark_static(x, dim)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-                output, features = self._compiled(x)
+            run = self._run if self.compiled is None else self.compiled
+            output, features = run(x)
             versions = dict(self._versions)
         finally:
             for handle in handles:
@@ -142,7 +131,7 @@ class Taps:
         return output, dict(self._features)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}  # compiled code belongs to this model, not to the copy's
+        return {**self.__dict__, "compiled": None}  # compiled code belongs to this model, not to the copy's
 
     def _check(self, features: dict[str, Tensor], versions: dict[str, tuple[int, bool]]) -> None:
         for name in self.names:

@@ -73,7 +73,7 @@ def in_shares(distiller: Distiller, accelerator: Any, ema_decay: float | None) -
     Raises:
         UserError: If the distiller is compiled, or a parameter cannot be cut up.
     """
-    if distiller.is_compiled:
+    if distiller.compiled:
         raise UserError("shard: the distiller is compiled, and shards are not; leave compile_parts out")
     if accelerator.num_processes == 1:
         return in_whole(distiller, accelerator, ema_decay)

@@ -1,17 +1,18 @@
 """Student, frozen teacher, terms and their weights in one trainable module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import collectives, sharding
+from limbeck.compiler import Compiled
 from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
 from limbeck.errors import UserError, did_you_mean
-from limbeck.taps import COMPILE_OPTIONS, Captured, Taps
+from limbeck.taps import Captured, Taps
 from limbeck.terms import Term
 
 
@@ -88,7 +89,7 @@ class Distiller(nn.Module):
         teacher_taps = [tap for term in self.terms.values() for tap in term.teacher_taps]
         self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
         self._teacher_type = narrow_type(teacher) if teacher is not None else None
-        self._calls: dict[str, Callable[[Captured, Captured], Tensor]] = {}
+        self._calls: dict[str, Compiled] = {}
         self.progress = 0.0
         self.clock = Clock()
 
@@ -113,14 +114,14 @@ class Distiller(nn.Module):
         if self._teacher_taps is not None:
             self._teacher_taps.compile()
         if collectives.world_size() == 1:
-            for name, term in self.terms.items():
-                call = term if isinstance(term, nn.Module) else term.__call__
-                self._calls[name] = torch.compile(call, options=COMPILE_OPTIONS)
+            self._calls = {name: Compiled(term) for name, term in self.terms.items()}
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether :meth:`compile_parts` was called; of a copy it was not."""
-        return self._student_taps.is_compiled
+    def compiled(self) -> dict[str, Compiled]:
+        """The parts that :meth:`compile_parts` has had compiled, by name, with what came of it; none of a copy."""
+        taps = {"student": self._student_taps, "teacher": self._teacher_taps}
+        models = {name: each.compiled for name, each in taps.items() if each is not None and each.compiled is not None}
+        return {**models, **{f"terms.{name}": call for name, call in self._calls.items()}}
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code belongs to these terms, and the seconds to this distiller's steps, not to a copy's.

@@ -16,6 +16,7 @@ from torch import nn
 import limbeck
 from limbeck import collectives
 from limbeck.cache import digest_of
+from limbeck.distiller import Distiller
 from limbeck.recipes.build import Parts
 from limbeck.recipes.images import record_of
 from limbeck.recipes.preflight import Preflight
@@ -46,6 +47,7 @@ def summarize(
         "seconds": round(counters.seconds, 3),
         "images_per_second": round(counters.images / max(counters.seconds, 1e-9), 1),
         "skipped_steps": counters.skipped,
+        "compiled": _compiled(parts.distiller, log),
         **_costs(recipe, log, counters.seconds),
         "peak_memory_mib": peak_memory(device),
         "parameters": parameter_counts(parts),
@@ -56,6 +58,18 @@ def summarize(
         "machine": machine(),
         "origins": origins,
     }
+
+
+def _compiled(distiller: Distiller, log: RunLog) -> dict[str, dict[str, int]] | None:
+    """What the compiler did in this start of the run, by part: graphs, calls, and calls in which nothing of it ran."""
+    found = {
+        name: {"graphs": part.graphs, "calls": part.calls, "plain": part.plain}
+        for name, part in distiller.compiled.items()
+    }
+    for name, part in found.items():
+        if part["plain"]:
+            log.note(f"{name} ran without the compiler in {part['plain']} of {part['calls']} calls")
+    return found or None
 
 
 def _costs(recipe: Recipe, log: RunLog, seconds: float) -> dict[str, Any]:
