@@ -236,6 +236,11 @@ def odd(num_classes):
     net = good(num_classes)
     net.input_spec = 32
     return net
+def compiled(num_classes):
+    net = good(num_classes)
+    net.body = torch.compile(net.body)
+    net.top.compile()
+    return torch.compile(net)
 number = 3
 """
 
@@ -247,6 +252,14 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / f"{name}_broken.py").write_text("import not_there_at_all\n")
     monkeypatch.chdir(tmp_path)
     return name
+
+
+def test_what_comes_compiled_is_the_model_inside(functions: str):
+    """Compiled it would run no hooks, and be compiled anew for each look, which takes minutes."""
+    found = build(f"{functions}:compiled", num_classes=4).module
+    assert found.state_dict().keys() == build(f"{functions}:good", num_classes=4).module.state_dict().keys()
+    assert all(part._compiled_call_impl is None for part in found.modules())
+    assert {type(part).__name__ for part in found.modules()} == {"Net", "Linear"}
 
 
 def test_a_function_of_the_current_folder(functions: str):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.compiler import uncompiled
 from limbeck.errors import UserError, did_you_mean
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.cifar import NETS
@@ -187,7 +188,7 @@ def _called(function: Callable[..., Any], options: dict[str, int], name: str) ->
         raise UserError(f"{name} failed: {type(error).__name__}: {first}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{name} returned a {type(module).__name__}: a torch.nn.Module is wanted")
-    return module
+    return uncompiled(module)
 
 
 def _same_share(one: nn.Module, other: nn.Module) -> float:
