@@ -81,7 +81,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
         'Linear'
     """
     inner: nn.Module = getattr(model, "_orig_mod", model)
-    inner._compiled_call_impl = None
+    inner._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
     for name, part in list(inner.named_children()):
         if (plain := uncompiled(part)) is not part:
             inner.set_submodule(name, plain)
@@ -104,5 +104,5 @@ def _plain_backward() -> Generator[None, None, None]:
     if not hasattr(config, "backward_pass_autocast"):
         yield
         return
-    with config.patch(backward_pass_autocast="off"):  # of this thread, while it traces
+    with config.patch(backward_pass_autocast="off"):  # pyright: ignore[reportUnknownMemberType]
         yield
