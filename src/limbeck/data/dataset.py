@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from limbeck.data import augment, kept, parts, sources
+from limbeck.data import augment, decode, kept, parts, sources
 from limbeck.data.duplicates import Duplicates, digests_of, digests_of_files, find_duplicates
 from limbeck.data.fetch import Disk, Frame, Memory, Skips
 from limbeck.data.folders import some
@@ -52,7 +52,7 @@ def open_data(spec: DataSpec, *, memory: int | None = None) -> "Data":
     source = sources.find(spec)
     notes = list(source.notes)
     train, val = source.train, source.val
-    bits, told = sources.used_bits(train)
+    bits, told = decode.used_bits(train.read, len(train))
     notes += told
     train, val = replace(train, bits=bits), None if val is None else replace(val, bits=bits)
     if val is None:

@@ -4,7 +4,7 @@ import io
 import math
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,6 +42,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 
 MOST_PIXELS = 50_000_000
 """Pixels of a decoded image: at four bytes each, three copies of them at most (transparency) are 600 MB."""
+
+_DECODED = 32  # images that are decoded to find how bright they are
+_DARK = 16
 
 _VERSION = 2  # to be raised by whoever changes a pixel in this file
 
@@ -179,6 +182,35 @@ def brightest(data: bytes | Pixels) -> Brightest | None:
         raise
     except Exception:
         raise BadImageError("not an image that Pillow can read") from None
+
+
+def used_bits(read: Callable[[int], bytes | Pixels], count: int) -> tuple[int, tuple[str, ...]]:
+    """How many bits the 16-bit images of a set use, by a sample of them, and what is to be said about it.
+
+    Cameras and microscopes write 12 bits into files of 16, which would be nearly black.
+
+    Args:
+        read: Gives the bytes of one of them.
+        count: How many there are.
+    """
+    found: list[Brightest] = []
+    with quiet_pillow():
+        for i in np.unique(np.linspace(0, count - 1, _DECODED).astype(int)):
+            try:
+                value = brightest(read(int(i)))
+            except (BadImageError, OSError):
+                continue
+            found += [value] if value is not None else []
+    if deep := [value for value, is_deep in found if is_deep]:
+        bits = next((bits for bits in (8, 10, 12, 14) if max(deep) < 1 << bits), 16)
+        seen = f"16-bit images are read as {bits}-bit ones: the largest value of {len(deep)} is {max(deep)}"
+        return bits, (seen,) if bits < 16 else ()
+    if found and (top := max(value for value, _ in found)) < _DARK:
+        return 16, (
+            f"the images are nearly black: the largest value of {len(found)} is {top} of 255; 16-bit colors that use "
+            "12 bits or fewer become so, and masks with class numbers are: convert them to 8 bits",
+        )
+    return 16, ()
 
 
 def _is_deep(image: Image.Image) -> bool:

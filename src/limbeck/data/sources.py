@@ -14,8 +14,6 @@ from limbeck.data.spec import NAMED_SOURCES, PREFIXED_SOURCES, DataSpec
 from limbeck.errors import UserError, did_you_mean
 
 _LARGEST_SIZE = 224
-_DECODED = 32  # images that are decoded to find how bright they are
-_DARK = 16
 _PROBED = 101  # images whose headers are read to find the size of a folder's images
 
 
@@ -90,31 +88,6 @@ def usual_size(part: Part) -> int:
             except (decode.BadImageError, OSError):
                 continue
     return max(4, min(_LARGEST_SIZE, int(np.median(sides)))) if sides else _LARGEST_SIZE
-
-
-def used_bits(part: Part) -> tuple[int, tuple[str, ...]]:
-    """How many bits the 16-bit images of a part use, by a sample of them, and what is to be said about it.
-
-    Cameras and microscopes write 12 bits into files of 16, which would be nearly black.
-    """
-    found: list[decode.Brightest] = []
-    with decode.quiet_pillow():
-        for i in np.unique(np.linspace(0, len(part) - 1, _DECODED).astype(int)):
-            try:
-                value = decode.brightest(part.read(int(i)))
-            except (decode.BadImageError, OSError):
-                continue
-            found += [value] if value is not None else []
-    if deep := [value for value, is_deep in found if is_deep]:
-        bits = next((bits for bits in (8, 10, 12, 14) if max(deep) < 1 << bits), 16)
-        seen = f"16-bit images are read as {bits}-bit ones: the largest value of {len(deep)} is {max(deep)}"
-        return bits, (seen,) if bits < 16 else ()
-    if found and (top := max(value for value, _ in found)) < _DARK:
-        return 16, (
-            f"the images are nearly black: the largest value of {len(found)} is {top} of 255; 16-bit colors that use "
-            "12 bits or fewer become so, and masks with class numbers are: convert them to 8 bits",
-        )
-    return 16, ()
 
 
 def cache_folder() -> Path:

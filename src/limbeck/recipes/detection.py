@@ -33,12 +33,15 @@ FGD = {
 it has not, as RetinaNet."""
 
 
-def build_detection_data(recipe: Recipe, *, scored: tuple[str, ...] | None = None) -> DetectionData:
+def build_detection_data(
+    recipe: Recipe, *, scored: tuple[str, ...] | None = None, bits: int | None = None
+) -> DetectionData:
     """Open the recipe's images and boxes.
 
     Args:
         recipe: Which ones.
         scored: Open all of them, to score a detector of these classes. None: a part to train on and one to validate on.
+        bits: How many bits 16-bit images use, if they are opened to be scored.
 
     Raises:
         UserError: The evaluator is not installed, or the annotations cannot be used.
@@ -61,7 +64,7 @@ def build_detection_data(recipe: Recipe, *, scored: tuple[str, ...] | None = Non
         skip_bad_images=recipe.skip_bad_images,
         workers=recipe.workers,
     )
-    return open_detection(spec) if scored is None else open_for_scoring(spec, scored)
+    return open_detection(spec) if scored is None else open_for_scoring(spec, scored, bits=bits)
 
 
 def detector_of(model: Model) -> Any:

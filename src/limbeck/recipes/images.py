@@ -59,7 +59,7 @@ def record_of(data: AnyData) -> dict[str, Any]:
         "val": data.val_count,
         "size": data.size,
         "cropped": (data.cropped if isinstance(data, Data) else None) or "no random crops",
-        "bits": data.bits if isinstance(data, Data) else None,
+        "bits": data.bits,
         "classes": list(data.classes),
         "fingerprint": data.fingerprint,
         "content": data.content(),

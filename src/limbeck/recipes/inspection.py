@@ -134,9 +134,10 @@ def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, cla
     place = folder / RECORD if (folder / RECORD).is_file() else folder / CARD
     about = read_object(place, "size" if place.name == RECORD else "input")
     size = int(about["size"] if place.name == RECORD else about["input"]["size"])
+    bits = int(about.get("bits") or 16)
     if recipe.detects:
         changes = {"data": data, "val": None, "size": size, "classes": ()}
-        return build_detection_data(recipe.changed(changes), scored=classes)
+        return build_detection_data(recipe.changed(changes), scored=classes, bits=bits)
     return open_for_scoring(
         DataSpec(
             source=data,
@@ -147,7 +148,7 @@ def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, cla
             workers=recipe.workers,
         ),
         classes,
-        bits=int(about.get("bits") or 16),
+        bits=bits,
     )
 
 

@@ -210,3 +210,13 @@ def test_scales_spread_over_their_range(source: str):
     widths = torch.cat([batch.scales[:, 0] for epoch in range(8) for batch in passed(data, epoch)]) * planted.WIDTH / 64
     assert 0.5 <= float(widths.min()) < 0.56
     assert 0.94 < float(widths.max()) <= 1.0
+
+
+def test_twelve_bits_in_sixteen_bit_files_are_spread_over_all_of_the_range(tmp_path: Path):
+    source = f"coco:{planted.write_coco(tmp_path, 6)}"
+    for path in tmp_path.glob("*.png"):
+        Image.fromarray(np.array(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)  # 220 * 16 < 4096
+    data = opened(source, size=64, augmentation="none")
+    assert data.bits == 12
+    assert any("16-bit images are read as 12-bit ones" in note for note in data.notes)
+    assert float(data.sample("val", 6).images[0].max()) == pytest.approx(planted.BRIGHT / 255)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, final
 
 import numpy as np
 
+from limbeck.data import decode
 from limbeck.data.detection.coco import annotation_files, find_coco, read_coco
 from limbeck.data.detection.files import child
 from limbeck.data.detection.index import BoxIndex
@@ -21,7 +22,7 @@ from limbeck.data.detection.voc import find_sets, is_voc, read_voc
 from limbeck.data.detection.yolo import LABELS, find_yolo, is_yolo, read_yolo
 from limbeck.data.fetch import Skips
 from limbeck.detection import DetectionBatch
-from limbeck.errors import UserError, did_you_mean
+from limbeck.errors import UserError, did_you_mean, paths_explained
 
 LARGEST_SIZE = 640
 DIVISOR = 32
@@ -44,8 +45,9 @@ class _Source(NamedTuple):
     notes: tuple[str, ...]
 
 
+@paths_explained()
 def open_detection(spec: DetectionSpec) -> "DetectionData":
-    """Read the annotations of a spec, check them, and choose their train and val parts. No image is decoded.
+    """Read the annotations of a spec, check them, and choose their train and val parts. A few images are decoded.
 
     Args:
         spec: What to open.
@@ -103,11 +105,27 @@ class DetectionData:
         size: Side of the square frame, or of the shorter side of the images.
         frame: How images are laid into a frame.
         fingerprint: Equal if another run had the same images and boxes in the same parts.
+        bits: How many bits the values of 16-bit greyscale images use.
         notes: What was chosen and why, for the log.
     """
 
-    def __init__(self, spec: DetectionSpec, name: str, train: BoxIndex, val: BoxIndex, notes: list[str]) -> None:
+    def __init__(
+        self,
+        spec: DetectionSpec,
+        name: str,
+        train: BoxIndex,
+        val: BoxIndex,
+        notes: list[str],
+        *,
+        bits: int | None = None,
+    ) -> None:
         """Use `open_detection`."""
+        told: tuple[str, ...] = ()
+        if bits is None:
+            sampled = train if len(train) else val
+            bits, told = decode.used_bits(sampled.read, len(sampled))
+        train, val = replace(train, bits=bits), replace(val, bits=bits)
+        self.bits = bits
         self.name = name
         self.classes = train.classes
         self.size = spec.size or _usual_size(train if len(train) else val)
@@ -118,6 +136,7 @@ class DetectionData:
         self._skips = Skips(spec.skip_bad_images)
         self.notes = (
             *notes,
+            *told,
             f"{len(train.boxes)} boxes in train, {len(val.boxes)} in val, {len(self.classes)} classes",
         )
 
@@ -192,12 +211,14 @@ class DetectionData:
         return DetectionLoader(plan, self._skips)
 
 
-def open_for_scoring(spec: DetectionSpec, classes: tuple[str, ...]) -> "DetectionData":
+@paths_explained()
+def open_for_scoring(spec: DetectionSpec, classes: tuple[str, ...], *, bits: int | None = None) -> "DetectionData":
     """Images to score a trained detector on: the source's validation part, or all of it if it has none.
 
     Args:
         spec: What to open; its ``val`` and what chooses training images are not read.
         classes: Of the detector. Boxes get their numbers by the names of their classes.
+        bits: How many bits the values of 16-bit greyscale images use. None: found by a sample of them.
 
     Returns:
         The data, with all images in the validation part.
@@ -221,7 +242,7 @@ def open_for_scoring(spec: DetectionSpec, classes: tuple[str, ...]) -> "Detectio
     if not len(val.boxes):
         found_here = _some(part.classes) or "none"
         raise UserError(f'"{spec.source}" has no box of the classes {_some(classes)}; its classes are {found_here}')
-    return DetectionData(spec, found.name, val.take(np.zeros(0, np.int64)), val, notes)
+    return DetectionData(spec, found.name, val.take(np.zeros(0, np.int64)), val, notes, bits=bits)
 
 
 def _numbered(part: BoxIndex, classes: tuple[str, ...]) -> BoxIndex:

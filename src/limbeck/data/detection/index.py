@@ -9,8 +9,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from limbeck.data.detection.pictures import Picture
+from limbeck.data.detection.pictures import Picture, is_inside
 from limbeck.data.detection.problems import Fault, Problems, Remark
+from limbeck.untrusted import read_image_file
 
 EDGE = 1.0
 """Pixels that a box may reach over the edge: annotators count pixels from 0 or from 1, and round. It is cut off."""
@@ -30,6 +31,7 @@ class BoxIndex:
         crowd: Whether a box is around a crowd: it is not learned, and no detection in it is counted as wrong.
         areas: Area of each object in pixels, of its outline where the annotations know that.
         classes: Names of the classes.
+        bits: How many bits the values of 16-bit greyscale images use.
     """
 
     root: str
@@ -41,10 +43,21 @@ class BoxIndex:
     crowd: Bool[np.ndarray, " m"]
     areas: Float64[np.ndarray, " m"]
     classes: tuple[str, ...]
+    bits: int = 16
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.names)
+
+    def read(self, image: int) -> bytes:
+        """The bytes of an image's file.
+
+        Raises:
+            OSError: It cannot be read, or its path leaves the folder of the images.
+        """
+        if not is_inside(self.names[image]):
+            raise OSError("its path leaves the folder of the images")
+        return read_image_file(f"{self.root}/{self.names[image]}")
 
     def of(self, image: int) -> slice:
         """The rows of an image's boxes."""

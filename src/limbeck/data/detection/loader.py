@@ -13,12 +13,10 @@ from torch import Tensor
 
 from limbeck.data import augment, decode, keys, on_device
 from limbeck.data.detection.index import BoxIndex
-from limbeck.data.detection.pictures import is_inside
 from limbeck.data.detection.transforms import Frame, Placed, Placement, fill, lay, place
 from limbeck.data.fetch import Skips
 from limbeck.detection import DetectionBatch
 from limbeck.errors import UserError
-from limbeck.untrusted import read_image_file
 
 _CPU = torch.device("cpu")
 _AHEAD = 2  # batches that are decoded while one is used
@@ -165,9 +163,7 @@ class DetectionLoader:
         index, (height, width) = plan.index, (int(side) for side in plan.index.sizes[image])
         placement = self._placement(image, epoch, height, width)
         try:
-            if not is_inside(index.names[image]):
-                raise decode.BadImageError("its path leaves the folder of the images")
-            picture = decode.rgb(read_image_file(f"{index.root}/{index.names[image]}"))
+            picture = decode.rgb(index.read(image), bits=index.bits)
             if (picture.height, picture.width) != (height, width):
                 raise decode.BadImageError(
                     f"it has {picture.width} x {picture.height} pixels, its annotations say {width} x {height}"
