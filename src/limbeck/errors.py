@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 
@@ -11,7 +11,18 @@ class UserError(ValueError):
 
     The message is one line: it names the thing, says what was expected and, where there is one, the nearest right
     spelling. The command line prints it alone and exits with code 2; every other exception is a bug of ours.
+
+    Args:
+        message: The line.
+        table: Lines that follow it, for what one line cannot say.
     """
+
+    def __init__(self, message: str = "", table: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.table = tuple(table)
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *self.table])
 
 
 class LostProcessError(RuntimeError):
@@ -19,6 +30,18 @@ class LostProcessError(RuntimeError):
 
     The command line prints its line alone and exits with code 75, which for schedulers means "try again".
     """
+
+
+def shown(text: str) -> str:
+    r"""Text as one line for a terminal or a table: what moves a cursor, breaks a line or has no letter is spelled out.
+
+    Names of files, classes and layers are somebody else's, and may hold any character.
+
+    Example:
+        >>> shown("a\x1b[2Jb\nc")
+        'a\\x1b[2Jb\\nc'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason_of(error: Exception) -> str:

@@ -25,6 +25,8 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is a folder, a pipe or a device; expected a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:

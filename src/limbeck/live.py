@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.errors import shown
 from limbeck.records import headline, is_share
 
 WIDTH = 80  # columns that the table takes
@@ -187,8 +188,8 @@ def _section(standing: Standing, name: str, unit: str, at: int, rows: Mapping[st
     if not rows:
         return []
     went = {row: standing.curves[name, row].values if (name, row) in standing.curves else [] for row in rows}
-    shown = [(Text(row), Text(value), Text(sparkline(went[row]))) for row, value in rows.items()]
-    return [(Text(f"{name}, {unit}", style="bold"), Text(str(at), style="bold"), Text()), *shown]
+    lines = [(Text(shown(row)), Text(value), Text(sparkline(went[row]))) for row, value in rows.items()]
+    return [(Text(f"{name}, {unit}", style="bold"), Text(str(at), style="bold"), Text()), *lines]
 
 
 def _half(rows: Sequence[tuple[Text, ...]], *, curves: bool) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from limbeck import collectives
 from limbeck.checkpoint import save_text
-from limbeck.errors import UserError, reason_of
+from limbeck.errors import UserError, reason_of, shown
 from limbeck.live import Screen, Standing, duration, short
 from limbeck.records import number
 from limbeck.sinks import PASSED_ON, Sink, pass_on
@@ -60,7 +60,7 @@ class RunLog:
         self._failed: list[Sink] = []
         self._warned: set[str] = set()
         self._console = Console(stderr=True)
-        self._shows = sys.stderr.isatty() if progress is None else progress
+        self._shows = (sys.stderr is not None and sys.stderr.isatty()) if progress is None else progress
         self._standing = Standing()
         self._screen = Screen(self._console)
         self._said = said
@@ -111,12 +111,17 @@ class RunLog:
         """Say one line to the user and keep it in the log."""
         if collectives.rank() > 0:
             return
+        text = shown(text)
         self.write("note", text=text)
         if self._said is not None:
             if text in self._said:
                 return
             self._said.add(text)
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a stderr that is full or closed; the log has it all
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def guarded(self, what: str, then: str = "the run continues") -> Generator[None, None, None]:
@@ -194,7 +199,7 @@ class RunLog:
             words += [f"{'val' if name == 'loss' else name} {short(name, figures[name])}" for name in figures]
             if epoch < epochs:
                 words.append(f"{duration((time.perf_counter() - self._started) * (epochs - epoch))} left")
-            self._console.print("  ".join(words), highlight=False)
+            self._say("  ".join(words))
 
     def pause(self) -> None:
         """Take table and bar off the screen."""

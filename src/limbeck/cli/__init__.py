@@ -1,13 +1,16 @@
 """The command line. A command's module is imported when the command is called, so that help does not wait for torch."""
 
+import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from limbeck.errors import LostProcessError, UserError, did_you_mean, path_problem
+from limbeck.errors import LostProcessError, UserError, did_you_mean, path_problem, shown
 
 COMMANDS = {
     "distill": "train a student with a teacher, into a run folder",
@@ -55,14 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words behind ``limbeck``; those of the process by default.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         return _dispatch(words)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(*error.args, table=error.table)
     except LostProcessError as error:
         return _fail(str(error), TRY_AGAIN)
     except KeyboardInterrupt as stop:
-        hint = f"; go on with: {stop}" if str(stop) else ""
+        hint = f"; go on with: {shown(str(stop))}" if str(stop) else ""
         print(f"\nlimbeck: stopped{hint}", file=sys.stderr)
         return _stopped_by(stop)
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -102,9 +106,33 @@ def _stopped_by(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
 
-def _fail(message: str, code: int = 2) -> int:
-    # One line; only weights that do not fit are followed by a table of what does not.
-    # A name in somebody's file may hold what moves a terminal's cursor.
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message.strip())
-    print(f"limbeck: error: {shown}", file=sys.stderr)
+def _fail(message: str, code: int = 2, *, table: Sequence[str] = ()) -> int:
+    print(f"limbeck: error: {shown(message.strip())}", *map(shown, table), sep="\n", file=sys.stderr)
     return code
+
+
+class _Lenient(io.FileIO):
+    """A stream that drops what cannot be written: a full or closed stderr ends no training, whose log has it all."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _open_streams() -> None:
+    """See to it that no message fails: letters that the encoding lacks are spelled out, and stderr may be missing."""
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+        with contextlib.suppress(OSError):
+            os.fstat(2)  # in use by now: it is not ours
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+        if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the next file would get the number, and the messages
+            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        encoding = sys.stderr.encoding
+        binary = io.BufferedWriter(_Lenient(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(binary, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from limbeck.cli.flags import RecipeFlag, make_recipe, parse_recipe
-from limbeck.cli.running import say
+from limbeck.cli.running import say_lines
 
 DESCRIPTION = """Time a training step: Limbeck's own, the bare networks and optimizer (the floor), peers.
 
@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> int:
             say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
             on_round=lambda done, of: progress.update(bar, completed=done, total=of),
         )
-    say(result.table())
+    say_lines(result.table())
     if options.out is not None:
         save_text(json.dumps(result.record(), indent=1) + "\n", Path(options.out))
     return 0

@@ -71,7 +71,8 @@ def main(words: Sequence[str]) -> int:
     seeds = range(recipe.seed, recipe.seed + count)
     plan(recipe, options.methods, seeds)  # a method that does not fit is refused before anything is said or done
     if options.dry_run:
-        say(f"# {len(options.methods)} methods ({', '.join(options.methods)}), seeds {', '.join(map(str, seeds))}\n")
+        say(f"# {len(options.methods)} methods ({', '.join(options.methods)}), seeds {', '.join(map(str, seeds))}")
+        say()
         return dry_run(recipe, folder)
     return _compare(recipe, folder, options, seeds, shlex.join(["limbeck", "compare", *words]))
 

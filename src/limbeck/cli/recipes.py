@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from limbeck.cli.flags import parse
-from limbeck.cli.running import say
+from limbeck.cli.running import say, say_lines
 from limbeck.recipes import NAMED, named
 
 DESCRIPTION = """List the recipes that have a name, or print one.
@@ -42,5 +42,5 @@ def main(words: Sequence[str]) -> int:
     for line in (inspect.getdoc(NAMED[flags.name]) or "").splitlines():
         say(f"# {line}".rstrip())
     say()
-    say(recipe.to_yaml().rstrip())
+    say_lines(recipe.to_yaml().rstrip())
     return 0

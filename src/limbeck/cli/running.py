@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import reason_of
+from limbeck.errors import reason_of, shown
 from limbeck.recipes.recipe import Recipe
 from limbeck.records import figure
 
@@ -20,7 +20,13 @@ def is_first() -> bool:
 def say(line: str = "") -> None:
     """Print one line, on the first process only."""
     if is_first():
-        print(line, flush=True)
+        print(shown(line), flush=True)
+
+
+def say_lines(text: str) -> None:
+    """Print a text of several lines."""
+    for line in text.splitlines():
+        say(line)
 
 
 @contextlib.contextmanager
@@ -30,14 +36,15 @@ def guarded(what: str) -> Generator[None, None, None]:
         yield
     except Exception as error:  # of any kind: the run has its student
         if is_first():
-            print(f"warning: {what} failed ({reason_of(error)})", file=sys.stderr, flush=True)
+            print(shown(f"warning: {what} failed ({reason_of(error)})"), file=sys.stderr, flush=True)
 
 
 def dry_run(recipe: Recipe, folder: Path) -> int:
     """Print the resolved recipe and what it would train; nothing is trained or written."""
     from limbeck.recipes.inspection import describe
 
-    say(recipe.to_yaml())
+    say_lines(recipe.to_yaml())
+    say()
     lines = [*describe(recipe), ("run folder", str(folder))]
     width = max(len(name) for name, _ in lines)
     for name, text in lines:

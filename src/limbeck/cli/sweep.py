@@ -13,7 +13,7 @@ from limbeck.cli.compare import print_table
 from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_recipe
 from limbeck.cli.running import dry_run, say, write_report
 from limbeck.cli.words import given_flags
-from limbeck.errors import UserError
+from limbeck.errors import UserError, shown
 from limbeck.recipes.space import MOST_CHECKED, check_space
 from limbeck.recipes.study import Plan, Pruner, Sampler
 from limbeck.recipes.sweep import AS_GIVEN, BEST_FILE, make_plan, sweep
@@ -160,5 +160,5 @@ def _print_trials(record: Mapping[str, Any]) -> None:
             name, justify="left" if wraps else "right", no_wrap=not wraps, overflow="fold", ratio=1 if wraps else None
         )
     for trial in trials[:SHOWN]:
-        table.add_row(*cells_of(trial, record["metric"]))
+        table.add_row(*map(shown, cells_of(trial, record["metric"])))
     Console(highlight=False).print(table)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.cli.flags import parse
-from limbeck.errors import UserError
+from limbeck.errors import UserError, shown
 from limbeck.live import FINISHED, Standing, duration, table
 from limbeck.recipes.compare import RESULT_FILE, read_record
 from limbeck.recipes.reading import load_mapping, read_text
@@ -150,10 +150,10 @@ class Watched:
         of = f"/{self.epochs}" if self.epochs is not None else ""
         where = [f"epoch {standing.epoch}{of}", f"step {standing.step:,}"] if standing.step > 0 else []
         line = ", ".join([*where, *([f"about {self.left} left"] if self.left else []), self.state])
-        head = Text(f"{self.folder}", style="bold", no_wrap=True, overflow="crop")
+        head = Text(shown(f"{self.folder}"), style="bold", no_wrap=True, overflow="crop")
         made = table(standing, width=console.width, curves=not console.options.ascii_only)
         # Before the first record the run says what it does: training a teacher, for instance.
-        below = made if made is not None else Text(standing.note)
+        below = made if made is not None else Text(shown(standing.note))
         return Group(head, Text(line), below)
 
 
@@ -241,15 +241,15 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
         return runs[0].view(console)
     states = [SILENT_RUN if run.state.startswith(SILENT_RUN) else run.state for run in runs]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    shown = list(runs)
+    chosen = list(runs)
     for state in (FINISHED, NOT_BEGUN):
-        if lines is not None and len(shown) + 4 > lines:
-            shown = [run for run in shown if run.state != state]
+        if lines is not None and len(chosen) + 4 > lines:
+            chosen = [run for run in chosen if run.state != state]
     rows = Table.grid(padding=(0, 2, 0, 0))
     for name, justify in COLUMNS.items():
         rows.add_column(name, justify=justify, no_wrap=name != "state")
     rows.add_row(*(Text(name, style="bold") for name in COLUMNS))
-    for run in shown:
+    for run in chosen:
         of = f"/{run.epochs}" if run.epochs is not None else ""
         epoch = f"{run.standing.epoch}{of}" if run.standing.step > 0 else ""
         cells = (
@@ -260,8 +260,9 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
             run.left,
             run.state,
         )
-        rows.add_row(*map(Text, cells))
-    return Group(Text(f"{folder}", style="bold", no_wrap=True), Text(f"{len(runs)} runs: {', '.join(counts)}"), rows)
+        rows.add_row(*(Text(shown(cell)) for cell in cells))
+    head = Text(shown(f"{folder}"), style="bold", no_wrap=True)
+    return Group(head, Text(f"{len(runs)} runs: {', '.join(counts)}"), rows)
 
 
 def shortened(name: str, most: int) -> str:

@@ -183,7 +183,7 @@ def fit_weights(
         table = _table("missing", missing) + _table("unexpected", unexpected) + _table("another shape", shapes)
         like = (weights.model or lookalike(state, name)) if misfits - head else None
         hint = f"; they are those of {like}" if like and like != name else ""
-        raise UserError("\n".join([f"weights {weights.origin} {what} {name}: {counts}{hint}", *table]))
+        raise UserError(f"weights {weights.origin} {what} {name}: {counts}{hint}", table)
     fitting = {key: value for key, value in state.items() if not misfits or key not in head}
     _refuse_values(fitting, own, weights.origin)
     module.load_state_dict(versioned(fitting, module), strict=False)

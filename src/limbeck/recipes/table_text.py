@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from limbeck.errors import shown
 from limbeck.intervals import Interval, interval
 from limbeck.recipes.reproduce import Plan
 from limbeck.recipes.tables import table
@@ -110,14 +111,15 @@ def markdown(record: Mapping[str, Any]) -> str:
         heads, measures = measures_of(record, pair)
         lines += [grid(heads, measures), ""] if measures else []
     lines += [f"- {verdict_line(claim, digits_of(record))}" for claim in record["claims"]]
-    lines += [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
+    failed = [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
+    lines += map(shown, failed)
     return "\n".join(lines) + "\n"
 
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(shown, row))} |" for row in rows)])
 
 
 def digits_of(record: Mapping[str, Any]) -> int:

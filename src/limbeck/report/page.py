@@ -61,6 +61,9 @@ def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bo
     text = environment.get_template(template).render(**view, policy=policy, script=Markup(script))
     unfinished = path.with_name(path.name + ".part")
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device is written to, and not replaced
+            path.write_text(text, encoding="utf-8", newline="\n")
+            return path
         unfinished.write_text(text, encoding="utf-8", newline="\n")  # a carriage return would change the script's hash
         os.replace(unfinished, path)
     except OSError as error:
