@@ -181,6 +181,14 @@ def test_key_points_are_no_outline(tmp_path: Path):
     assert_planted(opened(source))
 
 
+def test_classes_without_names_are_said(tmp_path: Path):
+    (planted.write_yolo(tmp_path) / "data.yaml").rename(tmp_path / "one.yaml")
+    (tmp_path / "two.yaml").write_text("lr: 0.1\n", encoding="utf-8")
+    data = opened(f"yolo:{tmp_path}")
+    assert data.classes == ("0", "1", "2")
+    assert said(data, "names the classes: their numbers are their names")
+
+
 def test_a_class_list_may_begin_with_a_mark(tmp_path: Path):
     (planted.write_yolo(tmp_path) / "data.yaml").unlink()
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nemu\r\n")
@@ -366,6 +374,27 @@ def test_coco_may_name_files_in_another_folder(tmp_path: Path, named: str):
     for image in content["images"]:
         image["file_name"] = named.format(image["file_name"])
     assert_planted(opened(planted.write_coco(tmp_path, content=content), val=f"coco:{tmp_path}/boxes.json"))
+
+
+def test_two_entries_of_one_image_have_their_boxes_on_it(tmp_path: Path):
+    content = planted.coco_content(6)
+    content["images"].append({**content["images"][0], "id": 77})
+    content["annotations"].append({"id": 999, "image_id": 77, "category_id": 10, "bbox": [30, 10, 9, 9]})
+    data = opened(planted.write_coco(tmp_path, content=content), val=f"coco:{tmp_path}/boxes.json", on_bad="skip")
+    assert data.part("train").boxes[:2].tolist() == [BOXES[0], [30.0, 10.0, 39.0, 19.0]]
+
+
+@pytest.mark.parametrize("orientation", [3, 99])
+def test_the_orientation_of_a_png_is_read_and_an_unknown_one_is_none(tmp_path: Path, orientation: int):
+    planted.write_coco(tmp_path)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(tmp_path / "im00.png").save(tmp_path / "im00.png", exif=exif)
+    if orientation == 99:
+        assert_planted(opened(tmp_path / "boxes.json", val=f"coco:{tmp_path}/boxes.json"))
+    else:
+        with pytest.raises(UserError, match=r"im00\.png: EXIF orientation 3"):
+            opened(tmp_path / "boxes.json")
 
 
 def test_an_object_of_coco_with_an_outline_alone_has_the_box_of_it(tmp_path: Path):

@@ -94,6 +94,10 @@ def find_yolo(place: Path) -> Layout:
             raise UserError(f'"{folder}" is no YOLO folder: expected images/train, train/images or images in it')
         found["train"] = (images,)
     classes = _classes(folder, card, content)
+    if not classes:
+        notes.append(
+            f'"{folder}" has no data.yaml or classes.txt that names the classes: their numbers are their names'
+        )
     return Layout(found["train"], found["val"], classes, "kpt_shape" in content, tuple(notes))
 
 
