@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from limbeck.errors import UserError
 from limbeck.export import export
 from limbeck.recipes.build import load_student
+from limbeck.recipes.inspection import evaluate
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.run import run
 
@@ -50,3 +51,13 @@ def test_an_existing_file_and_no_run_are_refused(finished: Path, tmp_path: Path)
     assert there.read_text() == "mine"
     with pytest.raises(UserError, match="holds no finished run"):
         export(tmp_path, format="onnx")
+
+
+def test_a_students_card_and_weights_are_enough(finished: Path, tmp_path: Path) -> None:
+    """As they are copied to another machine, without summary and recipe."""
+    for name in ("student.json", "student.safetensors"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    assert load_student(tmp_path).name == "small/cnn-2"
+    with pytest.raises(UserError, match=r"has no recipe.yaml, which names the images of its student; give --data"):
+        evaluate(tmp_path)
+    assert evaluate(tmp_path, data="digits") == evaluate(finished)

@@ -233,12 +233,6 @@ def is_run(folder: Path) -> bool:
     return (folder / "summary.json").is_file() and (folder / "student.safetensors").is_file()
 
 
-def require_run(folder: Path) -> None:
-    """Refuse a folder that holds no finished run."""
-    if not is_run(folder):
-        raise UserError(f"{folder} holds no finished run: expected summary.json and student.safetensors in it")
-
-
 def load_student(folder: Path) -> Model:
     """The student of a folder, built from its card and its weights alone; UserError when they are not there."""
     missing = [name for name in (CARD, "student.safetensors") if not (folder / name).is_file()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate as score
 from limbeck.models import InputTransform, Model
-from limbeck.recipes.build import CARD, AnyData, build_data, build_optimizer, build_parts, load_student, require_run
+from limbeck.recipes.build import CARD, AnyData, build_data, build_optimizer, build_parts, load_student
 from limbeck.recipes.detection import build_detection_data, build_detection_task
 from limbeck.recipes.images import RECORD, changes_of, record_of
 from limbeck.recipes.loggers import require_loggers
@@ -96,10 +97,9 @@ def evaluate(
     Raises:
         UserError: There is no such run, or the images cannot be used.
     """
-    require_run(folder)
-    recipe = Recipe.from_yaml(folder / "recipe.yaml")
     student = load_student(folder)
     card = read_object(folder / CARD, "model")
+    recipe = _recipe_of(folder, card, data)
     classes = tuple(str(name) for name in card.get("classes") or ())
     opened = _own_images(recipe, folder, say) if data is None else _others(recipe, folder, data, label_file, classes)
     if not opened.classes:
@@ -119,6 +119,17 @@ def evaluate(
         for note in opened.notes:
             say(f"note: {note}")
     return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
+
+
+def _recipe_of(folder: Path, card: dict[str, Any], data: str | None) -> Recipe:
+    """The run's recipe; of a student alone, with its card and its weights, one that scores it on other images."""
+    written = folder / "recipe.yaml"
+    if written.is_file():
+        return Recipe.from_yaml(written)
+    if data is None:
+        raise UserError(f"{folder} has no recipe.yaml, which names the images of its student; give --data")
+    kind = {"task": "detection"} if card.get("task") == "detection" else {}
+    return Recipe.model_validate({"data": data, "student": str(card["model"]), "method": "alone", **kind})
 
 
 def _own_images(recipe: Recipe, folder: Path, say: Callable[[str], object]) -> AnyData:
