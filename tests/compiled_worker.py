@@ -2,7 +2,8 @@
 
 A line of JSON for each: its name, what is wrong with it (null: nothing), its seconds. In a process of its own, which
 has no run-time shape checks: as a user has it. Arguments: the compiler's backend, and names of cells, or "quick" for
-those in which the compiler's own passes can go wrong, or "rest" for the others; without names all.
+those in which the compiler's own passes can go wrong, each in one precision, or "rest" for the others; without names
+all.
 """
 
 import copy
@@ -226,7 +227,6 @@ CELLS: dict[str, Cell] = {
 QUICK = (
     "form direct",
     "form moments",
-    "form chunked",
     "norm ZCA, running",
     "norm Cholesky, running",
     "projector orthogonal",
@@ -420,10 +420,12 @@ DISTILLERS: dict[str, Callable[[str], str | None]] = {
 
 def main() -> None:
     backend, *names = sys.argv[1:]
+    shortly = names == ["quick"]
     rest = [name for name in [*CELLS, *DISTILLERS] if name not in QUICK]
     names = {("quick",): [*QUICK], ("rest",): rest, (): [*CELLS, *DISTILLERS]}.get(tuple(names), names)
     for name in names:
         precisions = CELLS[name].precisions if name in CELLS else (F32,)
+        precisions = precisions[:1] if shortly else precisions
         for precision in precisions if backend != "inductor" or name in DISTILLERS else tuple(DTYPES):
             since = time.process_time()
             wrong = DISTILLERS[name](backend) if name in DISTILLERS else compared(CELLS[name], precision, backend)

@@ -47,7 +47,7 @@ def product(a: Float[Tensor, "*b m k"], b: Float[Tensor, "*c n k"]) -> Float[Ten
     with torch.autocast(a.device.type, enabled=False):
         if not torch.compiler.is_compiling():
             return a @ b.mT
-        value: Tensor = _Product.apply(a, b)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+        value: Tensor = _Product.apply(a, b.mT)  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
         return value
 
 
@@ -57,7 +57,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        return a @ b.mT
+        return a @ b
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +65,8 @@ class _Product(torch.autograd.Function):
         (grad,) = grads
         with torch.autocast(a.device.type, enabled=False):
             if b.ndim < a.ndim:  # one matrix for all
-                return grad @ b, grad.flatten(0, -2).mT @ a.flatten(0, -2)
-            return grad @ b, grad.mT @ a
+                return grad @ b.mT, a.flatten(0, -2).mT @ grad.flatten(0, -2)
+            return grad @ b.mT, a.mT @ grad
 
 
 def relation_rows(name: str, z_s: Tensor, z_t: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
