@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from limbeck.cli import COMMANDS, main
 from limbeck.errors import LostProcessError, UserError
@@ -577,6 +578,14 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
     parts.raises = PermissionError(errno.EACCES, "Permission denied", "runs/x/summary.json")
     assert call("distill --recipe digits") == 2
     assert capsys.readouterr().err == f'{LINE}"runs/x/summary.json" cannot be used: permission denied\n'
+    parts.raises = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. Including non-PyTorch memory"
+    )
+    assert call("distill --recipe digits") == 2
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert capsys.readouterr().err == (
+        f"{LINE}out of memory outside of a training step; use a smaller --batch-size ({said})\n"
+    )
     for bug in (RuntimeError("bug"), OSError(errno.EACCES, "no"), ValueError("bug")):
         parts.raises = bug
         with pytest.raises(type(bug)):

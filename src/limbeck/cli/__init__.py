@@ -79,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is not None:
             return _fail(path_problem(error))
         raise
+    except RuntimeError as error:  # by name: torch is not imported here
+        if type(error).__name__ == "OutOfMemoryError":
+            said = str(error).partition(". Including")[0].splitlines()[0]
+            return _fail(f"out of memory outside of a training step; use a smaller --batch-size ({said})")
+        raise
 
 
 def _dispatch(words: list[str]) -> int:
