@@ -33,7 +33,7 @@ FLAGS = {
         --student-logit-tap --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels
         --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
-        --skip-bad-images --workers
+        --label-file --on-missing-classes --skip-bad-images --workers
         --method --feature-loss --alpha --feature-weight --projector --inverted --no-inverted --projector-hidden
         --projector-count --projector-rank --input-norm --student-norm --teacher-norm
         --logit-loss --logit-weight --temperature --rival-weight --rival-warmup --dkd-beta --review-weight
@@ -48,14 +48,14 @@ FLAGS = {
         --recipe --out --resume --resume-if-begun --dry-run --name --task --model --weights --pretrained --no-pretrained
         --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes
         --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
-        --label-smoothing
+        --label-file --on-missing-classes --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma
         --clip --accumulate --sync-batch-norm --no-sync-batch-norm --ema --on-bad-numbers --bad-number-limit
         --probe --probe-images --loggers
         --seed --precision --memory-format --compile --device --shard --no-shard --checkpoint-every --process-timeout
     """,
     "watch": "--once",
-    "evaluate": "--data",
+    "evaluate": "--data --label-file",
     "export": "--format --out",
     "recipes": "",
     "report": "--out --figures --format",
@@ -512,6 +512,14 @@ def test_doctor_lists_findings_and_fails_on_an_error(parts: Parts, capsys: pytes
     assert out[-1] == "2 checks, 0 errors, 1 warnings"
     parts.findings.append(Finding("error", "teacher", "random"))
     assert call("doctor --recipe digits") == 1
+
+
+def test_labels_with_a_file_is_a_flag_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "--teacher", "small/cnn-8", "--student", "small/cnn-4", "--data", "digits", "--dry-run"]
+    for given in (["--labels", "x.csv"], ["--labels=x.csv"], ["--label-file", "x.csv"]):
+        assert main([*words, *given]) == 2
+        assert '--labels x.csv: only for a folder of images, got "digits"' in capsys.readouterr().err
+    assert main([*words, "--labels"]) == 0
 
 
 def test_evaluate_and_export_print_what_they_got(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,9 @@ NO_REMOTE_CODE = (
 )
 
 
+_SWITCH = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
 def given_flags(words: Sequence[str]) -> dict[str, list[str]]:
     """Flag -> the words behind it, up to the next flag; underscores and hyphens are the same."""
     given: dict[str, list[str]] = {}
@@ -45,8 +48,8 @@ def as_flags(words: Sequence[str]) -> list[str]:
     result: list[str] = []
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
-        has_value = equals or (index + 1 < len(words) and not is_flag(words[index + 1]))
-        if name == "--labels" and has_value:
+        following = value if equals else words[index + 1] if index + 1 < len(words) else "-"
+        if name == "--labels" and not following.startswith("-") and following.lower() not in _SWITCH:
             word = f"--label-file{equals}{value}"  # noqa: PLW2901
         result.append(word)
         if word == "--resume" and (index + 1 == len(words) or is_flag(words[index + 1])):
