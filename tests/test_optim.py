@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import tiny
-from limbeck import optim
+from limbeck import Distiller, optim
 from limbeck.errors import UserError
+from limbeck.tasks import Classification
 
 
 def test_both_optimizers_hold_everything_trainable_and_nothing_else() -> None:
@@ -132,3 +134,29 @@ def test_set_rate_scales_each_group_from_its_own_first_rate() -> None:
     other.load_state_dict(optimizer.state_dict())
     optim.set_rate(other, 1.0)
     assert [group["lr"] for group in other.param_groups] == pytest.approx([1.0, 0.1])
+
+
+class Skipped(nn.Module):
+    """Half of the training steps do not run its second layer, as LayerDrop has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.first(x)
+        return x if self.training and self.calls % 2 else self.second(x)
+
+
+def test_layers_that_are_dropped_at_random_are_not_refused() -> None:
+    distiller = Distiller(Skipped(), None, Classification())
+    batch = (torch.randn(4, 4), torch.randint(4, (4,)))
+    distiller(batch).loss.backward()
+    with pytest.raises(UserError, match=r"no gradient reaches student\.second\.weight"):
+        optim.check_gradients(distiller)
+    optim.check_gradients(distiller, lambda: distiller(batch).loss)
+    distiller.student.third = nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"no gradient reaches student\.third\.weight, student\.third\.bias;"):
+        optim.check_gradients(distiller, lambda: distiller(batch).loss)

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import sharding
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
+
+_DRAWS = 20  # a layer that is dropped in half of the steps is missed by all of them once in a million
 
 Rate = Callable[[float], float]
 """Factor on the learning rate as a function of the epochs done, a fraction at every step."""
@@ -142,12 +145,28 @@ def check_finite(distiller: Distiller) -> None:
         )
 
 
-def check_gradients(distiller: Distiller) -> None:
-    """Refuse, after a backward pass, parameters that nothing trains."""
-    missing = [name for name, p in distiller.trainable_parameters().items() if p.grad is None]
+def check_gradients(distiller: Distiller, again: Callable[[], Tensor] | None = None) -> None:
+    """Refuse, after a backward pass, parameters that nothing trains.
+
+    Args:
+        distiller: After its first backward pass.
+        again: Computes the loss anew. Parameters that a few further losses depend on are in layers that training drops
+            at random (LayerDrop), and are not refused.
+    """
+    missing = {name: p for name, p in distiller.trainable_parameters().items() if p.grad is None}
+    if missing and again is not None:
+        buffers = {name: buffer.clone() for name, buffer in distiller.named_buffers()}
+        for _ in range(_DRAWS):
+            found: Any = torch.autograd.grad(again(), list(missing.values()), allow_unused=True)
+            missing = {name: p for (name, p), g in zip(missing.items(), found, strict=True) if g is None}
+            if not missing:
+                break
+        with torch.no_grad():
+            for name, buffer in distiller.named_buffers():
+                buffer.copy_(buffers[name])
     if missing:
         raise UserError(
-            f"no gradient reaches {named(missing)}; freeze what shall not train, or build a student without it"
+            f"no gradient reaches {named(list(missing))}; freeze what shall not train, or build a student without it"
         )
 
 

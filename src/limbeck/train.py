@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -211,7 +211,8 @@ def fit(
                     else:
                         result = as_one(batches)
                 if counters.step == 0:
-                    check_gradients(distiller)
+                    again = functools.partial(_loss, distiller, batches[0], autocast)
+                    check_gradients(distiller, again if collectives.world_size() == 1 else None)
                 if taken := guard.allows(result, batches):
                     if clip is not None:
                         scaler.unscale_(optimizer)
@@ -264,6 +265,12 @@ def fit(
         with log.guarded("the probe"):
             probe.run(counters.step, float(epochs))
     return FitResult(trained.evaluated, last, counters.best, counters)
+
+
+def _loss(distiller: Distiller, batch: Any, autocast: Callable[[], Any]) -> Tensor:
+    with autocast():
+        result: StepResult = distiller(batch)
+        return result.loss
 
 
 def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:

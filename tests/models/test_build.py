@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.models import WeightsUnavailable, build, library, own_classes
+from limbeck.models import InputSpec, Model, WeightsUnavailable, build, library, own_classes, unused_parameters
+from limbeck.models.probe import classifiers, run_once
+from limbeck.recipes.features import tap_pool
+from limbeck.taps import Taps
 
 # name, size, penultimate, width of the penultimate feature
 FAMILIES = [
@@ -22,6 +25,8 @@ FAMILIES = [
     ("timm/mobilenetv3_small_050", 32, "classifier:input", 1024),
     ("timm/resnetv2_18", 32, "head.fc:input", 512),
     ("timm/levit_128s", 64, "head.linear:input", 384),
+    ("timm/pvt_v2_b0", 64, "head:input", 256),  # its patches overlap, so any size will do
+    ("timm/caformer_s18", 64, "head.fc:input", 512),  # what goes into the MLP of its head
     ("torchvision/resnet18", 32, "fc:input", 512),
     ("torchvision/mobilenet_v3_small", 32, "classifier.3:input", 1024),
     ("torchvision/squeezenet1_1", 32, "classifier.1:input", 512),
@@ -514,3 +519,69 @@ def test_small_vit_has_patches_of_four_and_loads_into_timms_class() -> None:
         build("small/vit-50", num_classes=5)
     with pytest.raises(UserError, match="28 and 32 would fit"):
         build("small/vit-64", num_classes=5, size=30)
+
+
+class Logits(nn.Module):
+    """A classifier of transformers as a user's function wraps it."""
+
+    def __init__(self, name: str, **settings: object) -> None:
+        super().__init__()
+        library = pytest.importorskip("transformers")
+        vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, **settings}
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        if name == "CLIP":
+            vision = {"vision_config": {**vision, "patch_size": 14}, "text_config": text}
+        kind = "WithTeacher" if name == "DeiT" else ""
+        config = getattr(library, f"{name}Config")(**vision, num_labels=3)
+        self.model = getattr(library, f"{name}ForImageClassification{kind}")(config)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images).logits
+
+
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [
+        ("Dinov2", ["model.dinov2.embeddings.mask_token"]),
+        ("CLIP", [f"model.vision_model.post_layernorm.{part}" for part in ("weight", "bias")]),
+    ],
+)
+def test_parameters_that_the_forward_pass_does_not_use(name: str, unused: list[str]) -> None:
+    model = Model(Logits(name), name, InputSpec((0.5,) * 3, (0.5,) * 3, 28), 3, "model.classifier:input", "random")
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    assert unused_parameters(model) == unused
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+    assert {p.grad for p in model.module.parameters()} == {None}
+    if name == "CLIP":
+        assert unused_parameters(model, ["model.vision_model.post_layernorm"]) == []
+
+
+def test_a_parameter_that_is_used_without_a_gradient_is_not_called_unused() -> None:
+    class Detached(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input.flatten(1)) + self.bias.detach() * self.weight.detach().sum()
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.fc = nn.Parameter(torch.ones(1)), Detached(12, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(images) * self.scale.detach()
+
+    assert unused_parameters(Model(Odd(), "odd", InputSpec((0.5,) * 3, (0.5,) * 3, 2), 2, "fc:input", "random")) == []
+
+
+def test_two_heads_whose_mean_is_returned() -> None:
+    module = Logits("DeiT", patch_size=14)
+    heads = classifiers("DeiT", *run_once(module, "DeiT", 28))
+    assert heads == ("model.cls_classifier", "model.distillation_classifier")
+
+
+def test_the_attention_pooling_of_clip_reads_the_first_token() -> None:
+    model = build("timm/resnet50_clip", num_classes=3, size=64)
+    assert model.penultimate == "head.proj:input"
+    pool = tap_pool("automatic", model, model.penultimate)
+    read = Taps(model.module.eval(), ["head.proj:input"])(torch.rand(2, 3, 64, 64))
+    head = model.module.get_submodule("head.proj")
+    torch.testing.assert_close(head(pool(read.features["head.proj:input"])), read.output)

@@ -1,5 +1,6 @@
 import contextlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from limbeck.errors import UserError
 from limbeck.models import InputSpec, Model, build
 from limbeck.models.cifar import NETS
 from limbeck.models.stages import layout_of, shapes_of, stages
+from limbeck.recipes.choices import build_pool
+from limbeck.recipes.features import tap_pool
 from limbeck.taps import Taps
 
 SPEC = InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 16)
@@ -283,6 +286,24 @@ def test_every_cifar_net_has_stages(name: str) -> None:
 def test_the_layout_is_guessed_from_the_shape(shape: tuple[int, ...], expected: tuple[object, ...] | None) -> None:
     layout = layout_of(shape)
     assert (tuple(layout) if layout is not None else None) == expected
+
+
+def test_tokens_before_the_patches_are_not_a_part_of_the_image() -> None:
+    """Nine tokens are 2 x 2 patches after a class token and four registers, and not 3 x 3."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(32, 16, embed_dim=32, depth=2, num_heads=1, reg_tokens=4, num_classes=3)
+    model = Model(module, "registers", replace(SPEC, size=32), 3, "head:input", "random")
+    (shape,) = shapes_of(model, ["norm"])
+    assert shape == (2, 9, 32)
+    assert layout_of(shape) == ((2, 2), 5, False)
+    for name in ("token_positions", "token_mean"):
+        tokens = torch.randn(2, 9, 32)
+        kept = build_pool(name, 5)(tokens)
+        torch.testing.assert_close(tap_pool(name, model, "norm")(tokens), kept)
+        torch.testing.assert_close(kept if kept.ndim == 2 else kept.mean(1), tokens[:, 5:].mean(1))
+    wrapped = Model(nn.Sequential(module), "wrapped", replace(SPEC, size=32), 3, "0.head:input", "random")
+    assert layout_of(shapes_of(wrapped, ["0.norm"])[0]) == ((2, 2), 5, False)  # by the grid of the patch embedding
 
 
 def test_it_leaves_no_trace() -> None:

@@ -9,7 +9,7 @@ from limbeck.errors import UserError, did_you_mean
 from limbeck.models import own
 from limbeck.models.built import Built, nearest, same_name
 from limbeck.models.cifar import NETS
-from limbeck.models.probe import last_classifier, run_once, weighted
+from limbeck.models.probe import classifiers, entrance, run_once, weighted
 from limbeck.models.spec import Model
 from limbeck.models.weights import Weights, WeightsUnavailable, fit_weights, read_weights
 
@@ -77,19 +77,24 @@ def build(
         built = own.with_one_output(built, size or built.input.size)
     output, calls = run_once(built.module, built.name, size or built.input.size)
     if built.heads is None:
-        heads = (last_classifier(built.name, output, calls),)
+        heads = classifiers(built.name, output, calls)
+        cut = heads
     else:
         heads = tuple(layer for head in built.heads for layer in weighted(built.module, head, calls))
+        first = entrance(built.module, built.heads[0], calls)
+        # Of an MLP the feature is what goes into it, and all of it is cut off.
+        cut = built.heads if first not in (built.heads[0], *heads) else heads
     if not heads:
         raise UserError(f"{built.name} has no linear classifier, so its penultimate feature is unknown")
     if output.shape[1] != (num_classes or 1):
         raise UserError(f"{built.name} returns {output.shape[1]} columns, {num_classes or 1} are wanted")
-    return _finish(built, heads, loaded, num_classes=num_classes, size=size, allow_new_head=allow_new_head)
+    return _finish(built, heads, cut, loaded, num_classes=num_classes, size=size, allow_new_head=allow_new_head)
 
 
 def _finish(
     built: Built,
     heads: tuple[str, ...],
+    cut: tuple[str, ...],
     loaded: Weights | None,
     *,
     num_classes: int,
@@ -108,7 +113,7 @@ def _finish(
         raise UserError(f"the pretrained {name} has no classifier for {num_classes} classes: it has to be fine-tuned")
     spec = replace(built.input, size=size or built.input.size)
     if not num_classes:
-        for head in heads:
+        for head in cut:
             module.set_submodule(head, nn.Identity())
         run_once(module, f"{name} without its classifier", spec.size)
     return Model(
@@ -116,7 +121,7 @@ def _finish(
         name=name,
         input=spec,
         num_classes=num_classes,
-        penultimate=f"{heads[0]}:input" if num_classes else "output",
+        penultimate=f"{cut[0]}:input" if num_classes else "output",
         weights=origin,
         new_head=new_head and num_classes > 0,
         notes=built.notes,

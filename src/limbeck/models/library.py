@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
-from limbeck.models.probe import last_classifier, name_of, run_once
+from limbeck.models.probe import classifiers, name_of, run_once
 from limbeck.models.spec import InputSpec
 from limbeck.models.weights import WeightsUnavailable
 from limbeck.untrusted import read_object
@@ -116,7 +116,7 @@ def from_torchvision(name: str, *, num_classes: int, size: int | None, pretraine
             setattr(module, name, None)
     if num_classes == IMAGENET_CLASSES:
         return Built(module, full, spec, pretrained=True)
-    head = last_classifier(full, *run_once(module, full, spec.size))
+    head = classifiers(full, *run_once(module, full, spec.size))[0]
     module.set_submodule(head, _resized(module.get_submodule(head), num_classes))
     return Built(module, full, spec, (head,), pretrained=True, new_head=True)
 
@@ -162,8 +162,11 @@ def _create(
 
 
 def _check_patches(module: nn.Module, name: str, size: int) -> None:
-    patch: Any = getattr(getattr(module, "patch_embed", None), "patch_size", None)
-    if patch is not None:
+    embedding: Any = getattr(module, "patch_embed", None)
+    patch: Any = getattr(embedding, "patch_size", None)
+    projection: Any = getattr(embedding, "proj", None)
+    overlaps = isinstance(projection, nn.Conv2d) and projection.stride != projection.kernel_size  # no tiling (PVTv2)
+    if patch is not None and not overlaps:
         check_size(name, size, int(patch[0] if isinstance(patch, tuple | list) else patch))
 
 

@@ -1,12 +1,15 @@
 """Look at a model by running it once: does it run at this size, and which layer is its classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from limbeck.distiller import evaluating
 from limbeck.errors import UserError
+from limbeck.models.spec import Model
+from limbeck.taps import Taps
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 
@@ -70,11 +73,12 @@ def raw_output(module: nn.Module, name: str, size: int, *, training: bool) -> tu
     return output, calls
 
 
-def last_classifier(name: str, output: Tensor, calls: list[tuple[str, Tensor]]) -> str:
-    """The layer whose output is the model's output.
+def classifiers(name: str, output: Tensor, calls: list[tuple[str, Tensor]]) -> tuple[str, ...]:
+    """The layers whose output is the model's output.
 
-    That is the Linear layer that was called last, if its result is what the model returns; or a convolution that was
-    called last and has one channel per class, which the model then pools (SqueezeNet).
+    That is the Linear layer that was called last, if its result is what the model returns; a convolution that was
+    called last and has one channel per class, which the model then pools (SqueezeNet); or the two Linear layers that
+    were called last, if the model returns their mean (DeiT of transformers), that of the labels first.
 
     Raises:
         UserError: if there is none.
@@ -82,9 +86,20 @@ def last_classifier(name: str, output: Tensor, calls: list[tuple[str, Tensor]]) 
     if calls:
         path, result = calls[-1]
         if result is output or (result.shape[1] == output.shape[1] and (result.ndim == 4 or _same(result, output))):
-            return path
+            return (path,)
+        if len(calls) > 1 and all(each.shape == output.shape for _, each in calls[-2:]):
+            (first, labels), (second, taught) = calls[-2:]
+            if torch.equal(output, (labels + taught) / 2):
+                return (first, second)
     last = f'the last one called, "{calls[-1][0]}", is not' if calls else "it calls none"
     raise UserError(f"{name} has no linear layer whose output is the model's output ({last})")
+
+
+def entrance(module: nn.Module, path: str, calls: list[tuple[str, Tensor]]) -> str:
+    """The first layer with weights of a classifier that a library names: the hidden one of an MLP (CAFormer)."""
+    if isinstance(module.get_submodule(path), nn.ModuleList):
+        return path
+    return next((called for called, _ in calls if called.startswith(f"{path}.")), path)
 
 
 def weighted(module: nn.Module, path: str, calls: list[tuple[str, Tensor]]) -> tuple[str, ...]:
@@ -106,6 +121,45 @@ def weighted(module: nn.Module, path: str, calls: list[tuple[str, Tensor]]) -> t
 def _same(result: Tensor, output: Tensor) -> bool:
     # A view (squeeze, flatten) is another object on the same memory; tensors without memory (meta) are told by `_base`.
     return result is output._base or (result.device.type != "meta" and result.data_ptr() == output.data_ptr())
+
+
+def unused_parameters(model: Model, taps: Sequence[str] = ()) -> list[str]:
+    """Trainable parameters that the output and the tapped features do not depend on, in training and in evaluation.
+
+    No gradient reaches them, and both are the same with NaN in their place. They leave no trace of it.
+    """
+    module, read = model.module, Taps(model.module, taps)
+    images = torch.zeros(2, 3, model.input.size, model.input.size).to(next(module.parameters(), torch.empty(0)))
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    rest = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kept: dict[str, Tensor] = {}
+    try:
+        for training in (True, False):
+            with evaluating(module), torch.random.fork_rng(devices=[]), torch.enable_grad():
+                module.train(training)
+                captured = read(images)
+                total = torch.stack([x.float().sum() for x in (captured.output, *captured.features.values())]).sum()
+                if total.requires_grad:
+                    total.backward()  # and not autograd.grad, which re-entrant checkpointing refuses
+            rest = {name: parameter for name, parameter in rest.items() if parameter.grad is None}
+            module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, parameter in rest.items():
+                kept[name] = parameter.clone()
+                parameter.fill_(torch.nan)
+        for training in (True, False) if rest else ():
+            with evaluating(module), torch.random.fork_rng(devices=[]):
+                module.train(training)
+                captured = read(images)
+                if any(x.isnan().any() for x in (captured.output, *captured.features.values())):
+                    return []
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                module.get_parameter(name).copy_(value)
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+    return list(rest)
 
 
 def name_of(module: nn.Module, layer: nn.Module) -> str | None:

@@ -82,6 +82,17 @@ def shapes_of(model: Model, taps: Sequence[str]) -> tuple[Shape, ...]:
     return found
 
 
+def reads_first_token(model: Model) -> bool:
+    """Whether the model returns what its classifier makes of the first of several tokens, and not of their mean."""
+    head = model.penultimate.removesuffix(INPUT_SUFFIX)
+    if head == model.penultimate:
+        return False
+    with evaluating(model.module):
+        captured = Taps(model.module, [head])(_images(model))
+    logits = captured.features[head]
+    return logits.ndim == 3 and torch.equal(logits[:, 0], captured.output)
+
+
 def _prefix(tokens: int, named: int, grids: set[int]) -> int | None:
     """How many of the tokens are no patches."""
     if tokens in grids:

@@ -19,7 +19,7 @@ from limbeck.errors import UserError
 from limbeck.guard import Skip
 from limbeck.models import InputTransform, Model
 from limbeck.models.detectors import build_detector
-from limbeck.optim import Rate, adamw, cosine, sgd, step_decay
+from limbeck.optim import Rate, adamw, cosine, named, sgd, step_decay
 from limbeck.recipes.choices import build_logit_term
 from limbeck.recipes.detection import build_detection_data, build_detection_distiller
 from limbeck.recipes.features import build_feature_terms
@@ -150,7 +150,20 @@ def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model
 def build_parts(recipe: Recipe, data: AnyData, teacher: Model | None) -> Parts:
     """Student, terms and distiller for data and a teacher that are there already."""
     student = build_student(recipe, data, teacher)
-    return Parts(recipe, data, student, teacher, build_distiller(recipe, student, teacher, data))
+    distiller = build_distiller(recipe, student, teacher, data)
+    if not recipe.detects:
+        student = _freeze_unused(student, [tap for term in distiller.terms.values() for tap in term.student_taps])
+    return Parts(recipe, data, student, teacher, distiller)
+
+
+def _freeze_unused(student: Model, taps: list[str]) -> Model:
+    """The student, those parameters frozen that neither its output nor a tap depends on, with a note that says so."""
+    unused = models.unused_parameters(student, taps)
+    for name in unused:
+        student.module.get_parameter(name).requires_grad_(False)
+    if not unused:
+        return student
+    return replace(student, notes=(*student.notes, f"frozen, for its forward pass does not use them: {named(unused)}"))
 
 
 def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: AnyData | None) -> Distiller:

@@ -5,7 +5,7 @@ import torch
 from limbeck import pooling
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.models.stages import Layout, Shape, layout_of, pair_stages, shapes_of
+from limbeck.models.stages import Layout, Shape, layout_of, pair_stages, reads_first_token, shapes_of
 from limbeck.recipes import choices
 from limbeck.recipes.choices import build_pool
 from limbeck.recipes.recipe import Recipe
@@ -53,8 +53,15 @@ def stage_pools(student: Model, teacher: Model, taps: tuple[str, str]) -> tuple[
 
 
 def tap_pool(name: str, model: Model, tap: str) -> pooling.Pool:
-    """A pool by its name in the recipe, which leaves out the tokens that this model has before its patches."""
-    layout = layout_of(tap_shape(model, tap)) if name in ("token_mean", "token_positions") else None
+    """A pool by its name in the recipe, which leaves out the tokens that this model has before its patches.
+
+    If the classifier reads tokens and the model returns what it makes of the first one (the attention pooling of CLIP),
+    the automatic pool is the first token.
+    """
+    shape = tap_shape(model, tap)
+    if name == "automatic" and len(shape) == 3 and tap == model.penultimate and reads_first_token(model):
+        return pooling.class_token
+    layout = layout_of(shape)
     return build_pool(name, layout.prefix if layout is not None else 0)
 
 

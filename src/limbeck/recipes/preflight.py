@@ -233,7 +233,7 @@ def _check_first_step(
     try:
         result: StepResult = distiller(batch)
         result.loss.backward()
-        check_gradients(distiller)
+        check_gradients(distiller, lambda: distiller(batch).loss)
         norms, seconds = _gradient_norms(distiller, batch)
     except UserError as error:
         return [Finding("error", "first step", str(error))], 0.0

@@ -110,8 +110,8 @@ def build_rival_terms(recipe: Recipe, student: Model, teacher: Model, data: Data
                 zip(side_s.taps, side_t.taps, side_s.shapes, side_t.shapes, strict=True), start=1
             )
         }
-    kinds = {len(shape) for shape in (*side_s.shapes, *side_t.shapes)}
-    if kinds != {4}:
+    layouts = [layout_of(shape) for shape in (*side_s.shapes, *side_t.shapes) if len(shape) == 4]
+    if len(layouts) < 2 * len(side_s.taps) or any(layout is None or layout.channels_last for layout in layouts):
         raise UserError(
             f"method {rival} compares maps, and one of the models has none at {side_s.taps[-1]} or {side_t.taps[-1]}; "
             "projector, at, nst, sp, rkd, pkt, cc and crd take tokens too"
@@ -202,9 +202,7 @@ def _flattened(x: Tensor) -> Tensor:
 
 def _as_map(shape: tuple[int, ...]) -> pooling.Pool:
     """A pool that gives a map; tokens are laid out in a square, without those in front of the patches."""
-    if len(shape) == 4:
-        return pooling.unpooled
     layout = layout_of(shape)
-    if layout is None:
-        raise UserError(f"a feature of shape {shape} is no map; tap a submodule that gives maps or tokens")
-    return pooling.token_map(layout.prefix)
+    if layout is None or layout.channels_last:
+        raise UserError(f"a feature of shape {shape} is no map (n, c, h, w); tap a submodule that gives maps or tokens")
+    return pooling.unpooled if len(shape) == 4 else pooling.token_map(layout.prefix)
