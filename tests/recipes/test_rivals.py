@@ -9,7 +9,7 @@ import torch
 from limbeck import losses
 from limbeck.data import Data
 from limbeck.errors import UserError
-from limbeck.models import Model, build
+from limbeck.models import InputSpec, Model, build
 from limbeck.optim import check_gradients
 from limbeck.recipes.build import Parts, build_data, build_parts
 from limbeck.recipes.caching import build_reduction
@@ -218,6 +218,16 @@ def test_maps_against_tokens_are_refused_where_the_method_has_no_way(rival: str,
     vit = build("small/vit-32", num_classes=10, size=8)
     with pytest.raises(UserError, match=f"method {rival} compares maps"):
         build_parts(recipe(method=rival, teacher="small/vit-32"), data, vit)
+
+
+@pytest.mark.parametrize(("rival", "reason"), [("at", "is no map \\(n, c, h, w\\)"), ("vid", "compares maps")])
+def test_maps_with_their_channels_last_are_not_read_as_others(rival: str, reason: str, data: Data) -> None:
+    from timm.models.swin_transformer import SwinTransformer
+
+    swin = SwinTransformer(8, 1, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=2, num_classes=10)
+    teacher = Model(swin, "swin", InputSpec((0.5,) * 3, (0.5,) * 3, 8), 10, "head.fc:input", "random")
+    with pytest.raises(UserError, match=reason):
+        build_parts(recipe(method=rival), data, teacher)
 
 
 @pytest.mark.parametrize("rival", ["at", "nst", "sp", "crd"])

@@ -243,7 +243,8 @@ def prepare(
         log.note(f"method {recipe.method}, weights: {weights}")
         pairs = {name: (*term.student_taps, *term.teacher_taps) for name, term in parts.distiller.terms.items()}
         taken = ", ".join(f"{name} {' and '.join(taps)}" for name, taps in pairs.items() if taps)
-        log.note(f"layers, the student's first: {taken}")
+        if taken:
+            log.note(f"layers, the student's first: {taken}")
     if recipe.shard and teacher is not None and collectives.world_size() > 1:
         shard_frozen(teacher.module, device)  # before anything moves all of it there
     parts.distiller.to(device)
