@@ -354,3 +354,16 @@ def test_a_damaged_line_is_passed_over_when_a_run_goes_on(tmp_path: Path) -> Non
     )
     RunLog(tmp_path).rewind(5)
     assert path.read_text(encoding="utf-8") == '{"kind": "note", "text": "a"}\n'
+
+
+def test_without_a_terminal_an_epoch_is_a_line_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with RunLog(tmp_path, progress=False) as log:
+        for number, at in enumerate((110.0, 135.0, 150.0, 165.0), start=1):
+            now[0] = at
+            epoch(log, number, 20)
+    lines = [line.split("  ")[0] for line in capfd.readouterr().err.splitlines()]
+    assert lines == ["epoch 2/3", "epoch 4/3"]

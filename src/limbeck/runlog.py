@@ -26,6 +26,9 @@ OF_STEPS = (*PASSED_ON, "bad")
 """The kinds of records that belong to a step."""
 
 
+BETWEEN_LINES = 30.0  # seconds between two lines of an epoch where nobody sees a bar
+
+
 class RunLog:
     """Writes ``log.jsonl``, shows progress, and passes numbers on.
 
@@ -66,6 +69,7 @@ class RunLog:
         self._said = said
         self._images = 0
         self._started = 0.0
+        self._spoke = time.perf_counter()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -191,9 +195,11 @@ class RunLog:
         self._screen.advance(self._images / max(time.perf_counter() - self._started, 1e-9), loss)
 
     def epoch_ends(self, epoch: int, epochs: int, values: Mapping[str, Any]) -> None:
-        """Write the epoch's record and, on a terminal, one line."""
+        """Write the epoch's record and say one line; without a terminal at most one in half a minute."""
         self.write("epoch", epoch=epoch, **values)
-        if self._shows and collectives.rank() == 0:
+        now = time.perf_counter()
+        if collectives.rank() == 0 and (self._shows or now - self._spoke >= BETWEEN_LINES):
+            self._spoke = now
             words = [f"epoch {epoch}/{epochs}", f"loss {values['train']['loss']:.4g}"]
             figures = dict(values.get("val") or {})
             words += [f"{'val' if name == 'loss' else name} {short(name, figures[name])}" for name in figures]

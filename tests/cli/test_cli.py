@@ -359,7 +359,7 @@ def test_what_is_wrong_with_a_run_is_said_behind_its_result(parts: Parts, capsys
         "training set and train again; compare nothing with these figures.",
         "verdict: The weight of kd is too large: Its gradient on the student was 1e+03 times that of the task loss at "
         "the first probe, and 1e+03 times in the median of the run. Change the weight by steps of 4 and compare with "
-        "`limbeck compare`. A weight of about 0.002 makes both gradients equal.",
+        "`limbeck compare`. Equal gradients are no aim: the best weights pull 4 to 100 times as hard as the labels.",
     ]
     parts.log = [
         {"kind": "probe", "step": 0, "balance": {"weighted": {"task": 1.0, "kd": 2.0}}},

@@ -106,3 +106,12 @@ def test_a_page_goes_into_a_pipe_and_no_file_takes_the_place_of_one(tmp_path: Pa
     with pytest.raises(UserError, match="is a folder, a pipe or a device; expected a file"):
         save_text("text", pipe)
     assert pipe.is_fifo()
+
+
+def test_a_logger_that_is_installed_and_not_asked_for_is_not_imported(tmp_path: Path) -> None:
+    """It leaves temporary folders behind when a run is killed."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit(3)")
+    code = "import sys; sys.path.insert(0, '.'); import limbeck.recipes.run; print('wandb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-500:]

@@ -143,7 +143,7 @@ def test_a_comparison_runs_everything_and_writes_its_record(tmp_path: Path, fake
     result = compare(BASE, folder, methods=["alone", "kd", "projector"], seeds=[0, 1, 2], command="it", say=said.append)
     assert len(fake_run) == 9
     assert said[0] == "[1/9] alone, seed 0"
-    assert said[-1] == "[9/9] projector, seed 2"
+    assert said[-2] == "[9/9] projector, seed 2"
     assert result == read_record(folder) == json.loads((folder / "comparison.json").read_text())
     assert [row["method"] for row in result["rows"]] == ["alone", "kd", "projector"]
     assert result["rows"][1]["paired"]["mean"] == pytest.approx(0.1)
@@ -177,7 +177,7 @@ def test_a_stopped_comparison_goes_on_and_may_grow(
     said: list[str] = []
     result = compare(BASE, folder, methods=["alone", "kd", "projector"], seeds=[0, 1], resume=True, say=said.append)
     assert said[0] == "[1/6] alone, seed 0: finished before"
-    assert said[-2] == "[5/6] kd, seed 1"
+    assert said[-4] == "[5/6] kd, seed 1"
     assert ("kd-seed1", True) in fake_run
     assert ("projector-seed0", False) in fake_run
     assert [row["n"] for row in result["rows"]] == [2, 2, 2]
@@ -211,3 +211,14 @@ def test_nothing_is_trained_when_a_method_does_not_fit(tmp_path: Path, fake_run:
         compare(free, tmp_path / "out", methods=["kd", "alone"], seeds=[0], say=str)
     assert fake_run == []
     assert not (tmp_path / "out").exists()
+
+
+def test_each_run_ends_with_a_line_and_the_figure_of_the_student_alone(tmp_path: Path, fake_run: Runs) -> None:
+    lines: list[str] = []
+    compare(BASE, tmp_path / "out", methods=["alone", "kd"], seeds=[0], say=lines.append)
+    assert lines == [
+        "[1/2] alone, seed 0",
+        "[1/2] alone, seed 0: top1 50.00%, 2 s",
+        "[2/2] kd, seed 0",
+        "[2/2] kd, seed 0: top1 60.00% (alone 50.00%), 2 s",
+    ]

@@ -66,12 +66,24 @@ def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:
     parts.distiller.weights["feature"] = 1e4
     finding = found(parts)["balance"]
     assert finding.level == "warning"
-    assert finding.advice.startswith("feature is ")
+    assert finding.advice.startswith("feature pulls ")
+    assert "limbeck compare --methods alone METHOD" in finding.advice
     ratio = float(finding.advice.split()[2])
     parts.distiller.weights["feature"] = 1e4 * 100 / ratio
     assert found(parts)["balance"].level == "ok"
     parts.distiller.weights["feature"] = 1e4 / 50 / ratio
     assert found(parts)["balance"].level == "warning"
+
+
+def test_logits_that_dominate_a_student_with_weights_are_a_warning() -> None:
+    """18 times as hard: such a run ended at 7%, and the student alone at 19%. A fresh student bears it."""
+    norms, weights = {"task": 32.7, "logit": 36.3}, {"task": 1.0, "logit": 16.0}
+    (finding,) = _check_balance(norms, weights, 200.0, tuned=True)
+    assert finding.level == "warning"
+    assert finding.advice.startswith(
+        "logit pulls 18 times as hard as task; such runs have ended below the student alone"
+    )
+    assert [each.level for each in _check_balance(norms, weights, 200.0)] == ["ok"]
 
 
 def test_a_frozen_trunk_is_advised_no_weight() -> None:

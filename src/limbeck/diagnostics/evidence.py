@@ -1,7 +1,8 @@
 """What verdicts are made of: the records of a run, sorted, and what a rule says of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from limbeck.records import Record, mapping
 
@@ -36,6 +37,7 @@ class Evidence:
     probes: tuple[Record, ...]
     data: Record
     inputs: Record
+    start: Record = field(default_factory=dict[str, Any])
 
     def feature_terms(self, *, stages: bool = True) -> Iterator[tuple[str, Record, Record]]:
         """Name, first and last record of each term with a projector that was probed at least twice.

@@ -83,7 +83,13 @@ _STATISTICS_REMEDY = (
 
 
 def wrong_input_statistics(run: Evidence) -> Iterator[Verdict]:
-    """Images that do not reach the teacher as those of its training did."""
+    """Images that do not reach the teacher as those of its training did.
+
+    A teacher that Limbeck has trained or fine-tuned on these images has seen them just so: its batch norms may still
+    hold the statistics of its first images, which a short fine-tuning does not replace.
+    """
+    if mapping(run.start, "origins", "teacher").get("trained_first") is True:
+        return
     layer = mapping(run.inputs, "teacher")
     own = number(layer, "confidence", "own")
     others = {name: number(layer, "confidence", name) for name in mapping(layer, "confidence") if name != "own"}

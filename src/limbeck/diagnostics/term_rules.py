@@ -20,6 +20,7 @@ OVERWEIGHT_LOGITS = 40.0  # KD and DKD lost a fifth and more from 42 on, but for
 UNDERWEIGHT = 1 / 60.0  # fault 1/1,100; healthy 0.2 and more
 AT_FIRST = 200.0  # before training, since one that is overrun soon has no gradient: lost from 231 on; best rows to 164
 LOGITS = ("logit", "dkd")
+SHORT = 0.75  # top-1 of the student over the teacher's: default runs of the demo pull up to 47 times and end above
 
 
 def collapsed_projector(run: Evidence) -> Iterator[Verdict]:
@@ -119,17 +120,23 @@ def capacity_gap(run: Evidence) -> Iterator[Verdict]:
 
 
 def overweight(run: Evidence) -> Iterator[Verdict]:
-    """A term whose gradient leaves nothing of the task's."""
+    """A term whose gradient leaves nothing of the task's, in a run whose student is far behind its teacher.
+
+    The best weights of our tables pull 4 to 100 times as hard as the labels, so the ratio alone is no fault.
+    """
+    last = mapping(run.probes[-1], "student") if run.probes else {}
+    own, teacher = number(last, "top1"), number(last, "teacher_top1")
+    if own is not None and teacher is not None and own >= SHORT * teacher:
+        return
     for name, ratios in _weighted_ratios(run).items():
         most = OVERWEIGHT_LOGITS if name in LOGITS else OVERWEIGHT
         if median(ratios) > most or ratios[0] > AT_FIRST:
             yield _weight_verdict(
-                run,
                 name,
                 "large",
                 f"Its gradient on the student was {ratios[0]:.3g} times that of the task loss at the first probe, and "
                 f"{median(ratios):.3g} times in the median of the run.",
-                "The labels hardly count, and at the first steps the student may be thrown far off.",
+                "The labels hardly count, and the student is far behind its teacher; the weight may be why.",
             )
 
 
@@ -148,7 +155,6 @@ def underweight(run: Evidence) -> Iterator[Verdict]:
             )
         elif median(ratios) < UNDERWEIGHT:
             yield _weight_verdict(
-                run,
                 name,
                 "small",
                 f"Its gradient on the student was {median(ratios):.2g} times that of the task loss, in the median.",
@@ -169,15 +175,14 @@ def _weighted_ratios(run: Evidence) -> dict[str, list[float]]:
     return found
 
 
-def _weight_verdict(run: Evidence, name: str, size: str, seen: str, means: str) -> Verdict:
-    equal = [value for probe in run.probes if (value := number(probe, "balance", "suggested", name)) is not None]
-    advice = f" A weight of about {median(equal):.2g} makes both gradients equal." if equal else ""
+def _weight_verdict(name: str, size: str, seen: str, means: str) -> Verdict:
     return Verdict(
         f"weight-too-{size}",
         f"The weight of {name} is too {size}",
         seen,
         means,
-        f"Change the weight by steps of 4 and compare with `limbeck compare`.{advice}",
+        "Change the weight by steps of 4 and compare with `limbeck compare`. Equal gradients are no aim: the best "
+        "weights pull 4 to 100 times as hard as the labels.",
         "balance",
         name,
     )

@@ -35,6 +35,7 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
         tuple(kinds.get("probe", ())),
         kinds.get("data", [{}])[-1],
         kinds.get("inputs", [{}])[-1],
+        kinds.get("start", [{}])[0],
     )
     found: list[Verdict] = []
     for rule in RULES:

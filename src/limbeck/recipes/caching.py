@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import PIL
-import timm
 import torch
 
 from limbeck import collectives, pooling
@@ -90,7 +90,7 @@ def plan_recipe_cache(recipe: Recipe, parts: Parts, folder: Path, device: torch.
         parts=collectives.world_size(),
         made_by={
             "torch": torch.__version__,
-            "timm": timm.__version__,
+            "timm": metadata.version("timm"),
             "pillow": PIL.__version__,
             "device": str(device),
         },

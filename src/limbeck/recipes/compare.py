@@ -15,7 +15,7 @@ from limbeck.recipes.agreement import CACHE_SETTINGS, TEACHER_SETTINGS
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Method
-from limbeck.records import is_share, mapping
+from limbeck.records import figure, is_share, mapping
 from limbeck.untrusted import read_object
 
 BASELINE = "alone"
@@ -76,8 +76,19 @@ def compare(
         summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file(), said=said))
         teacher = teacher or _teacher(folder, summary)
         done[planned.method][planned.seed] = {**summary, "run": name}
+        alone = done.get(BASELINE, {}).get(planned.seed) if planned.method != BASELINE else None
+        say(f"{head}: {_came_to(summary, alone)}")
         record = _save(folder, record, done, teacher)
     return record
+
+
+def _came_to(summary: Mapping[str, Any], alone: Mapping[str, Any] | None) -> str:
+    """A run's figure, beside that of the student alone with the same seed where it is there, and its seconds."""
+    metric = str(summary["metric"])
+    text = f"{metric} {figure(metric, summary['last'][metric])}"
+    if alone is not None and metric in alone["last"]:
+        text += f" (alone {figure(metric, alone['last'][metric])})"
+    return f"{text}, {summary['seconds']:.0f} s"
 
 
 def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dict[str, Recipe]:

@@ -47,7 +47,10 @@ def check(recipe: Recipe, folder: Path) -> list[Finding]:
     rehearsed = rehearse(recipe, data)
 
     def refuse(own: Recipe, where: Path) -> None:
-        raise _NeedsTraining(f"none that fit; `limbeck distill` first trains it, for {own.epochs} epochs, in {where}")
+        tunes = own.pretrained or own.student_weights is not None
+        what = "all but its head fit; `limbeck distill` first fine-tunes it" if tunes else ""
+        what = what or "none that fit; `limbeck distill` first trains it"
+        raise _NeedsTraining(f"{what}, for {own.epochs} epochs, in {where}")
 
     try:
         teacher = build_teacher(recipe, data, folder, refuse, lambda line: None)  # the findings say it

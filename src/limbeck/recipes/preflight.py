@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck import sharding
-from limbeck.diagnostics.term_rules import AT_FIRST
+from limbeck.diagnostics.term_rules import AT_FIRST, LOGITS
 from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.errors import UserError
 from limbeck.evaluation import evaluate, to_device
@@ -28,6 +28,8 @@ Level = Literal["ok", "note", "warning", "error"]
 # Ratios of a term's weighted gradient norm to the task's before training, beyond which one of the two hardly counts.
 TOO_LIGHT = 1 / 30
 TOO_HEAVY = AT_FIRST  # the best of their tables began at up to 164: docs/log.md
+# With a student that starts from weights, logits that pulled 18 times as hard ended at 7%, the student alone at 19%.
+HEAVY_FOR_TUNING = 10.0
 TOO_HEAVY_FOR_BOXES = 30.0  # detectors lose from a few times on: the same page, the table of COCO
 
 LEAST_PRECISION = 0.005
@@ -253,7 +255,8 @@ def _check_first_step(
         if isinstance(term, FeatureTerm):
             findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
     heavy = TOO_HEAVY_FOR_BOXES if parts.recipe.detects else TOO_HEAVY
-    return findings + _check_balance(norms, distiller.current_weights(), heavy), seconds
+    tuned = parts.student.weights != "random" and not parts.recipe.detects
+    return findings + _check_balance(norms, distiller.current_weights(), heavy, tuned=tuned), seconds
 
 
 def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float], float]:
@@ -280,8 +283,17 @@ def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float],
     return found, seconds
 
 
-def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float], heavy: float) -> list[Finding]:
-    """Compare each term's weighted gradient with the task's, or with the largest where there is no task."""
+def _check_balance(
+    norms: Mapping[str, float], weights: Mapping[str, float], heavy: float, *, tuned: bool = False
+) -> list[Finding]:
+    """Compare each term's weighted gradient with the task's, or with the largest where there is no task.
+
+    Args:
+        norms: Of each part, unweighted.
+        weights: Of each part.
+        heavy: Ratio above which a term may be too heavy.
+        tuned: The student starts from weights, which logits that dominate have ruined (:data:`HEAVY_FOR_TUNING`).
+    """
     weighted = {name: norm * weights[name] for name, norm in norms.items() if weights[name] > 0}
     if len(weighted) < 2:
         return []
@@ -294,9 +306,14 @@ def _check_balance(norms: Mapping[str, float], weights: Mapping[str, float], hea
             advice.append(f"{unfelt} gives the student no gradient, whatever its weight: nothing before it trains")
             continue
         ratio = weighted[name] / weighted[against]
-        if not TOO_LIGHT <= ratio <= heavy:
-            equal = weights[name] / ratio
-            advice.append(f"{name} is {ratio:.2g} times {against}; a weight of {equal:.2g} would make them equal")
+        most = min(heavy, HEAVY_FOR_TUNING) if tuned and name in LOGITS else heavy
+        if ratio > most:
+            advice.append(
+                f"{name} pulls {ratio:.2g} times as hard as {against}; such runs have ended below the student alone. "
+                f"Compare with it (limbeck compare --methods alone METHOD), or lower the weight of {name} by steps of 4"
+            )
+        elif ratio < TOO_LIGHT:
+            advice.append(f"{name} pulls {ratio:.2g} times as hard as {against} and hardly counts; raise its weight")
     return [Finding("warning" if advice else "ok", "balance", message, "; ".join(sorted(set(advice))))]
 
 
