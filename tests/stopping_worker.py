@@ -93,7 +93,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     found = {
         "drawn": drawn,
         "own": torch.get_rng_state(),
-        "beyond": state_of_this([{"torch": drawn[0]}])["torch"],
+        "beyond": state_of_this([{"torch": drawn[0]}], CPU)["torch"],
         "whole": train(folder / "whole", Signalling(None)),
         "stopped": {at: stopped(folder / f"at{at}", at) for at in (1, 4, BATCHES, BATCHES + 3)},
         "killed": killed(folder / "killed"),

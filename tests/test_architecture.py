@@ -68,7 +68,13 @@ CORE = ORDER[: ORDER.index("train") + 1]
 
 # What the core may import besides the standard library, so that it drops into anyone's loop.
 EVERYWHERE = {"torch", "jaxtyping", "limbeck"}
-FURTHER = {"files": {"safetensors"}, "train": {"accelerate"}, "runlog": {"rich"}, "live": {"rich"}}
+FURTHER = {
+    "files": {"safetensors"},
+    "train": {"accelerate"},
+    "loading": {"accelerate"},
+    "runlog": {"rich"},
+    "live": {"rich"},
+}
 
 # Command-line help must not wait for torch.
 LIGHT = (

@@ -59,6 +59,9 @@ def test_what_is_left_out_leaves_the_bytes_of_a_loop_that_puts_everything_back(f
                 optimizer.step()
                 average.update_parameters(subject.student)
             optimizer.zero_grad()
+    for averaged, own in zip(average.module.buffers(), subject.student.buffers(), strict=True):
+        if not own.is_floating_point():  # torch's average takes the mean of whole numbers
+            averaged.copy_(own)
     assert found.result.counters.skipped == len(FAULTS[fault]["gradients"])
     assert tiny.same_bytes(found.state, guarded.state_of(subject, average.module, optimizer))
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import tiny
 from data.images import folder
-from limbeck import Distiller, evaluation, fit, optim
+from limbeck import Distiller, LogitTerm, evaluation, fit, optim
 from limbeck.data import DataSpec, open_data
 from limbeck.errors import UserError
+from limbeck.guard import Skip
 from limbeck.prefetch import DEPTH, in_background
 from limbeck.tasks import Classification
 from tiny import Loader, Net
@@ -196,6 +197,44 @@ def test_training_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch, kind
     assert all(torch.equal(plain[name], ahead[name]) for name in plain)
 
 
+class Drawing(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Images, each with a number that is drawn from the global generator and kept."""
+
+    def __init__(self) -> None:
+        self.x, self.target = tiny.images(48)
+        self.drawn: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(0.001)  # so that it draws all through a step
+        self.drawn.append(int(torch.randint(2**62, ())))
+        return self.x[index], self.target[index]
+
+
+class Slow(Net):
+    """Leaves the thread time to draw, and draws itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.002)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("rewound", ["accumulate", "a step that is left out"])
+def test_no_number_is_drawn_twice_where_a_step_draws_again(monkeypatch: pytest.MonkeyPatch, rewound: str):
+    """The generators are moved back to draw the same dropout in two passes, while the thread makes batches."""
+    data = Drawing()
+    distiller = Distiller(Slow(4, dropout=0.5), Net(6), Classification(), terms={"logit": LogitTerm()})
+    more: dict[str, Any] = {"accumulate": 4}
+    if rewound != "accumulate":
+        data.x[::16] = torch.nan
+        more = {"on_bad_numbers": Skip(limit=9)}
+    monkeypatch.setattr("limbeck.loading.arriving", in_thread)
+    fit(distiller, DataLoader(data, batch_size=4), epochs=2, **more)
+    assert len(set(data.drawn)) == len(data.drawn) == 96
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_training_that_is_stopped_leaves_no_thread(monkeypatch: pytest.MonkeyPatch, error: BaseException):
     class Stopping(Net):
@@ -219,6 +258,55 @@ def test_on_a_cpu_there_is_no_thread():
     assert next(batches) == 0
     assert not workers()
     assert [float(batch) for batch in batches] == [1.0]
+
+
+class FakeStream:
+    """Writes down what a stream of a GPU is asked for."""
+
+    made = 0
+
+    def __init__(self, device: str = "fake") -> None:
+        self.device = device
+        self.name = f"stream {FakeStream.made}"
+        FakeStream.made += 1
+        self.asked: list[str] = []
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.asked.append(f"after {other.name}")
+
+    def record_event(self) -> str:
+        return f"event of {self.name} in {threading.current_thread().name}"
+
+    def wait_event(self, event: str) -> None:
+        self.asked.append(event)
+
+
+def test_on_a_gpu_the_thread_has_a_stream_of_its_own_and_each_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    FakeStream.made = 0
+    main = FakeStream()
+    worked: list[tuple[str, str]] = []
+    here = threading.local()
+    streams: list[FakeStream] = []
+
+    def make(device: str) -> FakeStream:
+        streams.append(FakeStream(device))
+        return streams[-1]
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: getattr(here, "stream", main))
+    monkeypatch.setattr(torch.accelerator, "set_stream", lambda stream: setattr(here, "stream", stream))
+    monkeypatch.setattr(torch, "Stream", make)
+
+    def batches() -> Iterator[int]:
+        for i in range(3):
+            worked.append((threading.current_thread().name, torch.accelerator.current_stream().name))
+            yield i
+
+    for i, batch in enumerate(in_background(batches())):
+        assert batch == i
+        assert main.asked == ["event of stream 1 in limbeck-prefetch"] * i  # the first was made on the main stream
+    assert worked == [("MainThread", "stream 0"), *[("limbeck-prefetch", "stream 1")] * 2]
+    assert streams[0].asked == ["after stream 0"]
 
 
 @pytest.mark.gpu

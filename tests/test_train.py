@@ -17,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.meter import LOG_EVERY
 from limbeck.runlog import RunLog
 from limbeck.tasks import Classification, LabelFree
+from limbeck.trained import Average
 from test_resume import flat, timeless
 from tiny import Batch, Loader, Net, records
 
@@ -282,6 +283,29 @@ def test_the_moving_average_equals_its_formula_and_is_what_is_evaluated() -> Non
     result.student.eval()
     right = [(result.student(batch.images).argmax(-1) == batch.target).float().mean().item() for batch in val]
     assert result.last["top1"] == pytest.approx(sum(right) / 2)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_whole_numbers_and_masks_survive_the_moving_average(decay: float) -> None:
+    """A buffer with infinities is copied, as whole numbers are; a statistic of numbers is averaged."""
+    student = nn.BatchNorm1d(3)
+    student.register_buffer("index", torch.arange(3000))
+    student.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+    average = Average(student, decay)
+    for value in (1.0, 3.0, 4.0):
+        student.get_buffer("running_mean").fill_(value)
+        student.get_buffer("num_batches_tracked").add_(1)
+        average.update_parameters(student)
+    assert torch.equal(average.module.get_buffer("index"), torch.arange(3000))
+    assert torch.equal(average.module.get_buffer("mask"), student.get_buffer("mask"))
+    assert average.module.get_buffer("num_batches_tracked") == 3
+    expected = decay * (decay * 1 + (1 - decay) * 3) + (1 - decay) * 4
+    assert average.module.get_buffer("running_mean")[0].item() == pytest.approx(expected)
+
+
+def test_a_decay_that_is_none_is_one_line() -> None:
+    with pytest.raises(UserError, match="a number from 0 to 1"):
+        fit(alone(), Loader(16, 8), epochs=1, ema_decay=1.5, cpu=True)
 
 
 def test_the_rate_is_a_function_of_epochs_done(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.distiller import Distiller, Pull, StepResult
 from limbeck.errors import UserError
-from limbeck.random_state import random_state, set_random_state
+from limbeck.random_state import REWINDING, random_state, set_random_state
 from limbeck.taps import Captured
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -87,7 +87,10 @@ class Accumulation:
         Raises:
             UserError: If a loss cannot be computed, or the batches' features differ in more than their rows.
         """
-        return self._exactly(batches) if self._distiller.terms else self._averaging(batches)
+        if not self._distiller.terms:
+            return self._averaging(batches)
+        with REWINDING:
+            return self._exactly(batches)
 
     def _exactly(self, batches: Sequence[Any]) -> StepResult:
         states, result, pulls = self._look(batches)

@@ -15,7 +15,7 @@ from limbeck.checkpoint import save_json, save_weights
 from limbeck.distiller import Distiller, Task
 from limbeck.errors import UserError
 from limbeck.optim import named
-from limbeck.random_state import random_state, set_random_state
+from limbeck.random_state import REWINDING, random_state, set_random_state
 
 BAD_BATCH = "bad_batch.json"
 """In a run folder: the last step whose numbers were not finite; of process N behind the first ``bad_batch-N.json``.
@@ -124,16 +124,17 @@ def retrace(
         if (images := images_of(batch)) is not None:
             look("input", images)
     found["parameters"] = all(sharding.finite(distiller.trainable_parameters().values()))
-    before = random_state(device)
-    for batch in batches:
-        with autocast():
-            student, teacher = distiller.capture(batch)
-        for side, captured in (("teacher", teacher), ("student", student)):
-            for tap, feature in captured.features.items() if captured is not None else ():
-                look(f"{side} {tap}", feature)
-            if captured is not None:
-                look(f"{side} output", captured.output)
-    set_random_state(before, device)
+    with REWINDING:
+        before = random_state(device)
+        for batch in batches:
+            with autocast():
+                student, teacher = distiller.capture(batch)
+            for side, captured in (("teacher", teacher), ("student", student)):
+                for tap, feature in captured.features.items() if captured is not None else ():
+                    look(f"{side} {tap}", feature)
+                if captured is not None:
+                    look(f"{side} output", captured.output)
+        set_random_state(before, device)
     return found
 
 

@@ -187,7 +187,8 @@ class Checkpoints:
                 raise UserError(f"checkpoint {state} does not fit this run's {name}: {first}") from error
         try:
             random = trainer.pop("random")  # once it was that of the first process alone
-            set_random_state(state_of_this(random if isinstance(random, list) else [random]), device)  # pyright: ignore[reportUnknownArgumentType]
+            states: list[Any] = random if isinstance(random, list) else [random]  # pyright: ignore[reportUnknownVariableType]
+            set_random_state(state_of_this(states, device), device)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"checkpoint {state} has no random states that can be used: {error}") from error
         self._newest_step = counters.step

@@ -5,12 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader
+from accelerate.data_loader import (  # pyright: ignore[reportMissingTypeStubs]
+    prepare_data_loader,  # pyright: ignore[reportUnknownVariableType]
+)
+from torch.utils.data import DataLoader, IterableDataset
 
 from limbeck import collectives
 from limbeck.errors import UserError
 from limbeck.evaluation import arriving
-from limbeck.random_state import random_state, set_random_state
+from limbeck.random_state import REWINDING, random_state, set_random_state
 
 
 @runtime_checkable
@@ -60,7 +63,7 @@ def remaining(
         ahead: Whether a thread may make them.
     """
     if start == 0:
-        return arriving(loader, device, ahead=ahead)
+        return arriving(loader if isinstance(loader, Seekable) else _drawn(iter(loader)), device, ahead=ahead)
     now = random_state(device)
     if isinstance(loader, Seekable):
         batches = arriving(loader.iterate(start), device, ahead=ahead)
@@ -72,40 +75,70 @@ def remaining(
     for _ in itertools.islice(source, start):
         pass
     set_random_state(now, device)
-    return arriving(source, device, ahead=ahead)
+    return arriving(_drawn(source), device, ahead=ahead)
+
+
+def _drawn(source: Iterator[Any]) -> Iterator[Any]:
+    """Batches that may be drawn from the global generators, while nothing moves these back."""
+    while True:
+        with REWINDING:
+            batch = next(source, source)
+        if batch is source:
+            return
+        yield batch
+        del batch
 
 
 class _PreparedLoader:
     """A ``DataLoader`` that Accelerate has sharded, seen as a :class:`ShardedLoader`."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, device: torch.device) -> None:
         self._loader = loader
+        self._device = device
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Any:
+        # Accelerate does this only where a whole Accelerator was set up, with what its environment says of precision.
+        generator = getattr(self._loader, "synchronized_generator", None)
+        if generator is not None and collectives.world_size() > 1:
+            state = generator.get_state().to(self._device)
+            collectives.copy_from_first([state])
+            generator.set_state(state.cpu())
         return iter(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
         self._loader.set_epoch(epoch)
 
 
-def sharded(loader: DataLoader[Any] | ShardedLoader, accelerator: Any, device: torch.device) -> Any:
+def _prepared(loader: DataLoader[Any], device: torch.device) -> DataLoader[Any]:
+    """The share of this process; its batches stay where they are, for Accelerate would wait for each on its way."""
+    if getattr(loader, "_is_accelerate_prepared", False):
+        return loader
+    return prepare_data_loader(  # pyright: ignore[reportUnknownVariableType]
+        loader,
+        device,
+        num_processes=collectives.world_size(),
+        process_index=collectives.rank(),
+        put_on_device=isinstance(loader.dataset, IterableDataset),  # which the first process reads and sends on
+    )
+
+
+def sharded(loader: DataLoader[Any] | ShardedLoader, device: torch.device) -> Any:
     """The share of this process, seen as a :class:`ShardedLoader` that has been sharded.
 
     Args:
         loader: A ``DataLoader`` is sharded by Accelerate, and gives whole batches to each process.
-        accelerator: Of the training.
         device: One that the processes can talk through.
 
     Raises:
         UserError: If it has no length, or no batch, or not as many on every process.
     """
     if isinstance(loader, DataLoader):
-        share = _PreparedLoader(accelerator.prepare_data_loader(loader))
+        share = _PreparedLoader(_prepared(loader, device), device)
     else:
-        share = loader.shard(accelerator.process_index, accelerator.num_processes)
+        share = loader.shard(collectives.rank(), collectives.world_size())
     try:
         batches = len(share)
     except TypeError as error:

@@ -2,6 +2,7 @@
 
 import io
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,16 @@ import torch
 
 from limbeck import collectives
 
+REWINDING = threading.RLock()
+"""Held by what moves the generators back and by the thread that draws from them for the next batches.
+
+They belong to the whole process: numbers that the thread drew in between would be drawn again.
+"""
+
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The states of the random number generators of torch, Python and the device."""
-    version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": _plain(random.getstate())}
     if device.type != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state()
     return state
@@ -38,16 +44,28 @@ def states_of_all(state: Mapping[str, Any], device: torch.device) -> list[dict[s
     return [torch.load(io.BytesIO(blob), weights_only=True) for blob in blobs]
 
 
-def state_of_this(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def state_of_this(states: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, Any]:
     """The state of this process among those of all.
 
-    Where there were fewer processes, a new one begins with the first one's state moved on by its rank, so that no two
-    of them draw the same numbers.
+    If there were fewer processes, all generators of a new one are seeded by the first one's next numbers and the rank,
+    so that no two processes draw the same.
     """
     rank = collectives.rank()
     if rank < len(states):
         return dict(states[rank])
     generator = torch.Generator()
     generator.set_state(states[0]["torch"])
-    generator.manual_seed(generator.initial_seed() + rank)
-    return {**states[0], "torch": generator.get_state()}
+    seed = int(torch.randint(2**62, (rank,), generator=generator)[-1])
+    found: dict[str, Any] = {
+        "torch": torch.Generator().manual_seed(seed).get_state(),
+        "python": _plain(random.Random(seed).getstate()),
+    }
+    if "device" in states[0]:
+        found["device"] = torch.Generator(device.type).manual_seed(seed).get_state()
+    return found
+
+
+def _plain(state: tuple[Any, ...]) -> list[Any]:
+    """A state of Python's generator in lists, as it is kept."""
+    version, internal, gauss = state
+    return [version, list(internal), gauss]

@@ -65,7 +65,7 @@ def resume(
     if counters.batches == 0:
         return counters, None
     begun = trainer["begun"]
-    return counters, Midway(state_of_this(begun), len(begun), trainer["meter"])
+    return counters, Midway(state_of_this(begun, device), len(begun), trainer["meter"])
 
 
 def check_processes(midway: Midway | None, loader: object, processes: int) -> None:

@@ -140,15 +140,6 @@ def finite(tensors: Iterable[Tensor]) -> list[bool]:
     return [not flag for flag in broken.cpu().tolist()]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def blend(average: Any) -> Any:
-    """An averaging function for ``AveragedModel`` that works on shares: averages and parameters are cut up alike."""
-
-    def blended(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        average([local(x) for x in averages], [local(x) for x in current], count)
-
-    return blended
-
-
 def check_shardable(module: nn.Module, name: str) -> None:
     """Refuse parameters that cannot be cut up.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator  # pyright: ignore[reportMissingTypeStubs]
+from accelerate import PartialState  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
@@ -141,15 +141,11 @@ def fit(
     """
     if epochs < 1 or accumulate < 1:
         raise UserError(f"epochs is {epochs} and accumulate is {accumulate}; both must be at least 1")
-    # Without a GPU it has to be told "cpu", or it does not see that torchrun started several processes.
-    accelerator: Any = Accelerator(cpu=cpu or not torch.accelerator.is_available())  # Any: it is only partly typed
-    device: torch.device = accelerator.device
-    if accelerator.num_processes != collectives.world_size():
-        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
+    device = _own_device(cpu=cpu)
     if shard:
         check_shards(optimizer=optimizer, precision=precision, accumulate=accumulate, probe=probe)
     log = log if log is not None else RunLog()
-    trained = (in_shares if shard else in_whole)(distiller, accelerator, ema_decay)
+    trained = (in_shares if shard else in_whole)(distiller, device, ema_decay)
     distiller, model, average, kept = trained.distiller, trained.model, trained.average, trained.kept
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     optimizer = optimizer if optimizer is not None else functools.partial(sgd, scaled=scaler.is_enabled())
@@ -163,20 +159,19 @@ def fit(
             trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **within}
             checkpoints.save(kept, trainer, counters, device)
 
-    loader = sharded(train_loader, accelerator, device)
+    loader = sharded(train_loader, device)
     # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
-    ahead = accelerator.num_processes == 1 or not is_sent
+    ahead = collectives.world_size() == 1 or not is_sent
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
-    no_sync = functools.partial(accelerator.no_sync, model)
-    as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=no_sync)
+    as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=trained.no_sync)
 
     last: dict[str, float] = {}
     stopping = Stopping(active=checkpoints is not None)
     with contextlib.ExitStack() as inside:
         inside.enter_context(stopping)  # from here on: a signal while the checkpoint is read waits for the first step
         counters, midway = resume(checkpoints, kept, optimizer, scaler, device, log)
-        check_processes(midway, train_loader, accelerator.num_processes)
+        check_processes(midway, train_loader, collectives.world_size())
         guard = Guard(
             distiller, kept, optimizer, on_bad_numbers, log, counters, device, autocast=autocast, scaler=scaler
         )
@@ -245,7 +240,7 @@ def fit(
             counters.epoch, counters.batches = epoch + 1, 0
             counters.seconds = time.perf_counter() - since
             is_best = _keep_best(counters, last)
-            if accelerator.is_main_process:
+            if collectives.rank() == 0:
                 record = {"step": counters.step, "train": train, "val": last, "seconds": counters.seconds}
                 log.epoch_ends(epoch + 1, epochs, record)
                 if is_best and on_best is not None:
@@ -271,6 +266,29 @@ def _loss(distiller: Distiller, batch: Any, autocast: Callable[[], Any]) -> Tens
     with autocast():
         result: StepResult = distiller(batch)
         return result.loss
+
+
+def _own_device(*, cpu: bool) -> torch.device:
+    """The device of this process, of which the launcher may have started several.
+
+    Of what a launcher leaves in the environment only the processes are taken: number format and compiler are those of
+    the arguments, whatever ``accelerate launch`` was told.
+
+    Raises:
+        UserError: If the processes cannot talk through the device, or not at all.
+    """
+    cpu = cpu or not torch.accelerator.is_available()
+    state: Any = PartialState(cpu=cpu)  # without a GPU it does not see several processes unless it is told
+    if state.num_processes != collectives.world_size():
+        raise UserError("torch.distributed was started without the environment that Accelerate reads; use torchrun")
+    here = torch.device(state.device or "cpu")
+    if (here.type == "cpu") == cpu:
+        return here
+    if collectives.world_size() > 1:
+        raise UserError(
+            f"fit: cpu is {cpu}, and the processes were started to talk through {here.type}; start them anew"
+        )
+    return torch.device("cpu") if cpu else state.default_device
 
 
 def _grouped(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
