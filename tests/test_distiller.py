@@ -1,12 +1,14 @@
 import contextlib
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tiny
-from limbeck import Distiller, LogitTerm
+from limbeck import Distiller, FeatureTerm, LabelledLogitTerm, LogitTerm, losses, projectors
 from limbeck.distiller import FrozenTeacher, evaluating
 from limbeck.errors import UserError
 from limbeck.tasks import Classification, LabelFree
@@ -166,6 +168,70 @@ def test_wrong_arguments_are_one_clear_line() -> None:
         Distiller(Net(4), None, Classification(), terms={"logit": LogitTerm()})
     with pytest.raises(UserError, match='no submodule "fc"'):
         Distiller(nn.Sequential(), Net(6), Classification(), terms={"feature": term})
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), lambda done: -done - 1])
+def test_a_weight_that_is_none_is_one_line(weight: Any) -> None:
+    with pytest.raises(UserError, match=r'weight "logit" is .*; expected a finite number of at least 0'):
+        Distiller(Net(4), Net(6), Classification(), terms={"logit": LogitTerm()}, weights={"logit": weight})(batch())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y: None, "the batch is None"),
+        (lambda x, y: ((255 * x).to(torch.uint8), y), r"cannot read images of torch\.uint8; expected torch\.float32"),
+        (lambda x, y: (x.double(), y), r"cannot read images of torch\.float64; .* images\.to\(torch\.float32\)"),
+        (lambda x, y: (x, y + 1), "labels go from 1 to 3; expected 0 to 2"),
+        (lambda x, y: (x, y.float()), r"labels are .* torch\.float32"),
+        (lambda x, y: (x, y[1:]), "do not fit labels"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_line(spoil: Any, message: str) -> None:
+    """Also with a teacher and with terms of the labels, whatever of them is computed first."""
+    x, y = tiny.images(9)
+    term = LabelledLogitTerm(losses.decoupled_kl)
+    with pytest.raises(UserError, match=message):
+        Distiller(Net(4), Net(6), Classification(), terms={"logit": term})(spoil(x, y))
+
+
+@pytest.mark.parametrize("loss", [losses.decoupled_kl, losses.normalized_kl])
+def test_a_label_beyond_the_logits_is_one_line_in_a_loss_by_itself(loss: Any) -> None:
+    y = torch.randn(2, 3)
+    with pytest.raises(UserError, match="labels go from 1 to 3; expected 0 to 2"):
+        loss(y, y, torch.tensor([1, 3]))
+
+
+@pytest.mark.parametrize(
+    "projector",
+    [
+        projectors.linear(5, 6),
+        projectors.mlp(5, 6, hidden=4),
+        projectors.orthogonal(5, 6),
+        projectors.ensemble(5, 6, count=2),
+        projectors.low_rank(5, 6, rank=2),
+        projectors.Ridge(5, 6),
+    ],
+)
+def test_a_projector_of_another_width_is_one_line(projector: nn.Module) -> None:
+    term = FeatureTerm("fc:input", "fc:input", projector=projector, loss=losses.squared_error)
+    with pytest.raises(UserError, match=r"fc:input.*reads 5 channels; build it for 4|expected \(n, 5\)"):
+        Distiller(Net(4), Net(6), Classification(), terms={"feature": term})(batch())
+
+
+def test_two_threads_may_share_a_teacher_and_a_distiller() -> None:
+    """Each call has the values that it has by itself: the hooks of one do not fire in the other."""
+    teacher = Net(6)
+    pair = [Distiller(Net(4), teacher, Classification(), terms={"f": tiny.feature_term(4, 6)}) for _ in range(2)]
+    given = [batch(4) for _ in range(8)]
+    expected = [[float(distiller(one).loss.detach()) for one in given] for distiller in pair]
+
+    def losses_of(number: int) -> list[float]:
+        return [float(pair[number](one).loss.detach()) for one in given]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(losses_of, [0, 1, 0, 1]))
+    assert found == [expected[0], expected[1]] * 2
 
 
 def test_student_and_teacher_may_not_share_a_parameter() -> None:

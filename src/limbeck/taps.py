@@ -1,7 +1,9 @@
 """Read named submodules of any ``nn.Module`` without editing it."""
 
+import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,10 @@ class Taps:
             UserError: If a tap did not run, ran twice, gave no tensor, was overwritten in place, or lies in a part that
                 runs without gradient in a pass with gradients.
         """
+        with _lock_of(self.model):  # the hooks would fire in another thread's pass
+            return self._read(x)
+
+    def _read(self, x: Tensor) -> Captured:
         handles: list[RemovableHandle] = []
         try:
             for module, reader, reads_input in self._points:
@@ -148,6 +154,14 @@ class Taps:
                     f'tap "{name}" was overwritten in place by another layer, so its value is gone; '
                     "tap the block around it"
                 )
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    """One for each model, whoever taps it: threads that share one take turns."""
+    return _locks.setdefault(model, threading.RLock())
 
 
 class _Reader:

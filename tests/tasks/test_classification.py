@@ -59,12 +59,26 @@ def test_a_batch_without_labels_is_refused(batch: tuple[object, ...]) -> None:
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     x = torch.zeros(2, 1)
-    with pytest.raises(UserError, match=r"labels go up to 3, and there are 3 logits"):
+    with pytest.raises(UserError, match=r"labels go from 0 to 3; expected 0 to 2"):
         Classification().loss(torch.zeros(2, 3), (x, torch.tensor([0, 3])))
     with pytest.raises(UserError, match="do not fit labels"):
         Classification().loss(torch.zeros(2, 3), (x, torch.zeros(2, 4)))
     with pytest.raises(UserError, match="do not fit labels"):
         Classification().loss(torch.zeros(2, 3, 4, 4), (x, torch.tensor([0, 1])))
+    with pytest.raises(UserError, match=r"do not fit labels of shape \(1,\)"):
+        Classification().loss(torch.zeros(2, 3), (x, torch.tensor([1])))
+    with pytest.raises(UserError, match=r"labels are \(2,\), torch.float32; expected whole numbers"):
+        Classification().loss(torch.zeros(2, 3), (x, torch.tensor([0.0, 1.0])))
+    with pytest.raises(UserError, match=r"labels go from -1 to 1; expected 0 to 2"):
+        Classification().loss(torch.zeros(2, 3), (x, torch.tensor([-1, 1])))
+
+
+def test_labels_of_any_whole_number_format_and_those_left_out() -> None:
+    y = torch.randn(3, 3)
+    expected = torch.nn.functional.cross_entropy(y[:2], torch.tensor([2, 0]))
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        label = torch.tensor([2, 0, -100]).to(dtype)
+        assert torch.equal(Classification().loss(y, (torch.zeros(3, 1), label)), expected)
 
 
 def test_a_batch_may_bring_what_the_teacher_gave() -> None:

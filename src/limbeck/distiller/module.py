@@ -1,5 +1,6 @@
 """Student, frozen teacher, terms and their weights in one trainable module."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +36,8 @@ class Distiller(nn.Module):
         clock: How long the teacher has taken in training steps, or the reading of what it computed before.
 
     Raises:
-        UserError: If a weight names no term, a term is called "task", a tap does not exist, terms lack a teacher, or
-            student and teacher share a parameter.
+        UserError: If a weight names no term or is not a finite number of at least 0, a term is called "task", a tap
+            does not exist, terms lack a teacher, or student and teacher share a parameter.
 
     Deviates from: the published code, in which the loss calls parts of the wrapped student and so bypasses DDP.
 
@@ -67,6 +68,9 @@ class Distiller(nn.Module):
         for name in weights:
             if name not in known:
                 raise UserError(f'weight "{name}" belongs to no term{did_you_mean(name, known)}')
+        for name, weight in weights.items():
+            if not callable(weight):
+                _checked_weight(name, weight)
         if self.terms and teacher is None:
             raise UserError(f"the terms {', '.join(self.terms)} need a teacher")
         self.weights: dict[str, Weight] = {name: weights.get(name, 1.0) for name in known}
@@ -138,6 +142,8 @@ class Distiller(nn.Module):
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
+        if batch is None:
+            raise UserError("the batch is None; expected what the task reads, for instance (images, labels)")
         if pull is not None:
             return self._pulled(self.capture_student(batch), pull)
         student, teacher = self.capture(batch)
@@ -191,7 +197,8 @@ class Distiller(nn.Module):
     def capture_student(self, batch: Any) -> Captured:
         """What the student alone computes on a batch."""
         target, index = self.task.target(batch), self.task.index(batch)
-        return self._student_taps(self.task.student_input(batch))._replace(target=target, index=index)
+        images = self.task.student_input(batch)
+        return _run(self._student_taps, images, "student")._replace(target=target, index=index)
 
     def capture_teacher(self, batch: Any) -> Captured | None:
         """What the teacher alone computes on a batch, without gradient; None without a teacher.
@@ -209,7 +216,9 @@ class Distiller(nn.Module):
             images = self.task.teacher_input(batch)
             if self._teacher_type is not None and images.is_floating_point():
                 images = images.to(self._teacher_type)
-            return self.clock(images.device, lambda: taps(images)) if self.training else taps(images)
+            if not self.training:
+                return _run(taps, images, "teacher")
+            return self.clock(images.device, lambda: _run(taps, images, "teacher"))
 
     def release_teacher(self) -> None:
         """Let go of the teacher, once all that it computes is in a cache: it moves to no device with the distiller."""
@@ -236,10 +245,33 @@ class Distiller(nn.Module):
         return other
 
     def current_weights(self) -> dict[str, float]:
-        """The weights at the current ``progress``, the share of training that is done."""
-        return {name: w(self.progress) if callable(w) else w for name, w in self.weights.items()}
+        """The weights at the current ``progress``, the share of training that is done.
+
+        Raises:
+            UserError: If a function gives what is not a finite number of at least 0.
+        """
+        return {name: _checked_weight(name, w(self.progress)) if callable(w) else w for name, w in self.weights.items()}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Name to parameter for everything that is trained: the student's and the terms', never the teacher's."""
         named = [*self.student.named_parameters(prefix="student"), *self.term_modules.named_parameters(prefix="terms")]
         return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _checked_weight(name: str, weight: Any) -> float:
+    if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        raise UserError(f'weight "{name}" is {weight!r}; expected a finite number of at least 0')
+    return weight
+
+
+def _run(taps: Taps, images: Tensor, side: str) -> Captured:
+    """Run a model; images of a number format that it does not compute in are one line."""
+    try:
+        return taps(images)
+    except RuntimeError as error:
+        own = next((p.dtype for p in taps.model.parameters() if p.is_floating_point()), images.dtype)
+        if images.dtype == own or images.dtype in (torch.float16, torch.bfloat16):
+            raise
+        raise UserError(
+            f"the {side} cannot read images of {images.dtype}; expected {own}, as its weights are: images.to({own})"
+        ) from error

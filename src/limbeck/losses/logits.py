@@ -11,6 +11,7 @@ from limbeck.errors import UserError
 from limbeck.losses.deviations import deviation_directions
 from limbeck.losses.divergences import kl_per_row, softmax_kl
 from limbeck.losses.inputs import pair, positive
+from limbeck.losses.powers import is_read_at_once
 
 
 def kl_divergence(
@@ -257,7 +258,12 @@ def _label(name: str, target: Tensor, y: Tensor) -> Tensor:
     if target.shape == y.shape and target.is_floating_point():
         return target.argmax(-1, keepdim=True)
     if target.shape == rows and not target.is_floating_point() and target.dtype != torch.bool:
-        return target.long().unsqueeze(-1)
+        label = target.long().unsqueeze(-1)
+        if is_read_at_once(label) and label.numel():  # a GPU stops by itself
+            low, high = (int(end) for end in label.aminmax())
+            if not 0 <= low <= high < classes:
+                raise UserError(f"{name}: labels go from {low} to {high}; expected 0 to {classes - 1}")
+        return label
     raise UserError(
         f"{name}: target is {tuple(target.shape)}, {target.dtype}; "
         f"expected integer labels {tuple(rows)} or probabilities {tuple(y.shape)}"

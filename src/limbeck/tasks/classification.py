@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 from limbeck.taps import Captured
 
+IGNORED = -100  # cross entropy leaves an image with this label out
+
 
 def image_index(batch: Sequence[Any]) -> Tensor | None:
     """The images' numbers in the training set, if the batch carries them as its third item."""
@@ -53,6 +55,7 @@ class Classification(nn.Module):
         self.student_transform = student_input if student_input is not None else nn.Identity()
         self.teacher_transform = teacher_input if teacher_input is not None else nn.Identity()
         self.label_smoothing = label_smoothing
+        self._has_looked = False  # at the values of labels
 
     def student_input(self, batch: Sequence[Any]) -> Tensor:
         """The student's input."""
@@ -82,17 +85,28 @@ class Classification(nn.Module):
         """Mean cross entropy of logits ``(n, k)``, in at least float32.
 
         Raises:
-            UserError: If the shapes do not fit, or, on the CPU, a label is not below the number of logits (a GPU stops
-                by itself; asking it first would make every step wait).
+            UserError: If shapes or number formats do not fit, or a label is no number of a logit. The labels' values
+                are looked at in each call on a CPU, elsewhere in the first one: to ask a GPU makes a step wait.
         """
         target = self.target(batch)
         logits = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-        if logits.ndim != 2 or (target.ndim == 2 and target.shape != logits.shape):
+        if logits.ndim != 2 or target.shape not in (logits.shape, logits.shape[:1]):
             raise UserError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(target.shape)}")
-        try:
+        if target.is_floating_point() != (target.ndim == 2) or target.dtype == torch.bool:
+            raise UserError(
+                f"labels are {tuple(target.shape)}, {target.dtype}; expected whole numbers (n,) or probabilities (n, k)"
+            )
+        if target.ndim == 2:
             return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        except IndexError as error:
-            raise UserError(f"labels go up to {int(target.max())}, and there are {logits.shape[1]} logits") from error
+        target = target.long()
+        if target.numel() and (target.device.type == "cpu" or not self._has_looked):
+            low, high = torch.stack(target.masked_fill(target == IGNORED, 0).aminmax()).tolist()  # pyright: ignore
+            if low < 0 or high >= logits.shape[1]:
+                raise UserError(
+                    f"labels go from {low} to {high}; expected 0 to {logits.shape[1] - 1}, one for each logit"
+                )
+            self._has_looked = True
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def score(self, output: Tensor, batch: Sequence[Any]) -> dict[str, Tensor]:
         """Per sample: top-1 and top-5 correctness (0 or 1; top-5 with more than five classes) and cross entropy."""

@@ -13,7 +13,17 @@ from limbeck.chunked import chunked
 from limbeck.errors import UserError
 from limbeck.projectors import Ridge
 from limbeck.taps import Captured
-from limbeck.terms.forms import COMBINE, Form, LastLinear, are_batch, choose, last_linear, refuse_dead_bias, unwrapped
+from limbeck.terms.forms import (
+    COMBINE,
+    Form,
+    LastLinear,
+    are_batch,
+    choose,
+    input_width,
+    last_linear,
+    refuse_dead_bias,
+    unwrapped,
+)
 from limbeck.terms.interface import CorrelationLoss, Loss, at_least_float32
 
 
@@ -187,6 +197,13 @@ class FeatureTerm(nn.Module):
             return Sides(z_s, z_t, source, projected, self.student_norm(a), self.teacher_norm(t))
 
     def _compare(self, x: Tensor, y: Tensor) -> Tensor:
+        reads = input_width(self.projector)
+        if reads is not None and reads != x.shape[-1]:
+            tap = self.teacher_taps[0] if self.inverted else self.student_taps[0]
+            raise UserError(
+                f'tap "{tap}" is {tuple(x.shape)} before the projector, which reads {reads} channels; '
+                f"build it for {x.shape[-1]}"
+            )
         last = last_linear(self.projector)
         width = last.linear.out_features if last is not None else None
         self.used = self._choose(x, y, last)

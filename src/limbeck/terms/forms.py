@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, norms
+from limbeck import collectives, losses, norms, projectors
 from limbeck.chunked import Combine
 from limbeck.errors import UserError
 
@@ -52,6 +52,16 @@ def last_linear(projector: nn.Module) -> LastLinear | None:
         last = projector[-1]
         return LastLinear(projector[:-1], last) if isinstance(last, nn.Linear) else None
     return None
+
+
+def input_width(projector: nn.Module) -> int | None:
+    """How many channels a projector reads, where its first layer says so."""
+    if isinstance(projector, nn.Sequential) and len(projector) > 0:
+        return input_width(projector[0])
+    if isinstance(projector, projectors.Ensemble):
+        return input_width(projector.members[0])
+    width = getattr(projector, "in_features", None)
+    return width if isinstance(width, int) else None
 
 
 def refuse_dead_bias(projector: nn.Module) -> None:
