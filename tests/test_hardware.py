@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,36 @@ def test_what_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyP
     slow_down(monkeypatch, {"float32 contiguous": float("inf")})
     settings = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
     assert settings.memory_format == "channels_last"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator")])
+@pytest.mark.parametrize("place", ["beside", "step_of"])
+def test_without_memory_to_measure_the_first_setting_is_taken(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: RuntimeError
+) -> None:
+    def full(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(hardware, place, full if place == "beside" else lambda *_: full)
+    choice = candidates("float32", "auto", CPU)
+    settings = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU)
+    assert settings.name == "float32 contiguous"
+    assert (settings.seconds, settings.reason) == ({}, "not measured, for lack of memory")
+
+
+def test_the_copy_shares_the_teacher_which_gets_its_layout_back() -> None:
+    distiller = tiny.distiller(norm=True)
+    teacher = distiller.teacher
+    assert teacher is not None
+    teacher.model.conv1.to(memory_format=torch.channels_last)
+    with hardware.trial(distiller, CPU) as subject:
+        assert subject.teacher is teacher
+        assert subject.student is not distiller.student
+        assert subject.clock is not distiller.clock
+        hardware.apply_settings(subject, hardware.Settings("float32", "channels_last", False, ""), CPU)
+        assert not teacher.model.conv2.weight.is_contiguous()
+    assert teacher.model.conv2.weight.is_contiguous()
+    assert not teacher.model.conv1.weight.is_contiguous()
 
 
 def test_measuring_changes_neither_models_nor_randomness() -> None:

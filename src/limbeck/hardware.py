@@ -1,7 +1,6 @@
 """Which number format and memory layout are quick on this machine: timed on the run's own step, where it matters."""
 
 import contextlib
-import copy
 import itertools
 import math
 import re
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.distiller import Distiller, evaluating
+from limbeck.distiller import Clock, Distiller, beside, evaluating
 from limbeck.errors import UserError
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,8 +124,18 @@ def measure(distiller: Distiller, batch: Any, choice: Sequence[Settings], device
         device: Where training will run.
 
     Returns:
-        One of them, with the reason, and the seconds of all.
+        One of them, with the reason, and the seconds of all; the first one, and no seconds, where there is no memory to
+        measure with.
     """
+    try:
+        return _measured(distiller, batch, choice, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return replace(choice[0], reason="not measured, for lack of memory")
+
+
+def _measured(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Settings:
     began = time.perf_counter()
     best = {one.name: math.inf for one in choice}
     with trial(distiller, device) as subject:
@@ -142,6 +151,8 @@ def measure(distiller: Distiller, batch: Any, choice: Sequence[Settings], device
                     best[one.name] = min(best[one.name], seconds)
             if index > 0 and time.perf_counter() - began > BUDGET:
                 break
+    if math.isinf(min(best.values())):
+        return replace(choice[0], reason="not measured, for lack of memory")
     name = fastest(best)
     chosen = next(one for one in choice if one.name == name)
     reason = f"measured in {time.perf_counter() - began:.1f} s: {in_words(best)}"
@@ -196,12 +207,32 @@ def rows(batch: Any, count: int, kept: int) -> Any:
 
 @contextlib.contextmanager
 def trial(distiller: Distiller, device: torch.device) -> Generator[Distiller, None, None]:
-    """A copy in training mode; random numbers that are drawn meanwhile are drawn again afterwards."""
+    """Copies of student and terms in training mode, beside the same teacher, which is as large as all else.
+
+    Random numbers that are drawn meanwhile are drawn again afterwards, and the teacher gets its layout back.
+    """
     on_gpu = device.type == "cuda"
+    teacher = distiller.teacher if distiller.teacher is not None else nn.Module()
+    maps = [(p, _layout_of(p)) for p in (*teacher.parameters(), *teacher.buffers()) if p.ndim == 4]
+    fused = _fused_attentions(teacher)
     with torch.random.fork_rng([device] if on_gpu else []):  # pyright: ignore[reportUnknownMemberType]
-        yield copy.deepcopy(distiller).train()
+        subject = beside(distiller).train()
+        subject.clock = Clock()
+        try:
+            yield subject
+        finally:
+            for tensor, layout in maps:
+                tensor.data = tensor.data.contiguous(memory_format=layout)
+            for part in fused:
+                setattr(part, "fused_attn", True)  # noqa: B010
     if on_gpu:
         torch.cuda.empty_cache()  # the run's own sizes may be others
+
+
+def _layout_of(tensor: Tensor) -> torch.memory_format:
+    return next(
+        (name for name in LAYOUTS.values() if tensor.is_contiguous(memory_format=name)), torch.contiguous_format
+    )
 
 
 def step_of(subject: Distiller, batch: Any, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:

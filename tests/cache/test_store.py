@@ -1,6 +1,7 @@
 """The folder: what is planned, what it takes, what is refused, and where the rows of an image are."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,3 +216,20 @@ def test_a_card_says_what_there_is(tmp_path: Path) -> None:
     }
     assert card["identity"]["taps"] == ["fc:input"]
     assert replace(subject(tmp_path / "c", exact=False).cache.card) == made.cache.card
+
+
+def test_a_card_that_another_process_writes_while_the_folder_is_listed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look for the card and a look into the folder, the first process begins to write the cache."""
+    other = subject(tmp_path / "c")
+    (tmp_path / "c").mkdir()
+    listed = Path.iterdir
+
+    def written_first(folder: Path) -> Iterator[Path]:
+        if folder == tmp_path / "c":
+            other.cache.begin()
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", written_first)
+    assert subject(tmp_path / "c").cache.card == other.cache.card

@@ -19,10 +19,24 @@ from limbeck.recipes import run as runs
 from limbeck.recipes.build import build_data, build_parts, load_student
 from limbeck.recipes.claim import claim
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.summary import forget_peak_memory, peak_memory
 
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_most_memory_is_that_of_a_run_and_not_of_those_before_it() -> None:
+    device = torch.device("cpu")
+    if not forget_peak_memory(device):
+        pytest.skip("the system does not count the memory of a part of a process")
+    before = peak_memory(device) or 0
+    large = torch.ones(2**28, dtype=torch.uint8)
+    del large
+    after = peak_memory(device) or 0
+    assert after > before + 200
+    forget_peak_memory(device)
+    assert (peak_memory(device) or 0) < after - 200
 
 
 def test_a_run_folder_holds_everything(finished: Path) -> None:

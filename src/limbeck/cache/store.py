@@ -110,12 +110,13 @@ def plan_cache(
         UserError: If the folder holds another cache (the message names what differs), or something else.
     """
     identity = dict(json.loads(json.dumps(dict(identity))))  # as it is read back: tuples are lists
-    if (folder / CARD).is_file():
+    is_other = folder.exists() and (not folder.is_dir() or not all(_is_left(path) for path in folder.iterdir()))
+    if (folder / CARD).is_file():  # after the listing: another process may have written it meanwhile
         card = _read(folder / CARD)
         if changed := differences(card.identity, identity):
             raise UserError(f"{folder} holds another cache ({'; '.join(changed)}); choose another folder")
         return Cache(folder, card, contents)
-    if folder.exists() and (not folder.is_dir() or not all(_is_left(path) for path in folder.iterdir())):
+    if is_other:
         raise UserError(f"{folder} is not empty and holds no cache; choose another folder")
     plan = loader.plan
     first = loader.changed(batch_size=plan.batch_size, seed=plan.seed)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from limbeck import collectives
 from limbeck.errors import UserError
 
 
@@ -27,6 +28,13 @@ def meet(*, on_cpu: bool, timeout: float) -> torch.device:
     limit = timedelta(seconds=timeout)
     state = PartialState(cpu=cpu, timeout=limit, **_fresh_store(limit))
     return torch.device(state.device or "cpu")
+
+
+def first_sees(fact: bool) -> bool:
+    """What the first process sees of the disk, on all of them: another run may change it between two looks."""
+    if collectives.world_size() == 1:
+        return fact
+    return collectives.from_first("yes" if fact else "", torch.device(PartialState().device or "cpu")) == "yes"
 
 
 def _fresh_store(timeout: timedelta) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from limbeck.recipes.lock import only_run_in
 from limbeck.recipes.loggers import attach_loggers, require_loggers
 from limbeck.recipes.preflight import Finding, Preflight, first_batch, preflight
 from limbeck.recipes.probing import build_probe, record_checks
-from limbeck.recipes.processes import meet
+from limbeck.recipes.processes import first_sees, meet
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
@@ -47,8 +47,10 @@ from limbeck.recipes.summary import (
     changes_since_start,
     commit,
     device_name,
+    forget_peak_memory,
     origins_of,
     parameter_counts,
+    peak_memory,
     summarize,
     versions,
 )
@@ -100,17 +102,17 @@ def run(
     # Before anything else: what follows asks which process this is.
     here = meet(on_cpu=recipe.device == "cpu", timeout=recipe.process_timeout)
     if if_begun:  # as the first process sees it: it may have begun the run before another has looked
-        resume = collectives.from_first("begun" if (folder / "recipe.yaml").is_file() else "", here) == "begun"
+        resume = first_sees((folder / "recipe.yaml").is_file())
     if not shared:
         claim(recipe, folder, resume)
     said = said if said is not None else set()
     waiting = RunLog(said=said).note if shared else None
-    if (resume or shared) and is_run(folder):
+    if (resume or shared) and first_sees(is_run(folder)):
         return read_object(folder / "summary.json", "metric", "last", "best")
     with only_run_in(folder, here, waiting=waiting):
         # Again: until now another process may have taken it, or come to its end.
-        recipe = claim(recipe, folder, resume or (shared and (folder / "recipe.yaml").is_file()))
-        if shared and is_run(folder):
+        recipe = claim(recipe, folder, resume or (shared and first_sees((folder / "recipe.yaml").is_file())))
+        if shared and first_sees(is_run(folder)):
             return read_object(folder / "summary.json", "metric", "last", "best")
         return _run(recipe, folder, said, on_epoch)
 
@@ -169,6 +171,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
                 save_weights(distiller.term_modules.state_dict(), folder / "terms.safetensors")
 
         torch.manual_seed(recipe.seed + collectives.rank())
+        is_own = forget_peak_memory(device)  # of the runs, the tuning and the teacher's training before
         if collectives.rank() == 0:
             save_student_card(folder, recipe, parts.student, data)
         result = fit(
@@ -192,7 +195,9 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             shard=recipe.shard,
             cpu=device.type == "cpu",
         )
-        summary = summarize(parts, checked, result, log, device, origins)
+        summary = summarize(
+            parts, checked, result, log, device, origins, memory=peak_memory(device) if is_own else None
+        )
         with log.guarded(BOXES):
             boxes = drawn_boxes(parts, result.student, device)
             if boxes is not None:

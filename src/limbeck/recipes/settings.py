@@ -95,9 +95,9 @@ def _settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devi
         with _one_after_the_other(lines):
             memory = _recall(lines)
             settings, known = _measured(memory.get(key), distiller, batch, choice, device)
-            if looks:
+            if looks and settings.seconds:
                 compiles, why, known = _compiling(known, distiller, batch, settings, device, steps)
-            if known != memory.get(key):
+            if settings.seconds and known != memory.get(key):
                 _remember({**memory, key: known}, lines)
     if recipe.compile == "auto" and not looks:
         why = f"; not compiled, which saves little on {device.type}"
@@ -131,6 +131,10 @@ def _compiling(
             found = measure_compiling(distiller, batch, settings, device)
         except UserError as error:
             return False, f"; not compiled: {error}", known
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            return False, "; not compiled: no memory to measure it", known
         known = {**known, "compiling": asdict(found)}
     cost = Compiling(**known["compiling"])
     why = f"takes {cost.start:.0f} s and makes {cost.step / cost.plain:.2f} of a step, {steps:,} steps"

@@ -4,7 +4,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +30,14 @@ Summary = dict[str, Any]
 
 
 def summarize(
-    parts: Parts, checked: Preflight, result: FitResult, log: RunLog, device: torch.device, origins: Summary
+    parts: Parts,
+    checked: Preflight,
+    result: FitResult,
+    log: RunLog,
+    device: torch.device,
+    origins: Summary,
+    *,
+    memory: float | None = None,
 ) -> Summary:
     """The figures of a finished run, and what is needed to trust them and to make it again."""
     recipe, data, counters = parts.recipe, parts.data, result.counters
@@ -49,7 +55,7 @@ def summarize(
         "skipped_steps": counters.skipped,
         "compiled": _compiled(parts.distiller, log),
         **_costs(recipe, log, counters.seconds),
-        "peak_memory_mib": peak_memory(device),
+        "peak_memory_mib": memory,
         "parameters": parameter_counts(parts),
         "data": record_of(data),
         "versions": versions(),
@@ -152,19 +158,26 @@ def origins_of(parts: Parts) -> dict[str, Any]:
     return found
 
 
+def forget_peak_memory(device: torch.device) -> bool:
+    """Count the most memory from here on; False where that cannot be done, and the number would be of other runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux alone
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory(device: torch.device) -> float | None:
-    """The most memory so far, in MiB: of a GPU what tensors took, else what the process had; None if it is not told."""
+    """The most memory since then, in MiB: of a GPU what tensors took, else what the process had; None if untold."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    status = Path("/proc/self/status")  # ru_maxrss begins with what the starting process had
+    status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))):
         return round(int(found[1]) / 1024, 1)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+    return None
 
 
 def device_name(device: torch.device) -> str:

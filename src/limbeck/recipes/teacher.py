@@ -9,6 +9,7 @@ from limbeck import models
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
 from limbeck.recipes.build import CARD, AnyData, Parts, build_model, build_parts, is_run, student_size
+from limbeck.recipes.processes import first_sees
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.untrusted import read_object
 
@@ -87,7 +88,7 @@ def build_teacher(
     from_hub = teacher is not None and recipe.teacher_weights is None
     own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
     run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{_key(own, data)}"
-    if is_run(run):
+    if first_sees(is_run(run)):
         say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
     else:
         how = "fine-tuning" if teacher is not None else "training"
