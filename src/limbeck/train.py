@@ -254,7 +254,7 @@ def fit(
     if not last:  # resumed behind the last epoch
         trained.settle()
         last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
-    if on_end is not None and accelerator.is_main_process:
+    if on_end is not None and collectives.rank() == 0:
         on_end(trained.evaluated)
     if probe is not None:
         with log.guarded("the probe"):
