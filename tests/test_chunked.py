@@ -51,7 +51,7 @@ def test_equals_the_loss_of_all_rows(name: str, norm: str, shape: tuple[int, ...
     biased = not isinstance(student_norm, norms.BatchNorm)
     held = [z_s, weight, *([draw(D_T, seed=3)] if biased else [])]
     mine = [x.to(dtype).requires_grad_() for x in held]
-    value, product = chunked(
+    value, product, _ = chunked(
         loss,
         combine,
         mine[0],
@@ -97,7 +97,7 @@ def test_blocks_of_very_different_size_of_error() -> None:
     nothing: dict[str, Any] = {"student_norm": nn.Identity(), "teacher_norm": nn.Identity()}
     for rows in (z_t, z_t.flip(0)):
         x, w = z_s.clone().requires_grad_(), weight.clone().requires_grad_()
-        value, _ = chunked(losses.log_sum, Combine.LOG_SUM, x, rows, w, **nothing)
+        value = chunked(losses.log_sum, Combine.LOG_SUM, x, rows, w, **nothing).loss
         value.backward()
         y, v = z_s.clone().requires_grad_(), weight.clone().requires_grad_()
         losses.log_sum(y @ v.T, rows).backward()
@@ -111,7 +111,7 @@ def test_bf16_features() -> None:
     weight = draw(D_T, D_S, seed=2, dtype=torch.float32)
     norm: dict[str, Any] = {"student_norm": norms.BatchNorm(D_T), "teacher_norm": norms.BatchNorm(D_T)}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value, _ = chunked(losses.log_sum, Combine.LOG_SUM, z_s, draw(30, D_T, seed=1).bfloat16(), weight, **norm)
+        value = chunked(losses.log_sum, Combine.LOG_SUM, z_s, draw(30, D_T, seed=1).bfloat16(), weight, **norm).loss
     assert value.dtype == torch.float32
     value.backward()
     assert z_s.grad is not None

@@ -34,10 +34,11 @@ class Combine(enum.Enum):
 
 
 class ChunkedValue(NamedTuple):
-    """A loss, and the mean product of both sides, which behind batch norms is their mean correlation."""
+    """A loss, the mean product of both sides, which behind batch norms is their mean correlation, and all rows."""
 
     loss: Float[Tensor, ""]
     product: Float[Tensor, ""]
+    rows: int
 
 
 def chunked(
@@ -86,7 +87,7 @@ def chunked(
     scale_t = torch.ones_like(center_t)
     folded = [norm for norm in (student_norm, teacher_norm) if isinstance(norm, norms.BatchNorm)]
     if folded:
-        m = moments(z_s, z_t, cross=False)
+        m = moments(z_s, z_t, cross=False, count=count)
         if isinstance(student_norm, norms.BatchNorm):
             variance = projected_variance(m, weight)
             weight = weight * torch.rsqrt(variance + student_norm.eps)[:, None]
@@ -108,11 +109,11 @@ def chunked(
     value, product = in_blocks(z_s, z_t, weight, bias, center_s, center_t, scale_t, block_loss, combine, count, wanted)
     product = collectives.sum_across(product) / (count * z_t.shape[-1])
     if combine is not Combine.LOG_SUM:
-        return ChunkedValue(collectives.all_sum(value), product)
+        return ChunkedValue(collectives.all_sum(value), product, count)
     if collectives.world_size() == 1:
-        return ChunkedValue(value, product)
+        return ChunkedValue(value, product, count)
     largest = collectives.max_across(value)
-    return ChunkedValue(largest + torch.log(collectives.all_sum(torch.exp(value - largest))), product)
+    return ChunkedValue(largest + torch.log(collectives.all_sum(torch.exp(value - largest))), product, count)
 
 
 class _InBlocks(torch.autograd.Function):

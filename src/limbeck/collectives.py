@@ -97,9 +97,10 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
-        dist.all_gather(counts, torch.tensor([x.shape[0]], dtype=torch.int64, device=x.device))
-        lengths = [int(count) for count in counts]
+        own = torch.full((1,), x.shape[0], dtype=torch.int64, device=x.device)
+        counts = [torch.zeros_like(own) for _ in range(world_size())]
+        dist.all_gather(counts, own)
+        lengths: list[int] = torch.cat(counts).tolist()  # pyright: ignore  (the device is read once)
         longest = max(lengths)
         padded = x.new_zeros((longest, *x.shape[1:]))
         padded[: x.shape[0]] = x
@@ -224,7 +225,7 @@ def share_of_mean(
     if world_size() == 1:
         return mean, None
     # In float64, as the mean may be; MPS has none, and only one process anyway.
-    rows = sum_across(torch.tensor(count, dtype=torch.float64, device=device))
+    rows = sum_across(torch.full((), count, dtype=torch.float64, device=device))
     return mean * (count * world_size() / rows).to(mean.dtype), rows
 
 

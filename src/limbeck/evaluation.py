@@ -36,23 +36,23 @@ def evaluate(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.
     if isinstance(task, SetScored):
         with evaluating(model):
             return task.evaluate(model, batches)
+    # Sums stay on the device, which is read once. MPS has no float64; counts and sums of a share fit float32 there.
+    kind = torch.float32 if device.type == "mps" else torch.float64
     totals: dict[str, Tensor] = {}
-    count = torch.zeros((), dtype=torch.float64)
+    count = 0
     with evaluating(model), sharding.explained(model):
         for moved, is_own in batches:
             scores = task.score(model(task.student_input(moved)), moved)
             if not scores:
                 return {}
             for name, values in scores.items():
-                share = values.double().sum().cpu() if is_own else torch.zeros((), dtype=torch.float64)
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + share
+                totals[name] = totals.get(name, torch.zeros((), dtype=kind, device=device))
+                totals[name] += values.to(kind).sum() if is_own else 0
             count += next(iter(scores.values())).shape[0] if is_own else 0
     if not totals:
         return {}
     names = sorted(totals)
-    # One tensor for one collective. MPS has no float64; counts and sums of a share fit float32 there.
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    packed = torch.stack([count, *(totals[name] for name in names)]).to(device, kind)
+    packed = torch.stack([torch.full((), count, dtype=kind, device=device), *(totals[name] for name in names)])
     packed = collectives.sum_across(packed).cpu()
     return {name: float(value / packed[0]) for name, value in zip(names, packed[1:], strict=True)}
 
@@ -66,7 +66,8 @@ def evaluate_terms(
     would only repeat the same batch here, so each process computes by itself, and all of them the same. A last batch
     of one image is left out: batch statistics of one image have no meaning.
     """
-    totals: dict[str, float] = {}
+    totals: dict[str, Tensor] = {}
+    kind = torch.float32 if device.type == "mps" else torch.float64
     count = 0
     judged = distiller.with_student(model)
     with evaluating(judged), collectives.alone():
@@ -75,9 +76,10 @@ def evaluate_terms(
                 continue
             result = judged(moved)
             for name, value in {"loss": result.loss, **result.parts, **result.readings}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+                totals[name] = totals.get(name, torch.zeros((), dtype=kind, device=device)) + value.to(kind)
             count += 1
-    return {name: total / count for name, total in totals.items()}
+    sums: list[float] = torch.stack(list(totals.values())).tolist() if totals else []  # pyright: ignore
+    return {name: total / count for name, total in zip(totals, sums, strict=True)}
 
 
 def validate(distiller: Distiller, model: nn.Module, loader: Iterable[Any], device: torch.device) -> dict[str, float]:

@@ -51,7 +51,9 @@ class Moments(NamedTuple):
     var_t: Float[Tensor, " d_t"]
 
 
-def moments(z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross: bool = True) -> Moments:
+def moments(
+    z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross: bool = True, count: int | None = None
+) -> Moments:
     """The five moments of the global batch; differentiable in both arguments.
 
     All leading dimensions are rows. Each process reads its own; the moments are added up over the processes, their
@@ -63,6 +65,7 @@ def moments(z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross
         z_t: Features of the other side.
         cross: Also take the cross-covariance; without it ``cov_st`` is zero, and most of the work and of what crosses
             processes is saved.
+        count: Rows of all processes, if they were counted before: to count them again makes a GPU wait.
 
     Returns:
         The moments, in at least float32.
@@ -86,7 +89,7 @@ def moments(z_s: Float[Tensor, "*n d_s"], z_t: Float[Tensor, "*n d_t"], *, cross
     if not (z_s.is_floating_point() and z_t.is_floating_point()):
         raise UserError(f"moments: student is {z_s.dtype} and teacher {z_t.dtype}; expected floating point")
     mean_s, mean_t, scatter_s, scatter_st, scatter_t = _Scatter.apply(z_s, z_t, cross)  # pyright: ignore
-    count = row_count(z_s)
+    count = count if count is not None else row_count(z_s)
     if count < 2:
         raise UserError(f"moments: rows in the batch: {count}; batch statistics need at least 2")
     if collectives.world_size() > 1:
@@ -179,7 +182,7 @@ def row_count(z: Tensor) -> int:
     local = z.shape[:-1].numel()
     if collectives.world_size() == 1:
         return local
-    return int(collectives.sum_across(torch.tensor(local, device=z.device)))
+    return int(collectives.sum_across(torch.full((), local, dtype=torch.int64, device=z.device)))
 
 
 def block_rows(device: torch.device, width: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from limbeck import collectives
 from limbeck.errors import UserError
+from limbeck.moments import row_count
 from limbeck.norms.roots import widest
 from limbeck.norms.running import Running
 from limbeck.projectors.sizes import check_at_least_one
@@ -90,8 +91,8 @@ class Ridge(nn.Module):
 
         Raises:
             UserError: If the rows of the two sides do not correspond, the widths are not those of the projector, all
-                processes together have fewer than two rows, or the moments cannot be solved for; the state is then what
-                it was.
+                processes together have fewer than two rows, or the moments cannot be solved for (on a GPU the weight
+                is then NaN); the state is then what it was.
         """
         if z_s.shape[:-1] != z_t.shape[:-1] or (z_s.shape[-1:], z_t.shape[-1:]) != ((self.d_s,), (self.d_t,)):
             raise UserError(
@@ -110,7 +111,7 @@ class Ridge(nn.Module):
 
     def _of_all_processes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of all channels over the global batch, and the covariance with them of the student's."""
-        n = int(collectives.sum_across(torch.tensor(rows.shape[0], device=rows.device)))
+        n = row_count(rows)
         if n < 2:
             raise UserError(f"Ridge: rows in the batch: {n}; a covariance needs at least 2")
         # Exact for a constant channel, which is then exactly zero when centered, whatever its size.
@@ -125,11 +126,14 @@ class Ridge(nn.Module):
         r = self.ridge * c_s.diagonal().mean() + 1e-30
         with_ridge = c_s + r * torch.eye(self.d_s, dtype=r.dtype, device=r.device)
         factor, failed = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(with_ridge))  # pyright: ignore[reportUnknownMemberType]
+        weight = torch.cholesky_solve(c_st, factor).mT.contiguous()
+        if failed.device.type != "cpu":  # asking would make every step wait; the loss is then NaN, which ends a run
+            return torch.where(failed == 0, weight, torch.nan)
         if int(failed) != 0:
             raise UserError(
                 f"Ridge: no solution for ridge {self.ridge}; the features are not finite, or it is too small"
             )
-        return torch.cholesky_solve(c_st, factor).mT.contiguous()
+        return weight
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""

@@ -252,7 +252,7 @@ class FeatureTerm(nn.Module):
 
     def _chunked(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
         assert self.loss is not None
-        value, product = chunked(
+        value, product, rows = chunked(
             self.loss,
             COMBINE[unwrapped(self.loss)],
             x,
@@ -262,7 +262,7 @@ class FeatureTerm(nn.Module):
             student_norm=self.student_norm,
             teacher_norm=self.teacher_norm,
         )
-        self._read_loss(value, moments.row_count(x) * y.shape[-1], product if self._both_batch() else None)
+        self._read_loss(value, rows * y.shape[-1], product if self._both_batch() else None)
         return value
 
     def _choose(self, x: Tensor, y: Tensor, last: LastLinear | None) -> Form:
