@@ -171,7 +171,9 @@ def loss_cells() -> dict[str, Cell]:
 def rival_cells() -> dict[str, Cell]:
     maps = pooling.unpooled
     return {
-        "rival fitnet": Cell(lambda: HintTerm("z", "z", regressor=regressor(D_S, D_T)), "maps"),
+        "rival fitnet": Cell(
+            lambda: HintTerm("z", "z", regressor=regressor(D_S, D_T, size_s=(SIDE, SIDE), size_t=(SIDE, SIDE))), "maps"
+        ),
         "rival at": Cell(lambda: relation(losses.attention_transfer, maps), "maps"),
         "rival nst": Cell(lambda: relation(losses.neuron_selectivity, maps), "maps"),
         "rival sp": Cell(lambda: relation(losses.similarity_preserving)),

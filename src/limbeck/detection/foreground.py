@@ -87,18 +87,18 @@ class ForegroundTerm(nn.Module):
         inside = touched(target, (x_s.shape[2], x_s.shape[3]), self.stride).any(1)
         chosen = inside.flatten()
         order = chosen.int().argsort(descending=True, stable=True)  # the places in boxes first
-        own = torch.stack([chosen.sum(), (~chosen).sum()]).float()
-        front, all_front, all_back = torch.cat(
-            [own[:1], collectives.sum_across(own)]
-        ).tolist()  # one read of the device
-        value = self._part(student, teacher, order[: int(front)], all_front)
+        own = torch.stack([chosen.sum(), (~chosen).sum()])
+        # One read of the device; whole numbers, since compiled code does not cut by others.
+        read: list[int] = torch.cat([own[:1], collectives.sum_across(own)]).tolist()
+        front, all_front, all_back = read
+        value = self._part(student, teacher, order[:front], all_front)
         self.readings = {**self.term.readings, "foreground": inside.float().mean()}
         if self.background == 0:
             return value
-        behind = self._part(student, teacher, order[int(front) :], all_back)
+        behind = self._part(student, teacher, order[front:], all_back)
         return (value + self.background * behind) / (1 + self.background)
 
-    def _part(self, student: Captured, teacher: Captured, places: Int64[Tensor, " k"], count: float) -> Tensor:
+    def _part(self, student: Captured, teacher: Captured, places: Int64[Tensor, " k"], count: int) -> Tensor:
         """The term of the chosen places as rows; zero, with a gradient that is zero, where there are too few.
 
         Args:
