@@ -17,7 +17,7 @@ BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epoc
         ("clip=None,1", Choices("clip", (None, 1.0))),
         ("inverted=true,false", Choices("inverted", (True, False))),
         ("projector_hidden=256,1024", Choices("projector_hidden", (256, 1024))),
-        ("teacher_weights=../a,../b", Choices("teacher_weights", ("../a", "../b"))),
+        ("student_weights=../a,../b", Choices("student_weights", ("../a", "../b"))),
         ("student_tap=None,layer2", Choices("student_tap", (None, "layer2"))),
         ("lr=0.001..0.1:log", Range("lr", 0.001, 0.1, log=True, whole=False)),
         ("alpha=1..6", Range("alpha", 1.0, 6.0, log=False, whole=False)),
