@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from limbeck import models
 from limbeck.data import Data
@@ -10,7 +11,7 @@ from limbeck.errors import UserError
 from limbeck.models import WeightsUnavailable
 from limbeck.recipes import teacher as teachers
 from limbeck.recipes.build import build_data
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import ONES_OWN, Recipe, keeping_teacher
 
 
 @pytest.fixture
@@ -128,3 +129,78 @@ def test_a_teacher_is_found_again_whatever_the_machine(
     assert len(trainer.asked) == 1
     teachers.build_teacher(small.changed({"teacher_epochs": 3}), data, tmp_path / "c", trainer, said.append)
     assert len(trainer.asked) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in ONES_OWN if name not in ("frozen_norms", "longest", "schedule")])
+def test_the_trials_of_a_sweep_have_the_teacher_of_the_recipe(name: str, small: Recipe) -> None:
+    """Whatever of a training is swept."""
+    base = small.changed(
+        {"size": 8, "train_limit": None, "schedule": "step", "milestones": (1,), "warmup_epochs": 0.5, "epochs": 4}
+    )
+    other: dict[str, object] = {
+        "epochs": 8,
+        "size": 16,
+        "augmentation": "none",
+        "optimizer": "adamw",
+        "flip": True,
+        "accumulate": 3,
+        "clip": 2.0,
+    }
+    value = other.get(name, not getattr(base, name) if isinstance(getattr(base, name), bool) else 0.123)
+    value = 7 if name == "batch_size" else value
+    trial = base.changed({name: value, **keeping_teacher(base, {name: value})})
+    assert teachers.teacher_recipe(trial) == teachers.teacher_recipe(base)
+    assert getattr(trial, name) != getattr(base, name)
+    assert teachers.teacher_recipe(base.changed({name: value})) != teachers.teacher_recipe(base)
+    again = Recipe.from_yaml(trial.to_yaml())
+    assert teachers.teacher_recipe(again) == teachers.teacher_recipe(base)
+
+
+def test_a_sweep_over_the_size_asks_for_the_teachers_own(small: Recipe) -> None:
+    with pytest.raises(UserError, match="give --teacher-size"):
+        keeping_teacher(small, {"size": 16})
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["batchsize=3"], "teacher_settings: expected SETTING=VALUE of "),
+        (["alpha=3"], "teacher_settings: expected SETTING=VALUE of "),
+        (["lr"], "teacher_settings: lr: expected a number above 0"),
+        (["batch_size=0"], "teacher_settings: batch_size: expected a whole number of at least 1, got '0'"),
+    ],
+)
+def test_wrong_settings_of_a_teacher_are_told_in_one_line(words: list[str], line: str, small: Recipe) -> None:
+    with pytest.raises(UserError) as raised:
+        small.changed({"teacher_settings": words})
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_weights_at_the_same_path_make_another_teacher(
+    small: Recipe, data: Data, finished: Path, tmp_path: Path
+) -> None:
+    """Not the path: fewer classes, so that the head does not fit and the teacher is fine-tuned from a file."""
+    file = tmp_path / "weights.safetensors"
+    trainer, said = Trainer(finished), list[str]()
+    for classes in (3, 4):
+        save_file(models.build("small/cnn-4", num_classes=classes).module.state_dict(), file)
+        teachers.build_teacher(
+            small.changed({"teacher_weights": str(file)}), data, tmp_path / "a", trainer, said.append
+        )
+    assert len(trainer.asked) == 2
+    file.rename(tmp_path / "moved.safetensors")
+    moved = small.changed({"teacher_weights": str(tmp_path / "moved.safetensors")})
+    teachers.build_teacher(moved, data, tmp_path / "b", trainer, said.append)
+    assert "using the one trained before" in said[-1]
+    assert len(trainer.asked) == 2
+
+
+def test_a_student_with_fewer_images_has_the_same_teacher(
+    small: Recipe, data: Data, finished: Path, tmp_path: Path
+) -> None:
+    trainer, said = Trainer(finished), list[str]()
+    for count in (300, 200, None):
+        recipe = small.changed({"train_limit": count, "task_weight": 0.5})
+        teachers.build_teacher(recipe, build_data(recipe), tmp_path / "a", trainer, said.append)
+    assert len(trainer.asked) == 1

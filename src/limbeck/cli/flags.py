@@ -30,6 +30,7 @@ METAVARS = {
     "teacher_weights": "FILE|RUN",
     "teacher_epochs": "INT",
     "teacher_lr": "FLOAT",
+    "teacher_settings": "SETTING=VALUE ...",
     "teacher_size": "INT",
     "teacher_tap": "MODULE",
     "student": "MODEL",

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -76,6 +77,20 @@ def read_weights(source: Path) -> Weights:
         return Weights(_read_safetensors(source), f"file:{source.name}")
     # State dicts of torch have all endings (.pt, .pth, .th, .bin, .tar, .ckpt), those of mdistiller none.
     return Weights(_unwrap(_read_pickle(source), source), f"file:{source.name}")
+
+
+def weights_digest(source: Path) -> str:
+    """A digest of the bytes of a file of weights, or of a run folder's student.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = source / "student.safetensors" if source.is_dir() else source
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f'no weights at "{path}": {error.strerror or error}') from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

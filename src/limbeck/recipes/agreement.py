@@ -13,8 +13,8 @@ CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
 """What there is none of where the teacher runs live, or where there is no teacher."""
 
 TEACHER_SETTINGS = (
-    "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_size", "teacher_tap", "student_logit_tap",
-    *CACHE_SETTINGS,
+    "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_settings", "teacher_size", "teacher_tap",
+    "student_logit_tap", *CACHE_SETTINGS,
 )  # fmt: skip
 """What a model that is trained alone has none of: all of these are None."""
 

@@ -7,14 +7,14 @@ nowhere below. Nothing in this file imports torch.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from limbeck.errors import UserError
 from limbeck.recipes.agreement import default_method, plain, problem_of
-from limbeck.recipes.reading import explain, load_mapping, read_text
+from limbeck.recipes.reading import explain, explain_value, load_mapping, read_text, read_value
 from limbeck.recipes.roles import (
     ARITHMETIC,
     BOOKKEEPING,
@@ -103,6 +103,11 @@ class Recipe(BaseModel):
     )
     teacher_lr: Annotated[Positive | None, TEACHER] = Field(
         default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
+    )
+    teacher_settings: Annotated[tuple[Line, ...] | None, TEACHER] = Field(
+        default=None,
+        description="Other settings of its training, as batch_size=64 optimizer=adamw; None: the student's. A sweep "
+        "writes those of its recipe here, so that all trials have one teacher.",
     )
     fit_teacher: Annotated[bool, TEACHER] = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
@@ -393,7 +398,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
-        if (problem := problem_of(self)) is not None:
+        if (problem := _problem_of(self) or problem_of(self)) is not None:
             raise ValueError(problem)
         return self
 
@@ -497,6 +502,19 @@ class Recipe(BaseModel):
             raise UserError(f"{called}: {error}") from None
 
 
+def _problem_of(recipe: Recipe) -> str | None:
+    """What is wrong with the settings of the teacher's training; None where nothing is."""
+    for word in recipe.teacher_settings or ():
+        name, _, text = word.partition("=")
+        if name not in ONES_OWN:
+            return f"teacher_settings: expected SETTING=VALUE of {', '.join(ONES_OWN)}, got {word!r}"
+        try:
+            read_value(text, Recipe.model_fields[name])
+        except ValidationError:
+            return f"teacher_settings: {name}: {explain_value(text, Recipe.model_fields[name])}"
+    return None
+
+
 def _groups() -> dict[str, tuple[str, ...]]:
     first = {"name": "models", "data": "data", "method": "method", "epochs": "optimization"}
     first |= {"cache_views": "cache", "probe": "diagnostics", "seed": "machine"}
@@ -533,3 +551,37 @@ def fields_of(*kinds: Kind, of: tuple[Whose, ...] = ("student", "teacher", "both
 
 NOT_COMPARED = frozenset(ROLES) - frozenset(fields_of(*COMPARED))
 """Settings in which the runs of one row of a table may differ."""
+
+ONES_OWN = tuple(
+    name for name in fields_of("science", of=("both",)) if get_origin(Recipe.model_fields[name].annotation) is not tuple
+)
+"""Settings of a training that the teacher's may have another value of than the student's."""
+
+
+def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, object]:
+    """What else changes with settings of a student's training, so that its teacher stays that of ``recipe``.
+
+    Raises:
+        UserError: The teacher's input would follow the student's, and nothing says how large that is.
+
+    Example:
+        >>> recipe = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", lr=0.05)
+        >>> keeping_teacher(recipe, {"lr": 0.1, "alpha": 2.0})
+        {'teacher_settings': ('lr=0.05',)}
+        >>> keeping_teacher(recipe, {"lr": 0.05})
+        {}
+    """
+    kept = [name for name in ONES_OWN if name in changes and changes[name] != getattr(recipe, name)]
+    if not kept or recipe.teacher is None:
+        return {}
+    found: dict[str, object] = {}
+    if "size" in kept and not recipe.detects:
+        kept.remove("size")
+        if recipe.teacher_size is None:
+            if recipe.size is None:
+                raise UserError("size: the teacher's input would follow it; give --teacher-size")
+            found["teacher_size"] = recipe.size
+    given = recipe.teacher_settings or ()
+    there = {word.partition("=")[0] for word in given}
+    words = (*given, *(f"{name}={getattr(recipe, name)}" for name in kept if name not in there))
+    return found | ({"teacher_settings": words} if words else {})

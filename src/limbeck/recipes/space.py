@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.compare import method_changes
 from limbeck.recipes.reading import explain_value, read_value
-from limbeck.recipes.recipe import ROLES, Recipe, fields_of
+from limbeck.recipes.recipe import ROLES, Recipe, fields_of, keeping_teacher
 from limbeck.recipes.roles import Kind
 from limbeck.recipes.values import LOGIT_METHODS
 
@@ -222,13 +222,15 @@ def is_grid(space: Sequence[Axis]) -> bool:
 def changed(recipe: Recipe, space: Sequence[Axis], settings: Settings) -> Recipe:
     """A recipe with the settings of one trial.
 
-    Where the methods of the space differ, what belongs to a teacher falls away with ``alone``, and the teacher's head
-    is fitted for all where one of them compares logits, as in `limbeck.recipes.compare`.
+    The teacher stays that of the recipe as it was given. Where the methods of the space differ, what belongs to a
+    teacher falls away with ``alone``, and the teacher's head is fitted for all where one of them compares logits, as in
+    `limbeck.recipes.compare`.
 
     Raises:
         UserError: If they contradict each other.
     """
     methods = next((axis.samples for axis in space if axis.name == "method"), ())
+    settings = {**settings, **keeping_teacher(recipe, settings)}
     if not methods:
         return recipe.changed(settings)
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)

@@ -4,13 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from limbeck import models
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
-from limbeck.recipes.build import CARD, AnyData, Parts, build_model, build_parts, is_run, student_size
+from limbeck.models.weights import weights_digest
+from limbeck.recipes.build import CARD, AnyData, Parts, build_data, build_model, build_parts, is_run, student_size
 from limbeck.recipes.processes import first_sees
-from limbeck.recipes.recipe import Recipe, fields_of
+from limbeck.recipes.reading import read_value
+from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of
 from limbeck.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]
@@ -18,22 +21,26 @@ Train = Callable[[Recipe, Path], None]
 
 def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bool = False) -> Recipe:
     """The recipe by which the teacher is trained on these data, alone; what is only the student's is at its default."""
-    epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else recipe.epochs
-    scale = epochs / recipe.epochs
+    given = dict(word.split("=", 1) for word in recipe.teacher_settings or ())
+    base: dict[str, Any] = {name: read_value(text, Recipe.model_fields[name]) for name, text in given.items()}
+    own = {name: getattr(recipe, name) for name in ONES_OWN} | base
+    epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else own["epochs"]
+    scale = epochs / own["epochs"]
     not_its_own = fields_of("science", "seed", of=("student", "teacher"))  # one teacher for the students of every seed
     return recipe.changed(
         {
             **{name: Recipe.model_fields[name].default for name in not_its_own},
+            **own,
             "name": "teacher",
             "method": "alone",
             "student": recipe.teacher,
             "student_weights": weights,
             "pretrained": pretrained,
-            "size": recipe.teacher_size if recipe.teacher_size is not None else recipe.size,
+            "size": recipe.teacher_size if recipe.teacher_size is not None else own["size"],
             "epochs": epochs,
-            "lr": recipe.teacher_lr if recipe.teacher_lr is not None else recipe.lr,
+            "lr": recipe.teacher_lr if recipe.teacher_lr is not None else own["lr"],
             "milestones": [milestone * scale for milestone in recipe.milestones],
-            "warmup_epochs": recipe.warmup_epochs * scale,
+            "warmup_epochs": own["warmup_epochs"] * scale,
             "cache_folder": None,
         }
     )
@@ -87,7 +94,7 @@ def build_teacher(
         )
     from_hub = teacher is not None and recipe.teacher_weights is None
     own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
-    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{_key(own, data)}"
+    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{_key(own, _images_of(own, recipe, data))}"
     if first_sees(is_run(run)):
         say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
     else:
@@ -115,12 +122,18 @@ def slug(name: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
-def _key(recipe: Recipe, data: AnyData) -> str:
-    """Short hash of what decides the teacher: its recipe, without what only says where and how fast, and the images."""
+def _key(recipe: Recipe, images: AnyData) -> str:
+    """Short hash of what decides a teacher: its settings, the weights that it starts from, the images."""
     # Not the arithmetic: "auto" in a first start would be another teacher than what it was settled to.
     decided = recipe.model_dump(mode="json", include=set(fields_of("science", "data")))
-    words = json.dumps([decided, data.fingerprint])
-    return hashlib.sha256(words.encode()).hexdigest()[:10]
+    if recipe.student_weights is not None:  # a path says nothing of what lies there
+        decided["student_weights"] = weights_digest(Path(recipe.student_weights))
+    return hashlib.sha256(json.dumps([decided, images.fingerprint]).encode()).hexdigest()[:10]
+
+
+def _images_of(own: Recipe, recipe: Recipe, data: AnyData) -> AnyData:
+    """The images that a teacher is trained on: the student's, unless that one gets only some of them."""
+    return data if (own.subset, own.train_limit) == (recipe.subset, recipe.train_limit) else build_data(own)
 
 
 def rehearse(recipe: Recipe, data: AnyData) -> Parts:
@@ -129,5 +142,6 @@ def rehearse(recipe: Recipe, data: AnyData) -> Parts:
     if recipe.teacher is not None:
         size = recipe.teacher_size or student_size(recipe, data)
         teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+        teacher_recipe(recipe)
     data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
     return build_parts(recipe, data, teacher)
