@@ -27,7 +27,8 @@ LINE = "limbeck: error: "
 FLAGS = {
     "distill": """
         --recipe --out --resume --resume-if-begun --dry-run
-        --name --task --teacher --teacher-weights --teacher-epochs --teacher-lr --fit-teacher --no-fit-teacher
+        --name --task --teacher --teacher-weights --teacher-epochs --teacher-lr
+        --teacher-settings --fit-teacher --no-fit-teacher
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
         --student-logit-tap --frozen-norms --no-frozen-norms --longest --scales --classes --on-bad-boxes --levels

@@ -161,6 +161,8 @@ def print_table(result: Mapping[str, Any], *, head: Sequence[str] = COLUMNS) -> 
     Console(highlight=False).print(table)
     if (teacher := result["teacher"]) is not None and metric in teacher:
         say(f"teacher {metric}: {figure(metric, teacher[metric])}")
+    if result.get("in common"):
+        say(f"all runs: {result['in common']}")
 
 
 def _ends(row: Mapping[str, Any], scale: float, sign: str) -> str:

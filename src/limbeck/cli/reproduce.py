@@ -180,7 +180,7 @@ def _print(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, measures_of
+    from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of
 
     console = Console(highlight=False)
     plan = record["plan"]
@@ -207,3 +207,5 @@ def _print(record: dict[str, Any]) -> None:
         if measures:
             show("", heads, measures)
     say(effort(plan["factors"]))
+    if record.get("in common"):
+        say(f"all runs: {in_common(record)}")

@@ -49,6 +49,17 @@ def plain(value: object) -> str:
     return " ".join(item if isinstance(item, str) else f"{item:g}" for item in value) or "()"
 
 
+def in_words(arithmetic: Mapping[str, object]) -> str:
+    """Precision, layout, and whether models are compiled.
+
+    Example:
+        >>> in_words({"precision": "bf16", "memory_format": "contiguous", "compile": "on"})
+        'bf16, contiguous, compiled'
+    """
+    compiled = "compiled" if arithmetic.get("compile") == "on" else "not compiled"
+    return f"{arithmetic.get('precision')}, {arithmetic.get('memory_format')}, {compiled}"
+
+
 def _check_models(recipe: "Recipe") -> str | None:
     if recipe.student is None:
         return "student: missing; name the model to train, for example timm/resnet18"

@@ -55,7 +55,8 @@ def compare(
     Raises:
         UserError: A method does not fit the recipe, or the folder holds something else. Nothing has been trained then.
     """
-    from limbeck.recipes.run import run  # imports torch
+    from limbeck.recipes import studies  # imports torch
+    from limbeck.recipes.run import run
 
     plans = plan(recipe, methods, seeds)
     record: dict[str, Any] = {
@@ -66,6 +67,8 @@ def compare(
     }
     _claim(recipe, folder, resume=resume)
     _save(folder, record, {}, None)
+    places = {folder / name: planned for name, planned in plans.items()}
+    studies.begin(folder, places, say)
     teacher: dict[str, Any] | None = None
     said: set[str] = set()
     done: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
@@ -74,6 +77,7 @@ def compare(
         head = f"[{number}/{len(plans)}] {planned.method}, seed {planned.seed}"
         say(head + (": finished before" if (place / "summary.json").is_file() else ""))
         summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file(), said=said))
+        record["in common"] = studies.check(folder, places)
         teacher = teacher or _teacher(folder, summary)
         done[planned.method][planned.seed] = {**summary, "run": name}
         alone = done.get(BASELINE, {}).get(planned.seed) if planned.method != BASELINE else None

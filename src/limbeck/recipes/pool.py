@@ -72,11 +72,18 @@ def run_each(
 
     Returns:
         Place to why it failed.
+
+    Raises:
+        UserError: The runs do not belong together (`limbeck.recipes.studies`).
     """
     from limbeck.recipes.build import is_run
     from limbeck.recipes.lock import HeldError, is_held
     from limbeck.recipes.run import run
+    from limbeck.recipes.studies import agree, begin, check, read
 
+    folder = next(iter(places)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    made = begin(folder, places, say)
     failed: dict[Path, str] = {}
     said = set[str]() if said is None else said
     pending = list(enumerate(places.items(), start=1))
@@ -98,8 +105,11 @@ def run_each(
             except UserError as error:
                 failed[place] = str(error)
                 say(f"failed: {place.name}: {error}")
+            made += read([place])
+            agree(folder, made)
             on_run(failed)
         if of_others and len(of_others) == len(pending):
             time.sleep(WAIT)
         pending = of_others
+    check(folder, places)
     return failed

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import UserError, did_you_mean
+from limbeck.recipes.agreement import in_words
 from limbeck.recipes.pool import Say, place_of, run_all
 from limbeck.recipes.probed import at_the_end, points_of, probes_of
 from limbeck.recipes.reading import read_summary
@@ -275,5 +276,8 @@ def _cell(plan: Plan, runs: Path, cell: tuple[str, str], factor: float | None, f
         measures=measures,
         curves={curve.title: points_of(probes, curve) for curve in chosen.curves},
         device="; ".join(dict.fromkeys(str(run["device"]) for run in found.values() if "device" in run)),
+        arithmetic="; ".join(
+            dict.fromkeys(in_words(run["arithmetic"]) for run in found.values() if "arithmetic" in run)
+        ),
         failed="; ".join(dict.fromkeys(failed[place] for place in places.values() if place in failed)),
     )

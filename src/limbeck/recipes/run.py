@@ -42,6 +42,7 @@ from limbeck.recipes.processes import first_sees, meet
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.samples import SAMPLES, Disagreements
 from limbeck.recipes.settings import settle
+from limbeck.recipes.studies import together
 from limbeck.recipes.summary import (
     Summary,
     changes_since_start,
@@ -152,8 +153,8 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
             save_text(recipe.to_yaml(), folder / "recipe.yaml")
         distiller, data = parts.distiller, parts.data
         origins = origins_of(parts)
-        if not began_here and (changed := changes_since_start(folder)):
-            log.note(f"this run was begun with other versions, and is of both: {changed}")
+        if not began_here and (changed := changes_since_start(folder, device_name(device))):
+            log.note(f"this run was started with other versions or on another device, and is of both: {changed}")
         log.write(
             "start",
             recipe=recipe.name,
@@ -260,7 +261,10 @@ def prepare(
     for skipped in data.skipped:
         log.note(f"skipped {skipped}")
     batch = first_batch(parts, device)
-    settled = settle(recipe, parts.distiller, batch, device, steps=recipe.epochs * _steps(parts))
+    steps = recipe.epochs * _steps(parts)
+    settled = together(
+        folder.parent, recipe, device, lambda mine: settle(mine, parts.distiller, batch, device, steps=steps)
+    )
     for line in settled.lines:
         log.note(line)
     settings = settled.settings

@@ -230,12 +230,12 @@ def changed(recipe: Recipe, space: Sequence[Axis], settings: Settings) -> Recipe
         UserError: If they contradict each other.
     """
     methods = next((axis.samples for axis in space if axis.name == "method"), ())
-    settings = {**settings, **keeping_teacher(recipe, settings)}
+    changes = {**settings, **keeping_teacher(recipe, settings)}
     if not methods:
-        return recipe.changed(settings)
+        return recipe.changed(changes)
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     method: Any = settings["method"]
-    return recipe.changed({**settings, **method_changes(recipe, method, recipe.seed, fitted=fitted)})
+    return recipe.changed({**changes, **method_changes(recipe, method, recipe.seed, fitted=fitted)})
 
 
 def check_space(recipe: Recipe, space: Sequence[Axis]) -> int:

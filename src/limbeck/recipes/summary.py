@@ -19,7 +19,7 @@ from limbeck.distiller import Distiller
 from limbeck.recipes.build import Parts
 from limbeck.recipes.images import record_of
 from limbeck.recipes.preflight import Preflight
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.settings import name_of
 from limbeck.records import Record, headline, mapping, number
 from limbeck.runlog import RunLog
@@ -62,6 +62,7 @@ def summarize(
         "commit": commit(),
         "device": device_name(device),
         "machine": machine(),
+        "arithmetic": {name: getattr(recipe, name) for name in fields_of("arithmetic")},
         "origins": origins,
     }
 
@@ -124,7 +125,7 @@ def versions() -> dict[str, str]:
     return {"limbeck": limbeck.__version__, "python": platform.python_version(), **found, **cuda}
 
 
-def changes_since_start(folder: Path) -> str:
+def changes_since_start(folder: Path, device: str) -> str:
     """What a run that goes on has in another version than when it was last started, as words; empty where nothing."""
     log = folder / "log.jsonl"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
@@ -132,7 +133,8 @@ def changes_since_start(folder: Path) -> str:
     if not starts:
         return ""
     then: dict[str, Any] = {**mapping(starts[-1], "versions"), "commit of limbeck": starts[-1].get("commit")}
-    now: dict[str, Any] = {**versions(), "commit of limbeck": commit()}
+    then["device"] = starts[-1].get("device")
+    now: dict[str, Any] = {**versions(), "commit of limbeck": commit(), "device": device}
     both = [name for name in now if now[name] is not None and then.get(name) is not None]
     return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in both if then[name] != now[name])
 
@@ -155,6 +157,8 @@ def origins_of(parts: Parts) -> dict[str, Any]:
         trained = trained or parts.recipe.fit_teacher
         digest = digest_of(parts.teacher.module)
         found["teacher"] = {"weights": parts.teacher.weights, "digest": digest, "trained_first": trained}
+        # Of a head that nothing reads two runs have two.
+        found["teacher"] |= {"classes": parts.teacher.num_classes, "new_head": parts.teacher.new_head}
     return found
 
 

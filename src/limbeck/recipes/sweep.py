@@ -112,6 +112,7 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
         UserError: If the folder holds something else, or if nothing can be trained at all.
     """
     from limbeck.recipes.pool import WAIT  # imports torch
+    from limbeck.recipes.studies import begin, check
     from limbeck.recipes.sweep_text import save_record
 
     require_optuna()
@@ -119,9 +120,13 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
     said: set[str] = set()
     trials = Trials(plan, folder)
 
+    def places() -> dict[Path, Recipe]:
+        return {trials.place(trial.number): trials.recipe(trials.settings(trial)) for trial in trials.all()}
+
     def save(confirmed: Confirmed) -> dict[str, Any]:
         return save_record(plan, folder, trials, confirmed, command=command)
 
+    begin(folder, places(), say)
     save({})
     while True:
         taken = trials.take()
@@ -131,6 +136,7 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
             time.sleep(WAIT)
             continue
         _try(plan, trials, *taken, said=said, say=say)
+        check(folder, places())
         save({})
         _stop_where_all_fail(trials, folder)
     return save(_confirm(plan, folder, trials, said=said, say=say, save=save))

@@ -42,6 +42,8 @@ def save_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, 
 
 def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, *, command: str) -> dict[str, Any]:
     """Everything, as JSON; metrics as they are logged, shares from 0 to 1."""
+    from limbeck.recipes.studies import check  # imports torch
+
     summaries = [summary for runs in confirmed.values() for summary in runs.values()]
     summaries += [found for trial in trials.all() if (found := read_summary(trials.place(trial.number))) is not None]
     metric = str(summaries[0]["metric"]) if summaries else "top1"
@@ -62,6 +64,13 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
         },
         "best": _best(found, rows, [row_name(trial.number) for trial in best]),
         "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
+        "in common": check(
+            folder,
+            [
+                *(trials.place(trial.number) for trial in trials.all()),
+                *(folder / summary["run"] for runs in confirmed.values() for summary in runs.values()),
+            ],
+        ),
         "commit": summaries[0].get("commit") if summaries else None,
         "device": summaries[0].get("device") if summaries else None,
     }
@@ -138,6 +147,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             f"best: {best['row']} ({described(best['settings'])}): {figure(metric, best['chosen with'])} on the seed "
             f"that chose it, {figure(metric, best['mean'])} on the others."
         )
+    if record.get("in common"):
+        lines.append(f"all runs: {record['in common']}.")
     if done:
         lines.append(f"The validation images chose among {len(record['trials'])} settings; on others expect less.")
     return lines

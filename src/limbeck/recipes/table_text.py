@@ -24,6 +24,7 @@ def table_record(plan: Plan, cells: Sequence[Cell], *, command: str) -> dict[str
         "notes": chosen.notes,
         "curves": [{"title": each.title, "x_title": each.x_title, "log": each.log} for each in chosen.curves],
         "rows": [_row(cell, chosen.scale, chosen.printed.get(cell.pair, {}).get(cell.row)) for cell in cells],
+        "in common": list(dict.fromkeys(cell.arithmetic for cell in cells if cell.arithmetic)),
         "devices": sorted({cell.device for cell in cells if cell.device}),
         "claims": [asdict(verdict) for verdict in judge(chosen.claims, plan.pairs, cells, scale=chosen.scale)],
     }
@@ -111,9 +112,16 @@ def markdown(record: Mapping[str, Any]) -> str:
         heads, measures = measures_of(record, pair)
         lines += [grid(heads, measures), ""] if measures else []
     lines += [f"- {verdict_line(claim, digits_of(record))}" for claim in record["claims"]]
+    if record.get("in common"):
+        lines.append(f"- all runs: {in_common(record)}")
     failed = [f"- failed: {row['pair']}, {row['row']}: {row['failed']}" for row in record["rows"] if row["failed"]]
     lines += map(shown, failed)
     return "\n".join(lines) + "\n"
+
+
+def in_common(record: Mapping[str, Any]) -> str:
+    """Arithmetic and devices of the runs, in words; records of before there was one say nothing of it."""
+    return "; ".join((*record.get("in common", ()), *record.get("devices", ())))
 
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

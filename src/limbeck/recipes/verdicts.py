@@ -24,6 +24,7 @@ class Cell:
         measures: Name to seed to a further figure.
         curves: Title to a curve at the end, and at the start.
         device: What the runs were made on.
+        arithmetic: Their precision and layout, and whether they were compiled.
         failed: Why runs are missing.
     """
 
@@ -38,6 +39,7 @@ class Cell:
     measures: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
     curves: Mapping[str, tuple[Points, Points]] = field(default_factory=dict[str, tuple[Points, Points]])
     device: str = ""
+    arithmetic: str = ""
     failed: str = ""
 
 
