@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from limbeck.cli import COMMANDS, main
+from limbeck.cli.flags import RunFlags, all_fields, make_recipe, parse_recipe
 from limbeck.errors import LostProcessError, UserError
 from limbeck.recipes import NAMED, Recipe, named
 
@@ -90,6 +91,27 @@ def test_the_flags_are_these_and_a_new_one_is_a_decision(
     text = help_of(command, capsys)
     assert flags_in_help(text) == set(FLAGS[command].split())
     assert max(len(row) for row in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("written", "flags", "method"),
+    [
+        ("", "--no-labels", "projector"),
+        ("", "--cache-views 2", "projector+kd"),
+        ("method: stages+kd\n", "--epochs 3", "stages+kd"),
+        ("method: kd\n", "--no-labels", "kd"),
+        ("labels: 0\n", "--epochs 3", "projector"),
+        ("", "--epochs 3", "stages+kd"),
+    ],
+)
+def test_a_file_that_names_no_method_leaves_it_to_the_flags(
+    written: str, flags: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(f"data: digits\nstudent: small/cnn-2\nteacher: small/cnn-4\n{written}")
+    words = ["--recipe", str(file), *flags.split()]
+    values, _ = parse_recipe(words, RunFlags(), command="distill", description="", fields=all_fields(), fallback={})
+    assert make_recipe(values, all_fields()).method == method
 
 
 @pytest.mark.parametrize("methods", ["alone kd projector", "kd projector", "dist projector+kd", "stages projector"])

@@ -451,7 +451,7 @@ def test_timm_weights_from_the_cache(tmp_path: Path):
     source = timm.create_model("resnet10t", num_classes=1000)
     cache(tmp_path, timm.get_pretrained_cfg("resnet10t").hf_hub_id, {"model.safetensors": source.state_dict()})
     model = build("timm/resnet10t", num_classes=1000, pretrained=True)
-    assert (model.weights, model.new_head) == ("hub", False)
+    assert (model.weights, model.new_head) == ("hub:c3_in1k", False)  # of a name without a tag, timm's default
     assert torch.equal(model.module.state_dict()["fc.weight"], source.state_dict()["fc.weight"])
     assert build("timm/resnet10t", num_classes=4, pretrained=True, allow_new_head=True).new_head
 
@@ -464,7 +464,8 @@ def test_torchvision_weights_from_the_cache(tmp_path: Path, name: str):
     (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
     torch.save(source.state_dict(), tmp_path / "torch" / "checkpoints" / Path(weights.url).name)
     model = build(f"torchvision/{name}", num_classes=1000, pretrained=True)
-    assert (model.weights, model.new_head) == ("hub", False)
+    assert (model.weights, model.new_head) == (f"hub:{weights}", False)
+    assert model.weights.endswith("_Weights.IMAGENET1K_V1")
     assert all(torch.equal(value, model.module.state_dict()[key]) for key, value in source.state_dict().items())
     other = build(f"torchvision/{name}", num_classes=4, pretrained=True, allow_new_head=True)
     assert other.new_head

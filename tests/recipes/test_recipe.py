@@ -322,6 +322,10 @@ DETECTORS = {"task": "detection", "teacher": "fcos/timm/resnet34", "student": "f
     [
         ({}, "stages+kd"),
         ({"labels": False}, "projector"),
+        ({"labels": 0}, "projector"),
+        ({"labels": "false"}, "projector"),
+        ({"labels": "No"}, "projector"),
+        ({"labels": 1}, "stages+kd"),
         ({"student_tap": "bn3"}, "projector+kd"),
         ({"teacher_tap": "bn3"}, "projector+kd"),
         ({"cache_views": 2}, "projector+kd"),

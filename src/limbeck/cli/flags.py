@@ -20,6 +20,7 @@ from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, recorded_recipe
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
+from limbeck.recipes.reading import load_mapping, read_text
 from limbeck.recipes.recipe import GROUPS, Recipe
 
 Parsed = TypeVar("Parsed")
@@ -220,7 +221,9 @@ def _base(words: Sequence[str]) -> dict[str, object] | None:
         file = Path(chosen[0])
         is_name = chosen[0] in NAMED or (file.suffix not in (".yaml", ".yml") and file.name == chosen[0])
         if not is_name:
-            return Recipe.from_yaml(file).model_dump()
+            recipe = Recipe.from_yaml(file)
+            written = load_mapping(read_text(file), str(file))
+            return {**recipe.model_dump(), **({"method": None} if written.get("method") is None else {})}
         recipe = named(chosen[0])
         # Where a named recipe has the stages, it left its method to the rule; other flags may lead that elsewhere.
         return {**recipe.model_dump(), **({"method": None} if recipe.uses_stages else {})}

@@ -115,10 +115,10 @@ def from_torchvision(name: str, *, num_classes: int, size: int | None, pretraine
         for name in {"aux_logits", *_AUXILIARY & dict(module.named_children()).keys()}:
             setattr(module, name, None)
     if num_classes == IMAGENET_CLASSES:
-        return Built(module, full, spec, pretrained=True)
+        return Built(module, full, spec, pretrained=True, origin=f"hub:{weights}")
     head = classifiers(full, *run_once(module, full, spec.size))[0]
     module.set_submodule(head, _resized(module.get_submodule(head), num_classes))
-    return Built(module, full, spec, (head,), pretrained=True, new_head=True)
+    return Built(module, full, spec, (head,), pretrained=True, origin=f"hub:{weights}", new_head=True)
 
 
 def _without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +158,9 @@ def _create(
         raise UserError(f"{name} is no classifier")
     spec = input_of(name, settings, size or own_size)
     new_head = pretrained and settings.get("num_classes") != num_classes
-    return Built(module, name, spec, paths, pretrained=pretrained, new_head=new_head)
+    tag = settings.get("tag")  # of a name without one, timm's default
+    origin = f"hub:{tag}" if tag else "hub"
+    return Built(module, name, spec, paths, pretrained=pretrained, origin=origin, new_head=new_head)
 
 
 def _check_patches(module: nn.Module, name: str, size: int) -> None:

@@ -29,11 +29,16 @@ def default_method(values: Mapping[str, object]) -> "Method":
     kept, since whole maps are too many; ``projector`` of detectors, whose pyramid has it at every level anyway, and
     without labels, where a teacher may have no head.
     """
-    if values.get("task") == "detection" or values.get("labels") is False:
+    if values.get("task") == "detection" or _is_off(values.get("labels")):
         return "projector"
     if any(values.get(name) is not None for name in ("student_tap", "teacher_tap", "cache_views")):
         return "projector+kd"
     return "stages+kd"
+
+
+def _is_off(value: object) -> bool:
+    """Whether a switch, as YAML or a command line has it, is off: pydantic takes 0, "no" and "False" for it, too."""
+    return str(value).strip().lower() in ("false", "0", "0.0", "no", "off", "n", "f")
 
 
 def problem_of(recipe: "Recipe") -> str | None:

@@ -81,6 +81,8 @@ def run_each(
     from limbeck.recipes.run import run
     from limbeck.recipes.studies import agree, begin, check, read
 
+    if not places:
+        return {}
     folder = next(iter(places)).parent
     folder.mkdir(parents=True, exist_ok=True)
     made = begin(folder, places, say)

@@ -1,6 +1,7 @@
 """The runs of a comparison, a sweep or a table: one arithmetic, one teacher, the same images, the same device."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from limbeck.recipes.agreement import in_words
 from limbeck.recipes.build import build_data
 from limbeck.recipes.images import RECORD, changes_of, record_of
 from limbeck.recipes.processes import meet
+from limbeck.recipes.reading import read_text
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.settings import Settled
@@ -174,7 +176,12 @@ def read(places: Iterable[Path]) -> Iterator[Made]:
             continue
         summary = read_object(place / "summary.json") if (place / "summary.json").is_file() else {}
         images = read_object(place / RECORD) if (place / RECORD).is_file() else mapping(summary, "data")
-        yield Made(place.name, Recipe.from_yaml(place / "recipe.yaml"), images, summary)
+        yield Made(place.name, _recipe(read_text(place / "recipe.yaml")), images, summary)
+
+
+@functools.lru_cache(maxsize=4096)  # a study is read after each of its runs
+def _recipe(text: str) -> Recipe:
+    return Recipe.from_yaml(text)
 
 
 def _same(folder: Path, first: dict[str, Made], what: str, run: Made, value: str) -> None:

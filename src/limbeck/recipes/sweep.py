@@ -112,7 +112,7 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
         UserError: If the folder holds something else, or if nothing can be trained at all.
     """
     from limbeck.recipes.pool import WAIT  # imports torch
-    from limbeck.recipes.studies import begin, check
+    from limbeck.recipes.studies import begin
     from limbeck.recipes.sweep_text import save_record
 
     require_optuna()
@@ -136,7 +136,6 @@ def sweep(plan: Plan, folder: Path, *, command: str = "", say: Say = print) -> d
             time.sleep(WAIT)
             continue
         _try(plan, trials, *taken, said=said, say=say)
-        check(folder, places())
         save({})
         _stop_where_all_fail(trials, folder)
     return save(_confirm(plan, folder, trials, said=said, say=say, save=save))

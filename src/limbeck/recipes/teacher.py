@@ -94,7 +94,8 @@ def build_teacher(
         )
     from_hub = teacher is not None and recipe.teacher_weights is None
     own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
-    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{_key(own, _images_of(own, recipe, data))}"
+    key = _key(own, _images_of(own, recipe, data), start=teacher.weights if teacher is not None else "")
+    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{key}"
     if first_sees(is_run(run)):
         say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
     else:
@@ -122,13 +123,16 @@ def slug(name: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
-def _key(recipe: Recipe, images: AnyData) -> str:
+def _key(recipe: Recipe, images: AnyData, *, start: str) -> str:
     """Short hash of what decides a teacher: its settings, the weights that it starts from, the images."""
     # Not the arithmetic: "auto" in a first start would be another teacher than what it was settled to.
     decided = recipe.model_dump(mode="json", include=set(fields_of("science", "data")))
     if recipe.student_weights is not None:  # a path says nothing of what lies there
         decided["student_weights"] = weights_digest(Path(recipe.student_weights))
-    return hashlib.sha256(json.dumps([decided, images.fingerprint]).encode()).hexdigest()[:10]
+    words = [decided, images.fingerprint]
+    if recipe.pretrained:  # a name without a tag follows the library's default
+        words.append(start)
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]
 
 
 def _images_of(own: Recipe, recipe: Recipe, data: AnyData) -> AnyData:
