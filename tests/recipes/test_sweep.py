@@ -106,7 +106,8 @@ def test_the_best_is_found_and_confirmed_beside_the_recipe_as_given(
     assert (tmp_path / "out" / "sweep.md").read_text() == markdown(record)
     said = sentences(record)
     assert said[0].startswith("importance among the 30 finished trials (fANOVA): ")
-    assert "Every seed differs by the same" in said[1]  # the fake runs of this test have no luck
+    assert said[1] == f"as given: feature_weight {BASE.feature_weight}, alpha 4."
+    assert "Every seed differs by the same" in said[2]  # the fake runs of this test have no luck
     assert said[-1] == "The validation images chose among 30 settings; on others expect less."
 
 
@@ -271,7 +272,12 @@ def test_a_run_that_fails_is_one_trial_but_all_alike_are_the_recipe(
 def test_the_recipe_as_given_is_no_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, lambda recipe: 0.9 if recipe.alpha == 4 else 0.5)
     record = sweep(plan(("alpha=1,4",), sampler="grid", pruner="none"), tmp_path, say=quiet)
-    assert record["best"]["settings"] == {"alpha": 1.0}
+    assert (record["best"]["row"], record["best"]["settings"]) == ("as given", {})
+    assert Recipe.from_yaml(tmp_path / "best.yaml") == BASE
+    assert "best: the recipe as given (alpha 4), 90.00%: no setting that was confirmed on other seeds is better." in (
+        sentences(record)
+    )
+    assert "| as given (alpha 4) |" in markdown(record)
     assert [row["method"] for row in record["rows"]] == ["as given", "trial 0"]
     assert record["rows"][1]["paired"]["mean"] == pytest.approx(-0.4)
 

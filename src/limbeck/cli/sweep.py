@@ -133,9 +133,10 @@ def _sweep(plan: Plan, folder: Path, command: str) -> int:
     for line in sentences(record):
         say(line)
     say(f"all trials: {folder / 'sweep.md'}")
+    given = ", the recipe as given" if record["best"] is not None and record["best"]["row"] == AS_GIVEN else ""
     if record["best"] is None:
         return 1
-    say(f"train with the best: limbeck distill --recipe {folder / BEST_FILE}")
+    say(f"train with the best{given}: limbeck distill --recipe {folder / BEST_FILE}")
     return 0
 
 

@@ -36,7 +36,9 @@ def save_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, 
     save_json(record, folder / RESULT_FILE)
     save_text(markdown(record), folder / "sweep.md")
     if record["best"] is not None:
-        save_text(trials.recipe(record["best"]["settings"]).to_yaml(), folder / BEST_FILE)
+        is_given = record["best"]["row"] == AS_GIVEN
+        best = plan.recipe if is_given else trials.recipe(record["best"]["settings"])
+        save_text(best.to_yaml(), folder / BEST_FILE)
     return record
 
 
@@ -56,6 +58,7 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
         "trials wanted": plan.trials,
         "seed that chooses": plan.recipe.seed,
         "metric": metric,
+        "as given": {axis.name: getattr(plan.recipe, axis.name) for axis in plan.space},
         "trials": found,
         "importance": importance(trials.study, plan.space, plan.recipe.seed) if len(found) >= plan.trials else {},
         "rows": rows,
@@ -96,8 +99,13 @@ def _trial(trial: "FrozenTrial", trials: Trials, plan: Plan) -> dict[str, Any]:
 def _best(
     found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], candidates: Sequence[str]
 ) -> dict[str, Any] | None:
-    """The settings with the highest mean over the seeds that confirm, else on the one that chose; None without any."""
-    means = {row["method"]: row["mean"] for row in rows if row["method"] in candidates}
+    """The settings with the highest mean over the seeds that confirm, else on the one that chose; None without any.
+
+    The recipe as it was given is among them: a trial has to beat it.
+    """
+    means = {row["method"]: row["mean"] for row in rows if row["method"] in (AS_GIVEN, *candidates)}
+    if candidates and AS_GIVEN in means and means[AS_GIVEN] == max(means.values()):
+        return {"row": AS_GIVEN, "settings": {}, "chosen with": None, "mean": means[AS_GIVEN]}
     name = max(means, key=lambda each: means[each]) if means else next(iter(candidates), None)
     for trial in found:
         if row_name(trial["trial"]) == name:
@@ -136,10 +144,17 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if record["importance"]:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in record["importance"].items())
         lines.append(f"importance among the {done} finished trials (fANOVA): {shares}")
+    if record["rows"]:
+        lines.append(f"as given: {described(record['as given'])}.")
     lines += conclusions(record["rows"], record["metric"])
     best, metric = record["best"], record["metric"]
     if best is None:
         lines.append("no trial with settings other than the recipe's came to its end, so there is nothing to choose.")
+    elif best["row"] == AS_GIVEN:
+        lines.append(
+            f"best: the recipe as given ({described(record['as given'])}), {figure(metric, best['mean'])}: no setting "
+            "that was confirmed on other seeds is better."
+        )
     elif best["mean"] is None:
         lines.append(f"best: {best['row']} ({described(best['settings'])}); not confirmed on other seeds.")
     else:
@@ -170,15 +185,17 @@ def markdown(record: Mapping[str, Any]) -> str:
     ]
     if record["rows"]:
         lines += [f"| {' | '.join(CONFIRMED)} |", "|---" * len(CONFIRMED) + "|"]
-        lines += [f"| {' | '.join(_confirmed(row, metric))} |" for row in record["rows"]] + [""]
+        lines += [f"| {' | '.join(_confirmed(row, record))} |" for row in record["rows"]] + [""]
     return "\n".join([*lines, *(f"- {line}" for line in sentences(record))]) + "\n"
 
 
-def _confirmed(row: Mapping[str, Any], metric: str) -> list[str]:
-    pair = row["paired"]
+def _confirmed(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    pair, metric = row["paired"], record["metric"]
+    settings = {row_name(trial["trial"]): trial["settings"] for trial in record["trials"]}
+    settings[AS_GIVEN] = record["as given"]
     spread = "" if row["sd"] is None else f" ± {percent(metric, row['sd'])}"
     return [
-        row["method"],
+        f"{row['method']} ({described(settings[row['method']])})",
         percent(metric, row["mean"]) + spread,
         _ends(row, metric, ""),
         percent(metric, row["best_mean"]),
