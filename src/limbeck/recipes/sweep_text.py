@@ -144,7 +144,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if record["importance"]:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in record["importance"].items())
         lines.append(f"importance among the {done} finished trials (fANOVA): {shares}")
-    if record["rows"]:
+    if record["rows"] and "as given" in record:  # records of before do not have it
         lines.append(f"as given: {described(record['as given'])}.")
     lines += conclusions(record["rows"], record["metric"])
     best, metric = record["best"], record["metric"]
@@ -191,11 +191,10 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 def _confirmed(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     pair, metric = row["paired"], record["metric"]
-    settings = {row_name(trial["trial"]): trial["settings"] for trial in record["trials"]}
-    settings[AS_GIVEN] = record["as given"]
+    given = record.get("as given") if row["method"] == AS_GIVEN else None
     spread = "" if row["sd"] is None else f" ± {percent(metric, row['sd'])}"
     return [
-        f"{row['method']} ({described(settings[row['method']])})",
+        row["method"] + (f" ({described(given)})" if given else ""),
         percent(metric, row["mean"]) + spread,
         _ends(row, metric, ""),
         percent(metric, row["best_mean"]),
