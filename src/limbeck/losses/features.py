@@ -187,15 +187,19 @@ def unit_rows(z: Float[Tensor, "*n d"], *, eps: float = 1e-6) -> Float[Tensor, "
         eps: Greatest length that counts as none.
 
     Returns:
-        Rows of length 1 (or 0).
+        Rows of length 1 (or 0), whatever the length was. A row with a NaN or an infinity is NaN.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    length = cast(Tensor, torch.linalg.vector_norm(z, dim=-1, keepdim=True))  # pyright: ignore[reportUnknownMemberType]
-    return torch.where(length > eps, z / length.clamp(min=eps), 0)
+    # In units of the largest element, so that no square overflows. The unit cancels, so it needs no gradient.
+    unit = z.detach().abs().amax(-1, keepdim=True).clamp(min=eps)
+    scaled = z / unit
+    length = cast(Tensor, torch.linalg.vector_norm(scaled, dim=-1, keepdim=True))  # pyright: ignore[reportUnknownMemberType]
+    # NaN is not smaller than anything, so it passes: asked whether it is larger, a row of NaN would count as zero.
+    return torch.where(length * unit <= eps, 0, scaled / length.clamp(min=1))
 
 
 def log_sum(

@@ -198,8 +198,8 @@ def _distances(z: Tensor) -> Tensor:
     lengths = products.diagonal()
     sums = lengths.unsqueeze(1) + lengths
     squares = sums - 2 * products
-    apart = squares > 64 * torch.finfo(squares.dtype).eps * sums  # the rest is rounding
-    return torch.where(apart, squares.where(apart, 1).sqrt(), 0).to(z.dtype)
+    together = squares <= 64 * torch.finfo(squares.dtype).eps * sums  # that is rounding; NaN is not among them
+    return squares.masked_fill(together, 1).sqrt().masked_fill(together, 0).to(z.dtype)
 
 
 def _distance_error(d_s: Tensor, d_t: Tensor, eps: float) -> Tensor:
@@ -210,8 +210,8 @@ def _distance_error(d_s: Tensor, d_t: Tensor, eps: float) -> Tensor:
 def _relative(d: Tensor, eps: float) -> Tensor:
     """Distances in units of their mean over pairs of two samples."""
     n = d.shape[0]
-    mean = d.sum() / (n * (n - 1))
-    return torch.where(mean > eps, d / mean.clamp(min=eps), 0)
+    mean = (d / (n * (n - 1))).sum()  # divided first, so that the sum does not overflow
+    return torch.where(mean <= eps, 0, d / mean.clamp(min=eps))
 
 
 def _angle_error(d_s: Tensor, d_t: Tensor, eps: float) -> Tensor:
@@ -237,7 +237,7 @@ def _angle_error_at(d_s: Tensor, d_t: Tensor, start: int, stop: int, eps: float)
 def _cosines_at(d: Tensor, start: int, stop: int, eps: float) -> Tensor:
     """Cosines ``(vertices, n, n)`` of the angles at each vertex, from the three sides of each triangle."""
     legs = d[start:stop]
-    inverse = torch.where(legs > eps, 1 / legs.clamp(min=eps), 0)
+    inverse = torch.where(legs <= eps, 0, 1 / legs.clamp(min=eps))
     squares = legs.square()
     doubled = squares.unsqueeze(2) + squares.unsqueeze(1) - d.square()  # 2 a b cos = a^2 + b^2 - c^2
     return doubled * (inverse.unsqueeze(2) * inverse.unsqueeze(1) / 2)
