@@ -39,6 +39,7 @@ class Probing(Protocol):
     """Looks at a training from time to time, and changes nothing of it, for instance `limbeck.diagnostics.Probe`.
 
     Every process calls it at the same steps; what it does with that is its own affair, but it may not wait for others.
+    Numbers in a mapping ``figures``, if it has one, stand in the record of each epoch beside the validation figures.
     """
 
     def __call__(self, step: int, epoch: float) -> Any:
@@ -241,7 +242,8 @@ def fit(
             counters.seconds = time.perf_counter() - since
             is_best = _keep_best(counters, last)
             if collectives.rank() == 0:
-                record = {"step": counters.step, "train": train, "val": last, "seconds": counters.seconds}
+                looked: Mapping[str, float] = getattr(probe, "figures", {})
+                record = {"step": counters.step, "train": train, "val": {**last, **looked}, "seconds": counters.seconds}
                 log.epoch_ends(epoch + 1, epochs, record)
                 if is_best and on_best is not None:
                     on_best(trained.evaluated)

@@ -394,6 +394,19 @@ def test_what_is_wrong_with_a_run_is_said_behind_its_result(parts: Parts, capsys
     assert "verdict" not in out
 
 
+def test_without_labels_a_run_says_whether_its_student_follows(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for now, words in ((0.7, "follows"), (0.21, "does not follow")):
+        looks: list[dict[str, Any]] = [{"kind": "probe", "step": step, "images": 128} for step in (0, 9)]
+        parts.log = [looks[0], looks[1] | {"following": {"cka": now, "untrained": 0.2}}]
+        assert call("distill --recipe digits --out x") == 0
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict:")]
+        assert said.startswith(
+            f"verdict: The student {words} its teacher: CKA {now:.2f} on 128 held-back images, 0.20 "
+        )
+
+
 def test_only_the_first_process_reads_the_log(
     parts: Parts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

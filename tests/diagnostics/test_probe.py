@@ -20,13 +20,14 @@ import probed
 import spawned
 import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
-from limbeck.diagnostics import Probe, column_normalized
+from limbeck.diagnostics import Probe, cka, column_normalized
 from limbeck.diagnostics import probe as probe_module
 from limbeck.diagnostics.probe_projectors import matrix, quick_singular_values, record_spectrum
 from limbeck.diagnostics.probe_terms import plain
 from limbeck.diagnostics.quiet import batch_statistics, undisturbed
 from limbeck.errors import UserError
 from limbeck.runlog import RunLog
+from limbeck.taps import Taps
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import Form, RelationTerm
 
@@ -405,6 +406,38 @@ def test_without_labels() -> None:
     assert set(record["balance"]["norms"]) == {"feature"}
     logits = Distiller(tiny.Net(4), tiny.Net(6), LabelFree(), terms={"logit": LogitTerm()})
     assert look(logits, held_back)["student"].keys() == {"confidence", "agreement", "teacher_confidence"}
+
+
+@pytest.mark.parametrize("kind", ["feature", "logit"])
+def test_without_labels_a_probe_says_how_alike_student_and_teacher_are(kind: str, tmp_path: Path) -> None:
+    """Against CKA by hand, of what the term compares; the student's norms use this batch and keep nothing of it."""
+    tap = "fc:input" if kind == "feature" else "output"
+    terms = {"feature": term(projectors.linear(4, 6))} if kind == "feature" else {"logit": LogitTerm()}
+    torch.manual_seed(0)
+    random, subject = tiny.Net(4), Distiller(tiny.Net(4), tiny.Net(6), LabelFree(), terms=terms)
+    before = copy.deepcopy(subject.state_dict())
+    held_back = batch(labels=False)
+
+    def alike(student: nn.Module) -> float:
+        assert subject.teacher is not None
+        theirs = Taps(subject.teacher.model.eval(), [tap])(held_back[0]).features[tap]
+        with batch_statistics([student.eval()]), torch.no_grad():
+            return float(cka(Taps(student, [tap])(held_back[0]).features[tap], theirs))
+
+    with RunLog(tmp_path, progress=False) as log:
+        probe = Probe(subject, held_back, every=10, log=log, untrained=random)
+        record = probe(0, 0.0)
+        assert probe.figures == {}
+        assert probe(1, 0.5) is None
+        assert probe.figures == {}
+        probe(2, 1.0)
+    assert record is not None
+    expected = {"cka": alike(subject.student), "untrained": alike(random)}
+    assert expected["cka"] != pytest.approx(expected["untrained"])
+    assert record["following"] == pytest.approx(expected, rel=1e-4)
+    assert probe.figures == pytest.approx({"teacher_cka": expected["cka"]}, rel=1e-4)
+    assert tiny.same_bytes(subject.state_dict(), before)
+    assert "following" not in look(with_term(term(projectors.linear(4, 6))))
 
 
 @pytest.mark.parametrize("kind", ["ridge", "whitening"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from limbeck.diagnostics import evidence, input_rules, term_rules, verdict
 from limbeck.diagnostics.evidence import percent
-from limbeck.diagnostics.verdict import RULES, Verdict, verdicts
+from limbeck.diagnostics.verdict import RULES, Verdict, follows, verdicts
 
 Log = dict[str, dict[str, Any]]
 DAMAGE = (None, "0.5", math.nan, math.inf, [0.5], [], {}, {"mean": 0.5}, True, 10**400)
@@ -279,6 +279,14 @@ CASES = {
         "dead-feature",
         "feature",
     ),
+    "not following": Planted(
+        "not-following",
+        {"every.images": 128, "last.following": {"cka": 0.27, "untrained": 0.2}},
+        {"last.following.cka": 0.29, "every.images": 31},
+        ("last.following.cka", "last.following.untrained", "every.images"),
+        "The student does not follow its teacher",
+        "CKA 0.27 on 128 held-back images, 0.20 with random weights.",
+    ),
     "passive": Planted(
         "passive-student",
         {
@@ -307,6 +315,16 @@ CASES = {
     ),
 }
 planted = pytest.mark.parametrize("case", list(CASES.values()), ids=list(CASES))
+
+
+def test_a_student_without_labels_that_follows_its_teacher_is_said_to():
+    log = changed({"every.images": 128, "last.following": {"cka": 0.7, "untrained": 0.2}})
+    assert told(log) == []
+    said = "The student follows its teacher: CKA 0.70 on 128 held-back images, 0.20 with random weights."
+    assert follows(list(log.values())) == said
+    put(log, "last.following.cka", 0.2)
+    assert follows(list(log.values())) == ""
+    assert follows(list(healthy().values())) == follows([]) == ""
 
 
 def test_a_healthy_run_has_no_verdict():
@@ -446,7 +464,7 @@ def test_a_capacity_gap_needs_no_more_than_its_three_figures():
 
 ORDER = (
     "leaking-data", "conflicting-labels", "random-teacher", "wrong-input-statistics", "weight-too-large",
-    "collapsed-projector", "dead-channels", "passive-student", "weight-too-small", "capacity-gap",
+    "not-following", "collapsed-projector", "dead-channels", "passive-student", "weight-too-small", "capacity-gap",
 )  # fmt: skip
 OF_TERMS = {
     "weight-too-large": "too heavy",
@@ -474,7 +492,7 @@ def with_terms(names: Mapping[str, tuple[str, ...]]) -> Log:
 
 def test_the_worst_comes_first_whatever_the_order_of_terms():
     log = with_terms({fault: (fault,) for fault in reversed(list(OF_TERMS.values()))})
-    for case in ("leaking", "conflicting", "random teacher", "shifted"):
+    for case in ("leaking", "conflicting", "random teacher", "shifted", "not following"):
         for path, value in CASES[case].fault.items():
             put(log, path, value)
     found = told(log)

@@ -100,18 +100,23 @@ def result_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def verdict_lines(folder: Path) -> list[str]:
-    """What is wrong with a run, a line for each kind of fault; none for a healthy one, and none on other processes."""
-    from limbeck.diagnostics.verdict import Verdict, verdicts
+    """What is wrong with a run, a line for each kind of fault, and without labels whether it follows its teacher.
+
+    None on other processes than the first.
+    """
+    from limbeck.diagnostics.verdict import Verdict, follows, verdicts
     from limbeck.untrusted import records_of
 
     log = folder / "log.jsonl"
     if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder
         return []
     kinds: dict[str, list[Verdict]] = {}
-    with guarded("the verdict"):
-        for found in verdicts([record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))]):
-            kinds.setdefault(found.name, []).append(found)
     lines: list[str] = []
+    with guarded("the verdict"):
+        records = [record for _, record in records_of(log.read_text(encoding="utf-8", errors="replace"))]
+        for found in verdicts(records):
+            kinds.setdefault(found.name, []).append(found)
+        lines += [f"verdict: {said}" for said in (follows(records),) if said]
     for first, *others in kinds.values():
         also = f" Likewise {', '.join(other.term for other in others)}." if others else ""
         lines.append(f"verdict: {first.title}: {first.seen}{also} {first.remedy}")

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import collectives
 from limbeck.diagnostics.equivariance import block_equivariance
 from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
 from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight, seconds_of_spectra
-from limbeck.diagnostics.probe_terms import Forces, few_rows, plain, record_feature_term, record_other_term
+from limbeck.diagnostics.probe_terms import Forces, few_rows, following, plain, record_feature_term, record_other_term
 from limbeck.diagnostics.quiet import (
     CPU,
     batch_statistics,
@@ -25,7 +25,7 @@ from limbeck.diagnostics.quiet import (
 )
 from limbeck.diagnostics.recall import Look, Recall, detached, on
 from limbeck.diagnostics.schedule import Schedule
-from limbeck.distiller import TASK, Distiller
+from limbeck.distiller import TASK, Distiller, evaluating
 from limbeck.errors import UserError
 from limbeck.evaluation import to_device
 from limbeck.runlog import RunLog
@@ -75,9 +75,12 @@ class Probe:
         train_batch: Images that are trained on, not augmented, for ``train_top1``.
         blocks: Names of the student's ViT blocks, for equivariance.
         compare_outputs: Whether the teacher's outputs are logits of the student's classes, where they have its shape.
+        untrained: The student with random weights. With it each record also says how alike student and teacher are,
+            beside what random weights give, and ``figures`` is measured after each epoch. For runs without labels.
 
     Attributes:
         records: Of this process's looks, oldest first, as in the log.
+        figures: How alike student and teacher are (CKA on the batch) after the last epoch; empty without ``untrained``.
         seconds: That all looks took, with what was done when the probe was made.
 
     Raises:
@@ -112,8 +115,10 @@ class Probe:
         train_batch: Any = None,
         blocks: Sequence[str] = (),
         compare_outputs: bool = True,
+        untrained: nn.Module | None = None,
     ) -> None:
         self.records: list[Record] = []
+        self.figures: dict[str, float] = {}
         self.seconds = 0.0
         self._distiller = distiller
         self._batch, self._train_batch = to_device(batch, CPU), to_device(train_batch, CPU)
@@ -135,6 +140,10 @@ class Probe:
             raise UserError("Probe: the teacher was released; make the probe before, or give it what it computed")
         if self._timed("the probe's look at the teacher", self._look_at_teacher) is None:
             self._is_off = True
+        self._untrained: float | None = None
+        if untrained is not None:
+            found = self._timed("the look at a student with random weights", lambda b: self._alike(b, untrained))
+            self._untrained = (found or {}).get("cka")
 
     def __call__(self, step: int, epoch: float) -> Record | None:
         """Look if it is time.
@@ -148,7 +157,11 @@ class Probe:
         """
         self._begin(step)
         is_due = self._recall.first is None or self._schedule.is_due(step)
-        return self.run(step, epoch) if is_due and not self._is_off else None
+        record = self.run(step, epoch) if is_due and not self._is_off else None
+        if self._untrained is not None and epoch > 0 and float(epoch).is_integer():
+            found = self._timed("the look after an epoch", lambda batch: self._alike(batch, self._distiller.student))
+            self.figures = plain({"teacher_cka": (found or {}).get("cka", math.nan)})
+        return record
 
     def run(self, step: int, epoch: float) -> Record | None:
         """Look in any case, but not twice at one step.
@@ -237,12 +250,25 @@ class Probe:
             output = student.output.detach()
         record["student"] = self._look_at_outputs(batch, output, teacher, device)
         record["teacher"] = self._soundness if self._recall.first is None else {}
+        if self._untrained is not None:
+            record["following"] = self._alike(batch, distiller.student) | {"untrained": self._untrained}
         if self._blocks and bool(torch.isfinite(output).all()):
             images = distiller.task.student_input(batch)[:EQUIVARIANCE_IMAGES]
             record["equivariance"] = block_equivariance(distiller.student, images, self._blocks)
         # Last, so that a look that fails leaves nothing.
         self._recall.keep(Look(step, epoch, detached(at_first)), Look(step, epoch, detached(at_last)))
         return {"images": output.shape[0], **record}
+
+    def _alike(self, batch: Any, student: nn.Module) -> Record:
+        """How alike a student and the teacher see the images, before any projector."""
+        distiller = self._distiller
+        taps = Taps(student, [tap for term in distiller.terms.values() for tap in term.student_taps])
+        if self._teacher is None:
+            return {}
+        with evaluating(student), batch_statistics([student]):
+            seen = taps(distiller.task.student_input(batch))
+        value = following(distiller.terms, seen, to_device(self._teacher, device_of(distiller)))
+        return {} if value is None else {"cka": value}
 
     def _parts(self, student: Captured, teacher: Captured | None, batch: Any) -> dict[str, Tensor]:
         """The losses; without those of terms that have seen no batch yet and cannot do without."""

@@ -72,13 +72,12 @@ def record_soundness(run: Callable[[Any], Tensor], batch: Any, count: int) -> Re
 def record_balance(
     parts: Mapping[str, Tensor], weights: Mapping[str, float], parameters: Sequence[nn.Parameter]
 ) -> Record:
-    """The gradient of each part on the student: norms, angles, and weights that would make norms equal."""
+    """The gradient of each part on the student: norms and angles."""
     balance = gradient_balance(parts, weights, parameters)
     return {
         "norms": balance.norms,
         "weighted": balance.weighted,
         "cosines": {f"{a}|{b}": cosine for (a, b), cosine in balance.cosines.items()},
-        "suggested": balance.suggested,
     }
 
 

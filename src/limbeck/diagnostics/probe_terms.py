@@ -205,6 +205,26 @@ def record_other_term(term: Term, student: Captured, teacher: Captured) -> Recor
     return {"cka": cka(z_s, z_t)} if finite else {}
 
 
+def following(terms: Mapping[str, Term], student: Captured, teacher: Captured) -> float | None:
+    """CKA of student and teacher, an image a row: of what the deepest term compares, else of outputs; None if none."""
+    compared = {name: term for name, term in terms.items() if term.student_taps and term.teacher_taps}
+    deepest = next((term for name, term in compared.items() if not name[-1:].isdigit()), None)
+    if isinstance(deepest, FeatureTerm):
+        sides = (
+            deepest.student_pool(student.features[deepest.student_taps[0]]),
+            deepest.teacher_pool(teacher.features[deepest.teacher_taps[0]]),
+        )
+    elif deepest is not None:
+        taps = deepest.student_taps[-1], deepest.teacher_taps[-1]
+        sides = pooling.automatic(student.features[taps[0]]), pooling.automatic(teacher.features[taps[1]])
+    else:
+        sides = student.output, teacher.output
+    rows = [side.detach().float().flatten(1, -2).mean(1) if side.ndim > 2 else side.detach().float() for side in sides]
+    if any(each.ndim != 2 or not bool(torch.isfinite(each).all()) for each in rows) or len(rows[0]) != len(rows[1]):
+        return None
+    return float(cka(rows[0], rows[1]))
+
+
 def plain(value: Any) -> Any:
     """A record as JSON has it: numbers of six digits; None in the place of what is not finite, absent in a mapping."""
     if isinstance(value, Tensor):

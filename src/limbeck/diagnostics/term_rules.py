@@ -13,6 +13,8 @@ PASSIVE = 0.25  # 1 - CKA of the student's feature with its first: faults 0 and 
 LEARNED = 0.1  # rise of the mean correlation: passive students 0.5 and 0.7
 DEAD = 0.05  # share of channels: faults 0.25 and 0.5; healthy 0
 UNEXPLAINED = 0.5  # mean correlation at the end: faults 0.23 and 0.45; healthy 0.61 and more
+FOLLOWED = 0.1  # rise of the CKA above that of random weights, over what is left to 1: faults -0.04 and 0; healthy 0.63
+FEWEST = 32  # images: the CKA of fewer is chance
 TRAIN_GAP = 0.2  # top-1 of the student on seen images below the teacher's: faults 0.64 and 0.88
 # Median ratios of gradients, of the tables of `limbeck reproduce` (docs/log.md):
 OVERWEIGHT = 110.0  # lost a third of the top-1 from 127 on; the best up to 98
@@ -117,6 +119,42 @@ def capacity_gap(run: Evidence) -> Iterator[Verdict]:
                 f"fit-{name}",
                 name,
             )
+
+
+def not_following(run: Evidence) -> Iterator[Verdict]:
+    """A student without labels that is no more like its teacher than one with random weights."""
+    if (found := following(run)) and found[0] < FOLLOWED:
+        yield Verdict(
+            "not-following",
+            "The student does not follow its teacher",
+            _alike(found),
+            "Nothing of the teacher has reached the student; fine-tuning it may be no better than starting anew.",
+            "Train longer or on more images, with a larger learning rate; look whether the student's layers train.",
+        )
+
+
+def follows(run: Evidence) -> str:
+    """That a student without labels follows its teacher, in a sentence; empty if it does not, or nobody looked."""
+    found = following(run)
+    return f"The student follows its teacher: {_alike(found)}" if found and found[0] >= FOLLOWED else ""
+
+
+def following(run: Evidence) -> tuple[float, float, float, int] | None:
+    """How far a student without labels has come from random weights (0) to its teacher (1), and what says so.
+
+    That is its CKA, that of random weights, and the images; None if nothing was measured after training began.
+    """
+    last = run.probes[-1] if len(run.probes) > 1 else {}
+    now, before = number(last, "following", "cka"), number(last, "following", "untrained")
+    images = number(last, "images")
+    if now is None or before is None or images is None or images < FEWEST or before >= 1:
+        return None
+    return (now - before) / (1 - before), now, before, int(images)
+
+
+def _alike(found: tuple[float, float, float, int]) -> str:
+    _, now, before, images = found
+    return f"CKA {now:.2f} on {images} held-back images, {before:.2f} with random weights."
 
 
 def overweight(run: Evidence) -> Iterator[Verdict]:

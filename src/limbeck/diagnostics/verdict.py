@@ -12,7 +12,7 @@ from limbeck.diagnostics.evidence import Evidence, Verdict
 from limbeck.errors import reason_of
 from limbeck.records import Record
 
-__all__ = ["Verdict", "verdicts"]
+__all__ = ["Verdict", "follows", "verdicts"]
 
 
 def verdicts(records: Sequence[Record]) -> list[Verdict]:
@@ -28,15 +28,7 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
         >>> verdicts([{"kind": "data", "val": 500, "leaked": 50}])[0].title
         'Validation images are among the training images'
     """
-    kinds: dict[str, list[Record]] = {}
-    for record in records:
-        kinds.setdefault(str(record.get("kind")), []).append(record)
-    run = Evidence(
-        tuple(kinds.get("probe", ())),
-        kinds.get("data", [{}])[-1],
-        kinds.get("inputs", [{}])[-1],
-        kinds.get("start", [{}])[0],
-    )
+    run = evidence_of(records)
     found: list[Verdict] = []
     for rule in RULES:
         try:
@@ -47,6 +39,24 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
             if not verdict.term or all(verdict.term != earlier.term for earlier in found):
                 found.append(verdict)
     return found
+
+
+def follows(records: Sequence[Record]) -> str:
+    """Of a run without labels that its student follows its teacher; empty if it does not, or it was not measured."""
+    return term_rules.follows(evidence_of(records))
+
+
+def evidence_of(records: Sequence[Record]) -> Evidence:
+    """The records of a run, sorted."""
+    kinds: dict[str, list[Record]] = {}
+    for record in records:
+        kinds.setdefault(str(record.get("kind")), []).append(record)
+    return Evidence(
+        tuple(kinds.get("probe", ())),
+        kinds.get("data", [{}])[-1],
+        kinds.get("inputs", [{}])[-1],
+        kinds.get("start", [{}])[0],
+    )
 
 
 def _failed(rule: str, reason: str) -> Verdict:
@@ -65,6 +75,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Verdict]], ...] = (
     input_rules.varying_teacher,
     input_rules.wrong_input_statistics,
     term_rules.overweight,
+    term_rules.not_following,
     term_rules.collapsed_projector,
     term_rules.dead_channels,
     term_rules.passive_student,

@@ -15,7 +15,7 @@ from limbeck.diagnostics import Probe, block_equivariance, confidence_under, fir
 from limbeck.errors import UserError
 from limbeck.models import InputTransform, Model
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD
-from limbeck.recipes.build import Parts
+from limbeck.recipes.build import Parts, build_model
 from limbeck.recipes.recipe import Recipe
 from limbeck.records import Record, number
 from limbeck.runlog import RunLog
@@ -63,6 +63,7 @@ def build_probe(
             "--probe STEPS measures all of them"
         )
     held_back = held_back_batch(parts.data, count)
+    device = next(parts.student.module.parameters()).device
     has_val = recipe.labels and parts.data.val_count > 0
     return Probe(
         parts.distiller,
@@ -74,7 +75,16 @@ def build_probe(
         train_batch=parts.data.sample("train", count) if has_val else None,
         blocks=vit_blocks(parts.student),
         compare_outputs=parts.teacher is not None and shares_classes(recipe, parts.student, parts.teacher),
+        untrained=None if recipe.labels or collectives.rank() > 0 else untrained(recipe, parts.student).to(device),
     )
+
+
+def untrained(recipe: Recipe, student: Model) -> nn.Module:
+    """The student with random weights; the random numbers of the run are left alone."""
+    assert recipe.student is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)
+        return build_model(recipe, recipe.student, num_classes=student.num_classes, size=student.input.size).module
 
 
 def within_budget(recipe: Recipe, terms: int, *, step: float, steps: int) -> tuple[float, int]:

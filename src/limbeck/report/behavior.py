@@ -32,9 +32,6 @@ def balance_charts(probes: Sequence[Record]) -> list[Chart]:
         for index, name in enumerate(names("weighted"))
     ]
     plain = [Line(f"{name}, without its weight", "c1", course(pairs, "norms", name)) for name in names("norms")]
-    wanted = [
-        Line(f"weight of {name} for a balance", "c1", course(pairs, "suggested", name)) for name in names("suggested")
-    ]
     balance = line_chart(
         "Gradient norms on the student",
         weighted or [Line(line.name, PALETTE[i % len(PALETTE)], line.points) for i, line in enumerate(plain)],
@@ -42,8 +39,8 @@ def balance_charts(probes: Sequence[Record]) -> list[Chart]:
         fmt=Format(),
         id="balance",
         log=True,
-        note=_suggestion(pairs) or "Of each part of the loss, its weight included.",
-        unseen=[*(plain if weighted else []), *wanted],
+        note="Of each part of the loss, its weight included. Equal norms are no aim.",
+        unseen=plain if weighted else [],
     )
     cosines = [
         Line(name.replace("|", " and "), PALETTE[index % len(PALETTE)], course(pairs, "cosines", name))
@@ -59,16 +56,6 @@ def balance_charts(probes: Sequence[Record]) -> list[Chart]:
         note="Cosine: 1 is the same direction; below 0 the parts work against each other.",
     )
     return present([balance, angles])
-
-
-def _suggestion(pairs: Sequence[tuple[Record, Record]]) -> str:
-    """The weights that the last probe would give."""
-    last = next((part for _, part in reversed(pairs) if mapping(part, "suggested")), {})
-    found = {str(name): number(last, "suggested", str(name)) for name in mapping(last, "suggested")}
-    words = [f"{name} {value:.3g}" for name, value in found.items() if value is not None]
-    if not words:
-        return ""
-    return f"Weights included. Equal to the task's at the last probe with the weight {', '.join(words)}."
 
 
 def agreement_charts(probes: Sequence[Record]) -> list[Chart]:

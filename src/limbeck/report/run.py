@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.diagnostics.verdict import Verdict, verdicts
+from limbeck.diagnostics.verdict import Verdict, follows, verdicts
 from limbeck.errors import reason_of
 from limbeck.records import Record, mapping
 from limbeck.report import words
@@ -61,7 +61,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "title": title(record),
         "method": words.METHODS.get(str(record.recipe.get("method")), ""),
         "status": status(record),
-        "headline": headline(record, metric),
+        "headline": " ".join(said for said in (headline(record, metric), follows(record.log)) if said),
         "figures": figures(record, metric),
         "setting": setting(record),
         "verdicts": [(verdict, figure if figure in drawn else "") for verdict, figure in found],
