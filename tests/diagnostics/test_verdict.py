@@ -281,7 +281,7 @@ CASES = {
     ),
     "not following": Planted(
         "not-following",
-        {"every.images": 128, "last.following": {"cka": 0.27, "untrained": 0.2}},
+        {"every.images": 128, "last.following.cka": 0.27, "last.following.untrained": 0.2},
         {"last.following.cka": 0.29, "every.images": 31},
         ("last.following.cka", "last.following.untrained", "every.images"),
         "The student does not follow its teacher",
