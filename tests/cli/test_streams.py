@@ -94,7 +94,7 @@ def test_a_page_goes_into_a_pipe_and_no_file_takes_the_place_of_one(tmp_path: Pa
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
-    view = dict.fromkeys(("kind", "title", "headline", "command", "layout"), "") | {
+    view = dict.fromkeys(("kind", "title", "headline", "command", "layout", "in_common"), "") | {
         "notes": [],
         "charts": [],
         "tables": [],

@@ -27,6 +27,9 @@ def test_the_page_has_every_row_and_every_claim(path: Path, tmp_path: Path) -> N
     for verdict in set(verdicts):
         assert text.count(f">{verdict}<") == verdicts.count(verdict)
     assert f"Of {len(verdicts)} claims" in text
+    table |= {"in common": ["float32, contiguous, not compiled"], "devices": ["cpu"]}
+    text = write_table(table, tmp_path / "table.html").read_text(encoding="utf-8")
+    assert "All runs: float32, contiguous, not compiled; cpu." in text
 
 
 def test_the_highest_mean_stands_out_and_nothing_of_a_record_is_code(tmp_path: Path) -> None:

@@ -150,16 +150,19 @@ def check_page(text: str, page: Page) -> None:
     assert "://" not in text
     assert not {"link", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.tags}
     check_scripts(text, page)
-    assert not [
-        name
+    outside = [
+        str(attributes[name])
         for _, attributes in page.tags
         for name in attributes
         if name in ("src", "href") and not str(attributes[name]).startswith(INSIDE)
     ]
+    runs = [str(link["href"]) for link in page.all("a") if not str(link["href"]).startswith("#")]
+    assert outside == runs
+    assert all(place.endswith("/report.html") and ":" not in place for place in runs)  # pages of runs beside this one
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {str(link["href"])[1:] for link in page.all("a")} <= set(map(str, ids))
+    assert {str(link["href"])[1:] for link in page.all("a")} <= {*map(str, ids), *(place[1:] for place in runs)}
     for svg in page.all("svg"):
         assert svg["role"] == "img"
         assert set(str(svg["aria-labelledby"]).split()) <= set(map(str, ids))

@@ -72,6 +72,19 @@ def test_bands_dashes_and_table_of_a_chart():
     assert chart.table.rows == (("1", "0.1", "0.5", "0.1", "0.5", "–"), ("2", "0.2", "0.9", "0.2", "0.9", "7"))
 
 
+def test_a_table_that_leaves_rows_out_says_so():
+    def table(count: int) -> Table:
+        line = Line("a", "c1", [(float(x), 1.0) for x in range(count)])
+        chart = line_chart("t", [line], x_title="step", fmt=Format())
+        assert chart is not None
+        assert chart.table is not None
+        return chart.table
+
+    assert (len(table(24).rows), table(24).note) == (24, "")
+    assert (len(table(100).rows), table(100).note) == (24, "24 of 100 rows, evenly spaced; log.jsonl has all.")
+    assert (table(100).rows[0][0], table(100).rows[-1][0]) == ("0", "99")
+
+
 @pytest.mark.parametrize(
     "values", [[1e-9, 1.0], [0.0, 0.0], [0.0, 3.0], [-1.0, 5.0], [2.0, 2.1], [1.0, 1.0], [1e-30, 1e30]]
 )

@@ -7,9 +7,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import yaml
 
 from limbeck.errors import UserError
 from limbeck.report import write_comparison, write_report
+from limbeck.report.groups import read_comparison
 from limbeck.report.record import read_run
 from limbeck.report.words import duration
 from report.planted import EVIL, check_page, comparison, make_run, read
@@ -177,9 +179,30 @@ def test_page_of_a_comparison(tmp_path: Path):
     assert len(page.all("svg")) == 6  # means, differences, curves and accuracy against time (wide and narrow)
 
 
+def test_a_comparison_shows_what_its_runs_share_and_links_their_pages(tmp_path: Path):
+    folder = comparison(tmp_path, seeds=1)
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    record["recipe"] |= {"method": "projector+kd", "lr": 0.7}  # what was planned, and no run used
+    record["in common"] = "float32, contiguous, not compiled; cpu (2 threads)"
+    (folder / "comparison.json").write_text(json.dumps(record), encoding="utf-8")
+    for name in ("kd-seed0", "projector-seed0"):
+        recipe = yaml.safe_load((folder / name / "recipe.yaml").read_text(encoding="utf-8")) | {"teacher": "big"}
+        (folder / name / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        write_report(folder / name)
+    shared = read_comparison(folder).recipe
+    assert dict(shared) == {
+        "name": "digits", "seed": 0, "epochs": 4, "lr": 0.05, "teacher_tap": None, "teacher": "big"
+    }  # fmt: skip
+    text, page = read(write_comparison(folder))
+    check_page(text, page)
+    assert "projector+kd" not in page.words
+    assert "All runs: float32, contiguous, not compiled; cpu (2 threads)." in page.words
+    assert [link["href"] for link in page.all("a")][1:] == ["kd-seed0/report.html", "projector-seed0/report.html"]
+
+
 def test_comparison_of_one_seed_concludes_nothing(tmp_path: Path):
     _, page = read(write_comparison(comparison(tmp_path, seeds=1)))
-    assert "One seed allows no conclusion." in page.words
+    assert "Fewer than 3 seeds: nothing can be concluded" in page.words
 
 
 def test_comparison_without_its_runs(tmp_path: Path):

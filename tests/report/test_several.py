@@ -7,7 +7,7 @@ import pytest
 
 from limbeck.cli import main
 from limbeck.errors import UserError
-from limbeck.report import write_runs
+from limbeck.report import write_report, write_runs
 from limbeck.report.comparison import read_runs
 from limbeck.report.groups import gather
 from report.planted import check_page, comparison, make_run, read
@@ -58,19 +58,73 @@ def test_what_is_left_out_is_said(tmp_path: Path):
     runs = [make_run(tmp_path / "a", seed=0), make_run(tmp_path / "b", seed=1, ended=False)]
     twice = make_run(tmp_path / "c", seed=0, top1=0.9)
     other = make_run(tmp_path / "d", seed=2)
-    summary = json.loads((other / "summary.json").read_text(encoding="utf-8"))
-    summary["data"]["fingerprint"] = "else"
-    (other / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    for run in (runs[0], twice, other):
+        summarize(run, data={"val": 360, "fingerprint": "else" if run == other else "one"})
     found = gather(read_runs([*runs, twice, other]))
     assert found.remarks == [
         "b has not ended and is left out.",
         "projector: seed 0 is there twice; c counts, a does not.",
-        "The runs do not have the same images, so their figures do not compare as they stand.",
+        "The runs differ in digest of names, sizes and labels (one in a, c; else in d), so their figures do "
+        "not compare as they stand.",
     ]
     assert (found.methods[0].row["n"], found.methods[0].mean) == (2, pytest.approx(0.85))
     assert set(found.methods[0].runs) == {"c", "d"}
     _, page = read(write_runs([*runs, twice, other], tmp_path / "page.html"))
     assert "b has not ended and is left out." in page.words
+
+
+def summarize(run: Path, **more: object) -> None:
+    """Add to the summary of a run."""
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | more), encoding="utf-8")
+
+
+FLOAT32 = {"precision": "float32", "memory_format": "contiguous", "compile": "off"}
+TEACHER = {"weights": "hub", "digest": "d1", "classes": 10, "new_head": False}
+
+
+@pytest.mark.parametrize(
+    ("more", "remark"),
+    [
+        ({}, ""),
+        ({"device": "cpu (x86_64, 2 threads)"}, ""),
+        ({"device": "H200"}, "The runs differ in device (cpu in a; H200 in b), so their seconds do not compare."),
+        (
+            {"arithmetic": {**FLOAT32, "precision": "bf16"}},
+            "The runs differ in arithmetic (float32, contiguous, not compiled in a; bf16, contiguous, not compiled in "
+            "b), so a small difference of their figures may come from it.",
+        ),
+        (
+            {"data": {"val": 100, "content": "c"}},
+            "The runs differ in validation images (360 in a; 100 in b), so their figures do not compare as they stand.",
+        ),
+        (
+            {"origins": {"teacher": {**TEACHER, "digest": "d2"}}},
+            "The runs differ in the digest of big with 10 classes (d1 in a; d2 in b), so a difference of their "
+            "figures may come from the teacher.",
+        ),
+        ({"origins": {"teacher": {**TEACHER, "digest": "d2", "new_head": True}}}, ""),  # a head that nothing reads
+    ],
+)
+def test_what_runs_do_not_share_is_said(tmp_path: Path, more: dict[str, object], remark: str):
+    runs = [make_run(tmp_path / name, seed=seed, teacher="big") for seed, name in enumerate("ab")]
+    for run in runs:
+        summarize(run, arithmetic=FLOAT32, origins={"teacher": TEACHER}, data={"val": 360, "fingerprint": "f"})
+    summarize(runs[1], **more)
+    found = gather(read_runs(runs))
+    assert list(found.remarks) == ([remark] if remark else [])
+    if not remark:
+        assert found.in_common == "float32, contiguous, not compiled; cpu"
+        assert f"All runs: {found.in_common}." in read(write_runs(runs, tmp_path / "page.html"))[1].words
+
+
+def test_single_runs_link_to_their_pages_from_wherever_the_page_is(tmp_path: Path):
+    runs = [make_run(tmp_path / "my runs" / name, seed=seed) for seed, name in enumerate(("a", 'b"<'))]
+    write_report(runs[1])
+    (tmp_path / "pages").mkdir()
+    text, page = read(write_runs(runs, tmp_path / "pages" / "both.html"))
+    check_page(text, page)
+    assert [link["href"] for link in page.all("a")][1:] == ["../my%20runs/b%22%3C/report.html"]
 
 
 def test_a_comparison_folder_stands_for_its_runs(tmp_path: Path):

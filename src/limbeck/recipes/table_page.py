@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.intervals import Interval
-from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, measures_of, unit_of
+from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of, unit_of
 from limbeck.report.chart import Chart, Line, Span
 from limbeck.report.dots import dot_chart
 from limbeck.report.draw import line_chart
@@ -44,6 +44,7 @@ def write_table(record: Mapping[str, Any], path: Path) -> Path:
             f"{effort(plan['factors'])} {record['notes']}".rstrip(),
         ],
         "command": record["command"],
+        "in_common": in_common(record),
         "layout": "",
         "charts": [chart for pair in plan["pairs"] for chart in _charts(record, pair) if chart is not None],
         "tables": [*(each for pair in plan["pairs"] for each in _tables(record, pair)), _claims(record)],

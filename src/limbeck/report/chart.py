@@ -157,10 +157,11 @@ Plot = LinePlot | DotPlot | CloudPlot | FramePlot | BarPlot
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of a figure, written out."""
+    """The numbers of a figure, written out; ``note`` says how many rows are left out."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
 """The page of a comparison: which method is better on this data, and how sure the seeds make that."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from limbeck.intervals import conclusions, interval_of
 from limbeck.records import is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart
 from limbeck.report.contrast import cost_charts, mean_curves, spread_charts
-from limbeck.report.groups import Comparison, MethodRow, gather, read_comparison
+from limbeck.report.groups import Comparison, MethodRow, gather, read_comparison, seed_of
 from limbeck.report.page import REPORT_FILE, write_page
 from limbeck.report.record import COMPARISON_FILE, RunRecord, read_run
 from limbeck.report.result import Figure, cell
@@ -87,7 +91,8 @@ def _write(comparison: Comparison, out: Path) -> Path:
         "spread": spread_charts(comparison),
         "curves": mean_curves(comparison),
         "against_cost": cost_charts(comparison),
-        "seeds": _seed_table(comparison),
+        "in_common": comparison.in_common,
+        "seeds": _seed_table(comparison, out.parent),
         "cost": _cost(methods),
         "recipe": [(name, "–" if value is None else str(value)) for name, value in comparison.recipe.items()],
         "command": comparison.command,
@@ -181,22 +186,35 @@ def _table_row(method: MethodRow, metric: str) -> dict[str, str]:
     }
 
 
-def _seed_table(comparison: Comparison) -> dict[str, Any]:
-    """The single runs: a row a seed, a column a method, and a column for each difference to the baseline."""
+def _seed_table(comparison: Comparison, beside: Path) -> dict[str, Any]:
+    """The single runs: a row a seed, a column a method, and a column for each difference to the baseline.
+
+    A figure links to its run's page where there is one, by its path from ``beside``, where this page goes.
+    """
     metric = comparison.metric
     fmt, gap = words.metric_format(metric), words.difference_format(metric)
     columns = {method.name: method.values(metric) for method in comparison.methods}
     base = columns.get(comparison.baseline, {})
     others = [name for name in columns if name != comparison.baseline and base.keys() & columns[name].keys()]
     seeds = sorted({seed for values in columns.values() for seed in values}, key=lambda s: (len(s), s))
+    pages = {
+        (method.name, seed_of(name, run)): quote(Path(os.path.relpath(run.folder / REPORT_FILE, beside)).as_posix())
+        for method in comparison.methods
+        for name, run in method.runs.items()
+        if run.folder is not None and REPORT_FILE in run.files
+    }
     rows: list[list[str]] = []
     for seed in seeds:
-        cells = [seed, *(cell(values.get(seed), fmt) for values in columns.values())]
+        cells = [seed]
+        for method, values in columns.items():
+            text, page = cell(values.get(seed), fmt), pages.get((method, seed))
+            cells.append(text if page is None else Markup('<a href="{}">{}</a>').format(page, text))
         for name in others:
             paired = seed in base and seed in columns[name]
             cells.append(gap(columns[name][seed] - base[seed]) if paired else "–")
         rows.append(cells)
-    return {"heads": ["seed", *columns, *(f"{name} − {comparison.baseline}" for name in others)], "rows": rows}
+    heads = ["seed", *columns, *(f"{name} − {comparison.baseline}" for name in others)]
+    return {"heads": heads, "rows": rows, "linked": bool(pages)}
 
 
 def _cost(methods: Sequence[MethodRow]) -> list[tuple[str, str]]:

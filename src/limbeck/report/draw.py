@@ -77,11 +77,23 @@ def _edges(bands: Sequence[Band]) -> list[Line]:
 
 
 def _table(lines: Sequence[Line], x_title: str, fmt: Format) -> Table:
-    """The series side by side, at some of their places."""
+    """The series side by side."""
     values = [dict(line.points) for line in lines]
-    places = pick(sorted({x for points in values for x in points}), MOST_ROWS)
-    rows = tuple((f"{x:g}", *(fmt(points[x]) if x in points else "–" for points in values)) for x in places)
-    return Table((x_title, *(line.name for line in lines)), rows)
+    places = sorted({x for points in values for x in points})
+    rows = [(f"{x:g}", *(fmt(points[x]) if x in points else "–" for points in values)) for x in places]
+    return some_rows((x_title, *(line.name for line in lines)), rows)
+
+
+def some_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table of at most ``MOST_ROWS`` rows, evenly over their order; it says how many there are if some are left out.
+
+    Example:
+        >>> some_rows(("step",), [("1",), ("2",)]).note, some_rows(("step",), [("1",)] * 50).note
+        ('', '24 of 50 rows, evenly spaced; log.jsonl has all.')
+    """
+    kept = tuple(pick(rows, MOST_ROWS))
+    cut = f"{len(kept)} of {len(rows)} rows, evenly spaced; log.jsonl has all." if len(kept) < len(rows) else ""
+    return Table(heads, kept, cut)
 
 
 def _canvas(plot: LinePlot, *, width: int, height: int, ends: bool) -> Canvas:

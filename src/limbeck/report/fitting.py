@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from limbeck.records import Record, number, numbers
-from limbeck.report.axes import pick
-from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point, Table
-from limbeck.report.draw import MOST_ROWS, line_chart
+from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point
+from limbeck.report.draw import line_chart, some_rows
 from limbeck.report.probes import course, figure_id, label, of_term, present
 from limbeck.report.slider import frame_chart
 from limbeck.report.words import Format
@@ -78,7 +77,7 @@ def _histogram(pairs: Pairs, name: str, heading: str) -> Chart | None:
         y_title="share of channels",
         fmt=share,
         id=figure_id("histogram", name),
-        table=Table(("probe", "fullest bar", "channels at most at 0.5"), tuple(pick(rows, MOST_ROWS))),
+        table=some_rows(("probe", "fullest bar", "channels at most at 0.5"), rows),
         area=True,
         note="Channels that stay at the left are those that this student cannot follow.",
     )

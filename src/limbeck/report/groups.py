@@ -1,14 +1,16 @@
 """The runs of a comparison by what they have in common but for the seed: read from its record, or put together here."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from limbeck.errors import UserError
 from limbeck.intervals import summarize
+from limbeck.recipes.agreement import TEACHER_SETTINGS, in_words
 from limbeck.recipes.recipe import NOT_COMPARED
 from limbeck.records import Record, mapping, number, records
 from limbeck.report import words
@@ -17,6 +19,24 @@ from limbeck.report.record import COMPARISON_FILE, RunRecord, read_json, read_ru
 from limbeck.report.result import last_value, run_seconds
 
 MOST_WORDS = 3  # fields in the name of a group
+MOST_NAMES = 3  # runs that a remark names
+LONGEST = 60  # letters of a value in a remark
+
+IMAGES = {
+    "val": "validation images",
+    "classes": "classes",
+    "fingerprint": "digest of names, sizes and labels",
+    "content": "digest of the bytes",
+}
+"""What a run records of its images, where another value means other images."""
+
+HARM = {
+    **dict.fromkeys(IMAGES.values(), "their figures do not compare as they stand"),
+    "data": "their figures do not compare as they stand",
+    "device": "their seconds do not compare",
+    "arithmetic": "a small difference of their figures may come from it",
+}
+"""What follows where runs differ in something; what is not listed is of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,8 @@ class Comparison:
         teacher: The teacher's figure, where all runs have the same.
         recipe: What all runs share.
         command: How to make it again.
-        remarks: What a reader has to know: runs that are left out, images that differ.
+        remarks: What a reader has to know: runs that are left out, images, devices or teachers that differ.
+        in_common: Arithmetic and device of all runs, in words; empty where they differ or are not recorded.
     """
 
     title: str
@@ -67,6 +88,7 @@ class Comparison:
     recipe: Record
     command: str
     remarks: Sequence[str] = ()
+    in_common: str = ""
 
 
 def seed_of(name: str, run: RunRecord) -> str:
@@ -76,7 +98,7 @@ def seed_of(name: str, run: RunRecord) -> str:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read a comparison folder; runs that are missing or were killed are left out of what needs them.
+    """Read a comparison folder; runs that cannot be read are named, and left out of what needs them.
 
     Raises:
         UserError: If the folder is missing or holds no comparison.
@@ -86,33 +108,42 @@ def read_comparison(folder: Path) -> Comparison:
     record = read_json(folder / COMPARISON_FILE)
     metric = str(record.get("metric") or "top1")
     rows = records(record, "rows")
-    recipe = mapping(record, "recipe")
+    given = mapping(record, "recipe")  # of which each run replaces method, seed and more
     styles = _styles([str(row.get("method") or "?") for row in rows])
     methods = [_method(folder, row, style) for row, style in zip(rows, styles, strict=True)]
+    runs = [(name, run) for method in methods for name, run in method.runs.items()]
+    common, remarks = _conditions(runs)
+    read = {name for name, _ in runs}
+    if lost := [name for row in rows for name in _listed(row) if name not in read]:
+        remarks.insert(0, f"{_names(lost)}: cannot be read, so left out of the curves and the single runs.")
     against = (str(method.difference["against"]) for method in methods if "against" in method.difference)
     return Comparison(
-        title=" · ".join(["Comparison", str(recipe.get("name") or folder.resolve().name)]),
+        title=" · ".join(["Comparison", str(given.get("name") or folder.resolve().name)]),
         metric=metric,
         methods=methods,
         baseline=next(against, "alone"),
         teacher=number(record, "teacher", metric),
-        recipe=recipe,
+        recipe=_shared([run for _, run in runs]) or {k: v for k, v in given.items() if k not in ("method", "seed")},
         command=str(record.get("command") or ""),
+        remarks=remarks,
+        in_common=str(record.get("in common") or common),
     )
 
 
 def _method(folder: Path, row: Record, style: str) -> MethodRow:
-    listed = row.get("runs")
-    names = [str(run) for run in cast(list[object], listed)] if isinstance(listed, list) else []
     found: dict[str, RunRecord] = {}
-    for run in names:
-        # A comparison names its own run folders; a name that leads out of it is not followed.
-        if Path(run).name == run and (folder / run).is_dir():
-            try:
-                found[run] = read_run(folder / run)
-            except UserError:
-                continue
+    for run in _listed(row):
+        if Path(run).name != run:  # a comparison names its own run folders; a name that leads out is not followed
+            continue
+        with contextlib.suppress(UserError):
+            found[run] = read_run(folder / run)
     return MethodRow(str(row.get("method") or "?"), style, row, found)
+
+
+def _listed(row: Record) -> list[str]:
+    """Names of the runs of a row."""
+    listed = row.get("runs")
+    return [str(run) for run in cast(list[object], listed)] if isinstance(listed, list) else []
 
 
 def _styles(names: Sequence[str]) -> list[str]:
@@ -158,7 +189,8 @@ def gather(runs: Sequence[tuple[str, RunRecord]], command: str = "") -> Comparis
                 )
                 members[label].pop(done[label][key]["run"])
             done[label][key], members[label][name] = entry, run
-    remarks += _images([run for _, run in ended])
+    common, differences = _conditions(ended)
+    remarks += differences
     baseline = _baseline(groups)
     rows = summarize(done, metric, baseline)
     if not rows:
@@ -174,6 +206,7 @@ def gather(runs: Sequence[tuple[str, RunRecord]], command: str = "") -> Comparis
         recipe=_shared([run for _, run in ended]),
         command=command,
         remarks=remarks,
+        in_common=common,
     )
 
 
@@ -223,17 +256,57 @@ def _baseline(groups: Mapping[str, Sequence[tuple[str, RunRecord]]]) -> str:
 
 
 def _shared(runs: Sequence[RunRecord]) -> Record:
-    """The fields of the recipes that have the same value in all of them."""
+    """The settings that have the same value in all runs; those of the teacher in all runs that have one."""
     recipes = [run.recipe for run in runs if run.recipe]
-    first: Record = recipes[0] if recipes else {}
-    return {key: value for key, value in first.items() if all(recipe.get(key, "") == value for recipe in recipes)}
+    taught = [recipe for recipe in recipes if recipe.get("teacher") is not None]
+    shared: dict[str, Any] = {}
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe):
+        of = taught if taught and name in ("fit_teacher", *TEACHER_SETTINGS) else recipes
+        if name in of[0] and all(name in recipe and recipe[name] == of[0][name] for recipe in of):
+            shared[name] = of[0][name]
+    return shared
 
 
-def _images(runs: Sequence[RunRecord]) -> list[str]:
-    """A warning where the runs were not scored on the same images."""
-    seen = {
-        (str(data.get("name")), str(data.get("fingerprint"))) for run in runs if (data := mapping(run.summary, "data"))
-    }
-    if len(seen) < 2:
-        return []
-    return ["The runs do not have the same images, so their figures do not compare as they stand."]
+def _conditions(runs: Sequence[tuple[str, RunRecord]]) -> tuple[str, list[str]]:
+    """Arithmetic and device that all runs share, in words, and a remark for each thing in which they differ."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    for name, run in runs:
+        for what, value in _facts(run):
+            seen.setdefault(what, {}).setdefault(value, []).append(name)
+    shared = [
+        value
+        for what in ("arithmetic", "device")
+        for value, names in seen.get(what, {}).items()
+        if len(names) == len(runs)
+    ]
+    remarks: list[str] = []
+    for what, values in seen.items():
+        if len(values) > 1:
+            told = "; ".join(f"{_cut(value)} in {_names(names)}" for value, names in values.items())
+            harm = HARM.get(what, "a difference of their figures may come from the teacher")
+            remarks.append(f"The runs differ in {what} ({told}), so {harm}.")
+    return "; ".join(shared), remarks
+
+
+def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """What decides whether a run's figures compare with another's, as far as it is recorded: what it is, its value."""
+    data, teacher = mapping(run.summary, "data"), mapping(run.summary, "origins", "teacher")
+    if data and not data.get("fingerprint"):
+        yield "data", str(data.get("name"))
+    yield from ((what, str(data[name])) for name, what in IMAGES.items() if data.get(name) is not None)
+    if device := run.summary.get("device"):
+        yield "device", str(device).partition(" (")[0]  # without the number of threads
+    if arithmetic := mapping(run.summary, "arithmetic"):
+        yield "arithmetic", in_words(arithmetic)
+    if teacher and (name := run.recipe.get("teacher")) is not None:
+        yield f"the weights of {name}", str(teacher.get("weights"))
+        if teacher.get("classes") and not teacher.get("new_head"):  # else its head is new, and not read
+            yield f"the digest of {name} with {teacher['classes']} classes", str(teacher.get("digest"))
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -7,7 +7,7 @@ from typing import cast
 
 import yaml
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, paths_explained
 from limbeck.records import Record, mapping, number, records
 from limbeck.untrusted import parse_json, records_of
 
@@ -31,6 +31,7 @@ class RunRecord:
         samples: Images on which student and teacher disagree, with the names of the classes.
         boxes: What detectors find: curves, classes, images with boxes.
         log: All records of the log, in order.
+        folder: Where it lies.
         findings: What the preflight found.
         notes: Lines that the run said.
         summary: The final figures; empty while a run goes on or when it was killed.
@@ -52,6 +53,7 @@ class RunRecord:
     samples: Record = field(default_factory=dict)
     boxes: Record = field(default_factory=dict)
     log: tuple[Record, ...] = ()
+    folder: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -59,6 +61,7 @@ class RunRecord:
         return bool(self.summary)
 
 
+@paths_explained()
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder.
 
@@ -69,7 +72,7 @@ def read_run(folder: Path) -> RunRecord:
         What could be read; a line of the log that a kill cut off is passed over.
 
     Raises:
-        UserError: If the folder is missing or holds no run.
+        UserError: If the folder is missing, holds no run, or cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
@@ -95,6 +98,7 @@ def read_run(folder: Path) -> RunRecord:
         samples=read_json(folder / "samples.json"),
         boxes=read_json(folder / "boxes.json"),
         log=tuple(records),
+        folder=folder,
     )
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from limbeck.records import Record, mapping, numbers
-from limbeck.report.axes import pick
-from limbeck.report.chart import Chart, Frame, Line, Point, Table
-from limbeck.report.draw import MOST_ROWS, line_chart
+from limbeck.report.chart import Chart, Frame, Line, Point
+from limbeck.report.draw import line_chart, some_rows
 from limbeck.report.probes import Group, course, figure_id, label, lines, of_term, present
 from limbeck.report.slider import frame_chart
 from limbeck.report.words import Format
@@ -71,7 +70,7 @@ def _slider(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> 
         y_title="singular value",
         fmt=fmt,
         id=figure_id("spectrum", name),
-        table=Table(heads, tuple(pick(rows, MOST_ROWS))),
+        table=some_rows(heads, rows),
         log=True,
         note="A curve that falls steeply has few directions left; a flat one uses all. Batch norm behind the projector "
         "lets columns grow without effect, so the curve of the columns at unit norm is the one to compare runs by.",
