@@ -63,7 +63,10 @@ ORDER = (
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in ([names] if isinstance(names, str) else names)}
-WORDS = {"limbeck.recipes.recipe"}  # words without code: whoever reads a run's recipe may import it
+WORDS = {
+    "limbeck.recipes.recipe",
+    "limbeck.recipes.agreement",
+}  # whoever reads a run's recipe may import these: they import no models
 CORE = ORDER[: ORDER.index("train") + 1]
 
 # What the core may import besides the standard library, so that it drops into anyone's loop.
