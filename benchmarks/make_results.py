@@ -1,6 +1,7 @@
 """Write docs/results.md from the records in docs/results/: no table or difference in it is typed by hand.
 
 ``python benchmarks/make_results.py`` writes the page, ``--check`` only says whether it is up to date.
+``--judge`` first judges the claims of all tables again by today's rule, and says which verdicts change.
 
 The prose is docs/results/template.md, a Jinja template. What stands in double braces in it is one of the functions of
 `Page`, each of which reads a record: a JSON file that a benchmark, ``limbeck compare``, ``reproduce`` or ``sweep``
@@ -22,6 +23,7 @@ from limbeck.intervals import Interval, interval, paired
 from limbeck.recipes import sweep_text, table_text
 from limbeck.recipes.reproduce import TUNING_SEED
 from limbeck.recipes.table_text import grid, spread
+from limbeck.recipes.verdicts import judge_again
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results"
@@ -312,11 +314,27 @@ def render(folder: Path = RECORDS) -> str:
     return NOTE + environment.from_string(text).render(noted=page.record("noted"), **functions)
 
 
+def judge_tables(folder: Path = RECORDS) -> None:
+    """Write the verdicts of today's rule into the records of tables, and say which change."""
+    for path in sorted([*(folder / "tables").glob("*.json"), *(folder / "longer").glob("*.json")]):
+        before, after = _json(path), judge_again(_json(path))
+        for old, new in zip(before["claims"], after["claims"], strict=True):
+            if old != new:
+                print(f"{path.name}, was {old['verdict']}; {table_text.verdict_line(new)}")
+        if before != after:
+            path.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Write the page, or say that it is not up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where the page differs")
+    parser.add_argument(
+        "--judge", action="store_true", help="judge the claims of all tables again, then write the page"
+    )
     args = parser.parse_args()
+    if args.judge:
+        judge_tables()
     text = render()
     if args.check:
         if PAGE.read_text(encoding="utf-8") != text:

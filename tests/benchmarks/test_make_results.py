@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import UserError
+from limbeck.recipes.verdicts import judge_again
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "results"
@@ -36,6 +37,33 @@ def page(make_results: ModuleType, tmp_path: Path) -> Any:
 
 def test_the_page_is_what_the_records_give(make_results: ModuleType) -> None:
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == make_results.render()
+
+
+@pytest.mark.parametrize("path", sorted([*RECORDS.glob("tables/*.json"), *RECORDS.glob("longer/*.json")]), ids=str)
+def test_verdicts_of_tables_are_those_of_todays_rule(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert judge_again(record) == record
+
+
+def test_claims_are_judged_again_from_the_figures_by_seed(make_results: ModuleType, tmp_path: Path) -> None:
+    """Alone the claim would hold; beside a second one that is shown by neither, Holm's correction refutes it."""
+    rows = {"a": (1.97, 1.0, 0.03), "b": (0.0, 0.0, 0.0), "c": (-5.0, 1.0, 5.0)}
+    claims = [
+        {"pair": "p", "better": better, "worse": "b", "words": "x", "difference": None, "verdict": "holds"}
+        for better in ("a", "c")
+    ]
+    record = {
+        "rows": [{"pair": "p", "row": row, "by seed": dict(enumerate(found))} for row, found in rows.items()],
+        "claims": claims,
+    }
+    sure = {**record, "rows": [{**record["rows"][0], "by seed": {"0": 1.0, "1": 1.01, "2": 0.99}}, *record["rows"][1:]]}
+    assert [claim["verdict"] for claim in judge_again(record)["claims"]] == ["not decided", "not decided"]
+    assert [claim["verdict"] for claim in judge_again(sure)["claims"]] == ["holds", "not decided"]
+    (tmp_path / "tables").mkdir()
+    path = tmp_path / "tables" / "t.json"
+    path.write_text(json.dumps(record))
+    make_results.judge_tables(tmp_path)
+    assert [claim["verdict"] for claim in json.loads(path.read_text())["claims"]] == ["not decided", "not decided"]
 
 
 def test_no_table_of_the_template_is_typed_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from limbeck.intervals import Interval, holm, paired
 from limbeck.recipes.probed import Points
@@ -82,9 +83,38 @@ def judge(
             if better is None or worse is None:
                 continue
             judged.append((claim, pair, paired(better, worse)))
-    verdicts: list[Verdict] = []
-    for (claim, pair, difference), is_shown in zip(judged, holm([each[-1] for each in judged]), strict=True):
-        side = "holds" if difference is not None and difference.mean > 0 else "does not hold"
-        verdict = side if is_shown else "not decided"
-        verdicts.append(Verdict(pair, **asdict(claim), difference=difference, verdict=verdict))
-    return verdicts
+    said = verdicts_of([difference for _, _, difference in judged])
+    return [
+        Verdict(pair, **asdict(claim), difference=difference, verdict=verdict)
+        for (claim, pair, difference), verdict in zip(judged, said, strict=True)
+    ]
+
+
+def verdicts_of(differences: Sequence[Interval | None]) -> list[str]:
+    """The verdicts on all claims of one table, from their differences."""
+    return [
+        ("holds" if difference is not None and difference.mean > 0 else "does not hold") if is_shown else "not decided"
+        for difference, is_shown in zip(differences, holm(differences), strict=True)
+    ]
+
+
+def judge_again(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a table with its claims judged by today's rule, from its figures by seed.
+
+    Further measures are kept without their seeds; of these the difference stands in the record.
+    """
+    seeds = {
+        (row["pair"], row["row"]): {int(seed): float(value) for seed, value in row["by seed"].items()}
+        for row in record["rows"]
+    }
+    differences: list[Interval | None] = []
+    for claim in record["claims"]:
+        kept = claim["difference"]
+        if not claim.get("measure"):
+            better, worse = (seeds.get((claim["pair"], claim[side]), {}) for side in ("better", "worse"))
+            differences.append(paired(better, worse))
+        else:
+            differences.append(None if kept is None else Interval(**kept))
+    said = verdicts_of(differences)
+    claims = [{**claim, "verdict": verdict} for claim, verdict in zip(record["claims"], said, strict=True)]
+    return {**record, "claims": claims}
