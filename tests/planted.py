@@ -1,9 +1,14 @@
 """Records of a run as they stand in its log, with figures that a test knows."""
 
+import errno
+import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Record = dict[str, Any]
 
@@ -72,6 +77,26 @@ def write(folder: Path, *records: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return folder
+
+
+def lock(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """Take the rights on a file, or on all that is in a folder, away: also from root, whom modes do not stop."""
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *more: Any, **named: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)):
+                name = Path(os.fspath(path))
+                # A folder without rights has a name and a kind, a file without rights as well.
+                if (name == place and function not in kinds) or place in name.parents:
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *more, **named)
+
+        return call
+
+    kinds = (os.stat, os.lstat)
+    for module, names in ((os, ("stat", "lstat", "open", "scandir", "listdir", "mkdir")), (io, ("open",))):
+        for name in names:
+            monkeypatch.setattr(module, name, refusing(getattr(module, name)))
 
 
 def add(folder: Path, *records: Mapping[str, Any]) -> None:

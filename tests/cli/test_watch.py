@@ -305,6 +305,30 @@ def test_a_folder_without_a_run_is_one_line(
         watched(tmp_path / name)
 
 
+@pytest.mark.parametrize("locked", ["b", "b/log.jsonl", "b/recipe.yaml"])
+def test_one_run_that_cannot_be_read_leaves_the_others_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    for name in "abc":
+        recipe(planted.write(tmp_path / name, planted.start(), planted.step(20), {"kind": "end", "summary": {}}))
+    planted.lock(monkeypatch, tmp_path / locked)
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "3 runs: 2 finished, 1 cannot be read" in captured.out
+    (row,) = [line for line in captured.out.splitlines() if line.startswith("b ")]
+    assert str(tmp_path / locked) in row
+    assert "ermission denied" in row
+    runs = watched(tmp_path)
+    assert not have_ended(tmp_path, runs)
+    for name in "ac":
+        age(tmp_path / name, 100)
+    assert have_ended(tmp_path, runs)
+    assert main(["watch", str(tmp_path / "b"), "--once"]) == 2
+    assert re.fullmatch(r"limbeck: error: .*ermission denied.*\n", capsys.readouterr().err)
+
+
 def test_once_prints_and_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

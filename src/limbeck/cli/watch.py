@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.cli.flags import parse
-from limbeck.errors import UserError, shown
+from limbeck.errors import UserError, paths_explained, shown
 from limbeck.live import FINISHED, Standing, duration, table
 from limbeck.recipes.compare import RESULT_FILE, read_record
 from limbeck.recipes.reading import load_mapping, read_text
@@ -32,7 +32,7 @@ SILENT = 600.0  # seconds without a record after which it is said
 BETWEEN = 60.0  # seconds behind the last record of a folder of runs in which another one may still begin
 MOST_ROWS = 24  # of a folder of runs that is printed once
 
-NOT_BEGUN, SILENT_RUN = "not begun", "no record"
+NOT_BEGUN, SILENT_RUN, CLOSED = "not begun", "no record", "cannot be read"
 BESIDE = 46  # columns that are not the name
 BELOW = ("", "teachers/", "runs/", "runs/teachers/")
 """Where the runs of a folder lie: of a sweep, its teachers', of a table, its teachers'."""
@@ -100,7 +100,7 @@ def _record(line: bytes) -> Mapping[str, Any] | None:
 
 
 class Watched:
-    """A run folder as its log tells it.
+    """A run folder as its log tells it; ``problem`` says why it cannot be read, and is empty where it can.
 
     Args:
         folder: The run folder; it need not be there yet.
@@ -109,12 +109,21 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.standing = Standing()
+        self.problem = ""
         self.epochs: int | None = None
         self._log = folder / "log.jsonl"
         self._tail = Tail(self._log)
 
     def look(self) -> None:
-        """Take what is new."""
+        """Take what is new; of a run that cannot be read it stays as it was, and the next look tries again."""
+        self.problem = ""
+        try:
+            self._take()
+        except UserError as error:
+            self.problem = str(error)
+
+    @paths_explained()
+    def _take(self) -> None:
         records, is_anew = self._tail.read()
         if is_anew:
             self.standing = Standing()
@@ -135,13 +144,17 @@ class Watched:
     @property
     def state(self) -> str:
         """Whether it goes on, in words."""
+        if self.problem:
+            return self.problem
         if self.standing.ended or not self._log.is_file():
             return self.standing.ended or NOT_BEGUN
         return f"{SILENT_RUN} for {duration(self.silence)}" if self.silence > SILENT else "going on"
 
     @property
     def silence(self) -> float:
-        """Seconds since the last record; 0 before the first one."""
+        """Seconds since the last record; 0 before the first one, and where that cannot be read."""
+        if self.problem:
+            return 0.0
         return time.time() - self._log.stat().st_mtime if self._log.is_file() else 0.0
 
     def view(self, console: Console) -> RenderableType:
@@ -178,6 +191,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+@paths_explained()
 def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
     """The runs in a folder after a look at each: itself, or those below it, teachers included.
 
@@ -186,7 +200,8 @@ def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
         known: Those of the look before, which go on from where they were.
 
     Raises:
-        UserError: The folder is missing or holds none.
+        UserError: The folder is missing, cannot be read or holds none. Of several runs one that cannot be read ends
+            nothing: it says so in its row.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
@@ -196,13 +211,15 @@ def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
         names = [f"{method}-seed{seed}" for seed in record["seeds"] for method in record["methods"]]
         places = [*sorted(folder.glob("teachers/*/")), *(folder / name for name in names)]
     elif not is_run(folder):
-        places = sorted(place for below in BELOW for place in folder.glob(f"{below}*/") if is_run(place))
+        places = sorted(place for below in BELOW for place in folder.glob(f"{below}*/") if _may_be_run(place))
         if not places:
             raise UserError(f"{folder} holds no run: expected log.jsonl in it or in a folder in it")
     before = {run.folder: run for run in known}
     runs = [before.get(place) or Watched(place) for place in places]
     for run in runs:
         run.look()
+    if places == [folder] and runs[0].problem:
+        raise UserError(runs[0].problem)
     return runs
 
 
@@ -216,11 +233,22 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("log.jsonl", "recipe.yaml"))
 
 
+def _may_be_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or cannot be read, which its row then says."""
+    try:
+        return is_run(folder)
+    except OSError:
+        return True
+
+
 def have_ended(folder: Path, runs: Sequence[Watched]) -> bool:
     """Whether there is nothing more to come: a comparison ends also where one of its runs was stopped.
 
     Of other folders of runs it is not known how many there will be.
     """
+    runs = [run for run in runs if not run.problem]
+    if not runs:
+        return True
     begun = [run for run in runs if run.state != NOT_BEGUN]
     if not is_comparison(folder) and not is_run(folder):
         return bool(begun) and all(run.silence > (BETWEEN if run.standing.ended else SILENT) for run in begun)
@@ -239,7 +267,7 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
     """
     if is_run(folder):
         return runs[0].view(console)
-    states = [SILENT_RUN if run.state.startswith(SILENT_RUN) else run.state for run in runs]
+    states = [CLOSED if run.problem else SILENT_RUN if run.state.startswith(SILENT_RUN) else run.state for run in runs]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     chosen = list(runs)
     for state in (FINISHED, NOT_BEGUN):
