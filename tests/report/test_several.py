@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import planted
 from limbeck.cli import main
 from limbeck.errors import UserError
-from limbeck.report import write_report, write_runs
+from limbeck.report import write_comparison, write_report, write_runs
 from limbeck.report.comparison import read_runs
 from limbeck.report.groups import gather
 from report.planted import check_page, comparison, make_run, read
@@ -203,3 +204,24 @@ def test_a_method_in_two_settings_is_named_by_them_alone(tmp_path: Path):
     runs = [make_run(tmp_path / "a", method="alone", teacher=None, top1=0.7)]
     runs += [make_run(tmp_path / f"kd{lr}", method="kd", teacher="cifar/wrn_16_2", lr=lr) for lr in (0.1, 0.2)]
     assert [m.name for m in gather(read_runs(runs)).methods] == ["alone", "kd, lr 0.1", "kd, lr 0.2"]
+
+
+@pytest.mark.parametrize("locked", ["b", "b/log.jsonl"])
+def test_runs_that_cannot_be_read_are_one_line_or_left_out_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str, capsys: pytest.CaptureFixture[str]
+):
+    folder = comparison(tmp_path / "cmp", seeds=1)
+    (tmp_path / "cmp" / "kd-seed0").rename(tmp_path / "cmp" / "b")
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    record["rows"][1]["runs"] = ["b"]
+    (folder / "comparison.json").write_text(json.dumps(record), encoding="utf-8")
+    planted.lock(monkeypatch, folder / locked)
+    for words in (["b"], ["b", "alone-seed0", "--out", str(tmp_path / "x.html")]):
+        assert main(["report", *(str(folder / w) if "seed" in w or w == "b" else w for w in words)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert f'"{folder / "b"}' in err
+        assert "cannot be used: permission denied" in err
+    assert not (tmp_path / "x.html").exists()
+    _, page = read(write_comparison(folder, tmp_path / "page.html"))
+    assert "b: cannot be read, so left out of the curves and the single runs." in page.words
