@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import tiny
-from limbeck import Distiller, bad_batch, fit
+from limbeck import Distiller, LogitTerm, bad_batch, fit, losses
 from limbeck.bad_batch import BAD_BATCH, Finding, retrace
 from limbeck.checkpoint import load_weights
 from limbeck.errors import UserError
+from limbeck.guard import Guard, Skip
 from limbeck.runlog import RunLog
-from limbeck.tasks import LabelFree
+from limbeck.tasks import Classification, LabelFree
 
 CPU = torch.device("cpu")
 
@@ -55,11 +56,14 @@ def told(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_image_that_is_not_finite_is_found_at_its_step_and_its_batch_is_kept(tmp_path: Path, accumulate: int):
-    with pytest.raises(UserError, match=r"step \d \(epoch 1\).*the input is not finite before it, the batch is in "):
+    with pytest.raises(
+        UserError, match=r"step \d .*the input is not finite before it \(training images 19\), the batch is in "
+    ):
         fit(tiny.distiller(), Loader(bad=19), epochs=1, accumulate=accumulate, log=RunLog(tmp_path), cpu=True)
     found = told(tmp_path)
     assert found["step"] == (3 if accumulate == 1 else 2)
     assert found["images"] == list(range(16, 24 if accumulate == 1 else 32))
+    assert found["faulty"] == [19]
     assert found["first"] == "input"
     assert found["finite"]["input"] is False
     assert found["finite"]["parameters"] is True
@@ -180,7 +184,8 @@ def test_looking_again_draws_no_number_and_sees_what_the_step_saw() -> None:
     batch = next(iter(Loader(None)))
     torch.manual_seed(3)
     found = retrace(distiller, [batch, batch], CPU, lambda: torch.autocast("cpu", enabled=False))
-    assert all(found.values())
+    assert [len(rows) for rows in found.values()] == [16] + [len(distiller.trainable_parameters())] + 4 * [16]
+    assert all(bool(rows.all()) for rows in found.values())
     after = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(after, torch.rand(3))
@@ -189,8 +194,74 @@ def test_looking_again_draws_no_number_and_sees_what_the_step_saw() -> None:
 def test_a_sound_run_leaves_no_such_file_and_without_a_folder_there_is_none(tmp_path: Path) -> None:
     fit(tiny.distiller(), Loader(bad=None), epochs=1, log=RunLog(tmp_path), cpu=True)
     assert not (tmp_path / BAD_BATCH).exists()
-    with pytest.raises(UserError, match="the input is not finite before it; the last checkpoint"):
+    with pytest.raises(
+        UserError, match=r"the input is not finite before it \(training images 3\); the last checkpoint"
+    ):
         fit(tiny.distiller(), Loader(bad=3), epochs=1, cpu=True)
+
+
+class SickTeacher(tiny.Net):
+    """Its output, and nothing before it, is NaN for some images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        return torch.where(x[:, 0, 0, 0, None] == SICK, math.nan, output)
+
+
+SICK = 0.375
+
+
+def with_sick_teacher(terms: dict[str, Any], *images: int) -> tuple[Distiller, Loader]:
+    loader = Loader(bad=None)
+    loader.images[list(images), 0, 0, 0] = SICK
+    return Distiller(tiny.Net(4), SickTeacher(6), Classification(), terms=terms), loader
+
+
+TERMS = {
+    "that reads it": LogitTerm,
+    "that averages": lambda: LogitTerm(loss=losses.pearson_distance),
+    "that does not read it": lambda: tiny.feature_term(4, 6, correlation=True),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "as on a GPU"])
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_teacher_that_gives_nan_for_some_images_is_named_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, term: str, late: bool
+) -> None:
+    real = Guard.__init__
+
+    def init(self: Guard, *values: Any, **named: Any) -> None:
+        real(self, *values, **named)
+        self._reads_at_once = not late
+
+    monkeypatch.setattr(Guard, "__init__", init)
+    distiller, loader = with_sick_teacher({"term": TERMS[term]()}, 18, 21)
+    with pytest.raises(UserError) as raised:
+        fit(distiller, loader, epochs=1, accumulate=accumulate, log=RunLog(tmp_path), cpu=True)
+    step = 3 if accumulate == 1 else 2
+    text = (
+        f"the teacher output is not finite at step {step} (epoch 1): NaN (training images 18, 21), though the loss is "
+        "finite, the batch"
+        if term == "that does not read it"
+        else f'the loss is not finite at step {step} (epoch 1): part "term" is nan; the teacher output is not finite '
+        "before it (training images 18, 21), the batch"
+    )
+    assert str(raised.value).startswith(text)
+    assert str(raised.value).endswith(
+        "; check the teacher's weights, its mean and std, and these images, or try float32"
+    )
+    found = told(tmp_path)
+    assert (found["first"], found["faulty"]) == ("teacher output", [18, 21])
+
+
+def test_steps_on_which_the_teacher_gives_nan_can_be_left_out(tmp_path: Path) -> None:
+    distiller, loader = with_sick_teacher({"term": TERMS["that does not read it"]()}, 3, 18)
+    result = fit(distiller, loader, epochs=2, log=RunLog(tmp_path, progress=False), on_bad_numbers=Skip(), cpu=True)
+    assert result.counters.skipped == 4
+    bad = [record for record in tiny.records(tmp_path) if record["kind"] == "bad"]
+    assert "the teacher output is not finite at step 1 (epoch 1): NaN (training images 3)" in bad[0]["text"]
 
 
 def finding(**changed: Any) -> Finding:

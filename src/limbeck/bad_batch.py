@@ -24,6 +24,9 @@ Its images, labels and numbers are beside it, where they were still there when i
 ``.safetensors``.
 """
 
+ADVICE = "the last checkpoint is from before it. Lower the learning rate, or try float32"
+OF_TEACHER = "check the teacher's weights, its mean and std, and these images, or try float32"
+
 MOST_BYTES = 256 * 2**20  # of the images that are kept: a batch of 128 at 224 pixels has 77 MB
 
 
@@ -41,6 +44,7 @@ class Finding:
         images: Numbers of the batch's images in the training set; empty where the batch does not say.
         parameters: Names of those that are not finite.
         gradients: Names of those whose gradient is not finite.
+        faulty: Numbers of the images for which ``first`` is not finite; empty where that is not known.
     """
 
     step: int
@@ -51,6 +55,7 @@ class Finding:
     images: list[int]
     parameters: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()
+    faulty: tuple[int, ...] = ()
 
     @property
     def first(self) -> str:
@@ -75,12 +80,20 @@ class Finding:
                 what, how = "loss", f'part "{name}" is {value}' if name != "loss" else f"the weighted sum is {value}"
                 break
         said = ""
+        whose = images_in_words(self.faulty)
         if self.first == "parameters":
             said = f"; before it {named(self.parameters)} is not"
+        elif self.first in self.finite and what == "gradient" and math.isfinite(self.norm) and not self.gradients:
+            what, how = self.first, f"NaN{whose}, though the loss is finite"
         elif self.first in self.finite:
-            said = f"; the {self.first} is not finite before it"
+            said = f"; the {self.first} is not finite before it{whose}"
         process = f", process {collectives.rank()}" if self.is_own and collectives.world_size() > 1 else ""
         return f"the {what} is not finite at step {self.step} (epoch {self.epoch}{process}): {how}{said}"
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return OF_TEACHER if self.first.startswith("teacher") else ADVICE
 
     def record(self) -> dict[str, Any]:
         """All of it for a JSON file, in which NaN has no place."""
@@ -88,6 +101,7 @@ class Finding:
             "step": self.step,
             "epoch": self.epoch,
             "images": self.images,
+            "faulty": self.faulty,
             "first": self.first,
             "finite": self.finite,
             "losses": {name: str(value) for name, value in self.losses.items()},
@@ -107,23 +121,24 @@ def retrace(
     batches: Sequence[Any],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
-) -> dict[str, bool]:
+) -> dict[str, Tensor]:
     """Run the models once more on the batches of a step that has not been taken, and look at all that they compute.
 
     Draws no random number: the generators are put back. Running statistics move.
 
     Returns:
-        What :attr:`Finding.finite` has.
+        For each name that :attr:`Finding.finite` has: which rows are finite, of all batches.
     """
-    found: dict[str, bool] = {}
+    found: dict[str, list[Tensor]] = {}
 
-    def look(name: str, value: Tensor) -> None:
-        found[name] = found.get(name, True) and bool(value.isfinite().all())
+    def look(name: str, value: Tensor, rows: int) -> None:
+        finite = value.isfinite().unsqueeze(-1).flatten(1).all(1)
+        found.setdefault(name, []).append(finite if len(finite) == rows else finite.all().expand(rows))
 
     for batch in batches:
         if (images := images_of(batch)) is not None:
-            look("input", images)
-    found["parameters"] = all(sharding.finite(distiller.trainable_parameters().values()))
+            look("input", images, len(images))
+    found["parameters"] = [torch.tensor(sharding.finite(distiller.trainable_parameters().values()))]
     with REWINDING:
         before = random_state(device)
         for batch in batches:
@@ -131,11 +146,29 @@ def retrace(
                 student, teacher = distiller.capture(batch)
             for side, captured in (("teacher", teacher), ("student", student)):
                 for tap, feature in captured.features.items() if captured is not None else ():
-                    look(f"{side} {tap}", feature)
+                    look(f"{side} {tap}", feature, len(student.output))
                 if captured is not None:
-                    look(f"{side} output", captured.output)
+                    look(f"{side} output", captured.output, len(student.output))
         set_random_state(before, device)
-    return found
+    return {name: torch.cat(parts).cpu() for name, parts in found.items()}
+
+
+def at_fault(rows: Mapping[str, Tensor], images: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of the images for which the first thing that is not finite is not.
+
+    Args:
+        rows: What :func:`retrace` gives.
+        images: Numbers of the batch's images; empty where the batch does not say.
+    """
+    first = next((name for name, sound in rows.items() if not bool(sound.all())), "parameters")
+    if first == "parameters" or len(rows[first]) != len(images):
+        return ()
+    return tuple(image for image, sound in zip(images, rows[first], strict=True) if not bool(sound))
+
+
+def images_in_words(numbers: Sequence[int]) -> str:
+    """Behind what is not finite: for which training images; nothing where none are known."""
+    return f" (training images {named([str(number) for number in numbers])})" if numbers else ""
 
 
 def broken_parameters(distiller: Distiller) -> tuple[tuple[str, ...], tuple[str, ...]]:

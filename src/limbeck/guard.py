@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import collectives, sharding
-from limbeck.bad_batch import Finding, broken_parameters, images_of, listed, numbers_of, retrace, save
+from limbeck.bad_batch import ADVICE, Finding, at_fault, broken_parameters, images_of, listed, numbers_of, retrace, save
 from limbeck.buffers import Buffers
 from limbeck.checkpoint import Counters
 from limbeck.distiller import Distiller, StepResult
@@ -20,7 +20,6 @@ from limbeck.errors import UserError
 from limbeck.optim import named
 from limbeck.runlog import RunLog
 
-ADVICE = "the last checkpoint is from before it. Lower the learning rate, or try float32"
 SMALLEST_SCALE = 1.0  # of the loss in float16; below it the gradient overflows that is not scaled up at all
 
 
@@ -53,8 +52,9 @@ class _Seen(NamedTuple):
 
     step: int
     names: list[str]
-    values: Tensor  # the losses, the gradient's norm, and 1 for an input and for an output that are finite
+    values: Tensor  # the losses, the gradient's norm, and 1 for an input and for outputs that are finite
     images: list[Tensor]
+    unsound: Tensor | None  # rows of the teacher's output
 
 
 class _Told(NamedTuple):
@@ -63,6 +63,7 @@ class _Told(NamedTuple):
     text: str
     where: str
     images: list[int]
+    advice: str
 
 
 @final
@@ -143,7 +144,10 @@ class Guard:
         if not self._reads_at_once:
             self._pending.append(_seen(self._counters.step + 1, result, norm, self._distiller, batches))
             return True
-        is_bad = not math.isfinite(float(loss + norm))
+        number = loss + norm
+        if result.unsound is not None:
+            number = torch.where(result.unsound.any(), math.nan, number)
+        is_bad = not math.isfinite(float(number))
         if not self._highest(int(is_bad)):
             return True
         self._leave_out(result, batches, float(norm), is_bad)
@@ -167,7 +171,7 @@ class Guard:
         bad = next((row for row, numbers in enumerate(rows) if not all(map(math.isfinite, numbers))), len(rows))
         finding = _found(pending[bad], rows[bad], self._counters.epoch + 1) if bad < len(rows) else None
         if (told := self._agreed(finding, [], before=len(rows) - bad)) is not None:
-            raise UserError(f"{told.text}{told.where}; {ADVICE}")
+            raise UserError(f"{told.text}{told.where}; {told.advice}")
 
     def check_state(self) -> None:
         """Refuse a state that is not finite, before it is kept: a finite gradient can lead to one.
@@ -215,12 +219,12 @@ class Guard:
         if finding is not None:
             folder = self._log.path.parent if self._log.path is not None else None
             where = save(finding, folder, batches, self._distiller.task) if folder is not None else ""
-            text = json.dumps([finding.text, where, finding.images])
+            text = json.dumps([finding.text, where, finding.images, finding.advice])
         return _Told(*json.loads(collectives.from_rank(text, -worst % world, self._device)))
 
     def _leave_out(self, result: StepResult, batches: Sequence[Any], norm: float, is_bad: bool) -> None:
         # On every process: what the models compute may cross processes, and so do the shares of a parameter.
-        finite = retrace(self._distiller, batches, self._device, self._autocast)
+        rows = retrace(self._distiller, batches, self._device, self._autocast)
         broken = broken_parameters(self._distiller)
         if self._memory is not None:
             self._memory.put_back()
@@ -229,11 +233,12 @@ class Guard:
         if is_bad:
             losses = {"loss": float(result.loss.detach())} | {name: float(part) for name, part in result.parts.items()}
             images = listed(numbers_of(self._distiller.task, batches))
-            finding = Finding(step, epoch, losses, norm, finite, images, *broken)
+            finite = {name: bool(sound.all()) for name, sound in rows.items()}
+            finding = Finding(step, epoch, losses, norm, finite, images, *broken, at_fault(rows, images))
         told = self._agreed(finding, batches)
         assert told is not None  # the step is bad on some process
         if self._skip is None:
-            raise UserError(f"{told.text}{told.where}; {ADVICE}")
+            raise UserError(f"{told.text}{told.where}; {told.advice}")
         skipped, limit = self._counters.skipped, self._skip.limit
         if skipped >= limit:
             raise UserError(f"{told.text}{told.where}; steps left out before: {skipped}, and the most is {limit}")
@@ -248,19 +253,25 @@ def _seen(step: int, result: StepResult, norm: Tensor, distiller: Distiller, bat
     """What tells of a step once its batch is gone."""
     inputs = [images.isfinite().all() for batch in batches if (images := images_of(batch)) is not None]
     flags = [torch.stack(inputs).all()] if inputs else []
+    names = ["loss", *result.parts, "norm", *(["input"] if inputs else [])]
+    if result.unsound is not None:
+        names.append("teacher output")
+        flags.append(~result.unsound.any())
     flags.append(result.output.detach().isfinite().all())
     # A flag that is off becomes infinite, so that one test finds everything.
     values = [result.loss.detach(), *result.parts.values(), norm, *(1 / flag.float() for flag in flags)]
-    names = ["loss", *result.parts, "norm", *(["input"] if inputs else []), "student output"]
     images = numbers_of(distiller.task, batches)
-    return _Seen(step, names, torch.stack([value.float() for value in values]), images)
+    stacked = torch.stack([value.float() for value in values])
+    return _Seen(step, [*names, "student output"], stacked, images, result.unsound)
 
 
 def _found(seen: _Seen, numbers: list[float], epoch: int) -> Finding:
     values = dict(zip(seen.names, numbers, strict=True))
-    finite = {name: math.isfinite(values.pop(name)) for name in ("input", "student output") if name in values}
-    norm = values.pop("norm")
-    return Finding(seen.step, epoch, values, norm, finite, listed(seen.images))
+    known = ("input", "teacher output", "student output")
+    finite = {name: math.isfinite(values.pop(name)) for name in known if name in values}
+    norm, images = values.pop("norm"), listed(seen.images)
+    sound = {"teacher output": ~seen.unsound.cpu()} if seen.unsound is not None and finite.get("input", True) else {}
+    return Finding(seen.step, epoch, values, norm, finite, images, faulty=at_fault(sound, images))
 
 
 def _broken(kept: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:

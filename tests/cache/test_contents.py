@@ -70,9 +70,13 @@ def test_what_float16_cannot_hold_and_what_is_not_finite_is_refused() -> None:
     with pytest.raises(UserError, match=r"output goes up to 7e\+04, and float16 .*--cache-precision exact"):
         Contents(()).pack(big)
     assert torch.equal(round_trip(Contents((), exact=True), big).output, big.output)
-    broken = Captured(torch.zeros(1, 2), {"a": torch.tensor([[math.nan]])})
-    with pytest.raises(UserError, match=r"feature a is not finite; check its weights and images"):
+    broken = Captured(torch.zeros(3, 2), {"a": torch.tensor([[1.0], [math.nan], [math.inf]])})
+    with pytest.raises(UserError, match=r"feature a is not finite; check the teacher's weights"):
         Contents(("a",), exact=True).pack(broken)
+    with pytest.raises(
+        UserError, match=r"feature a is not finite \(training images 7, 2\); check the teacher's weights"
+    ):
+        Contents(("a",), exact=True).pack(broken._replace(index=torch.tensor([5, 7, 2])))
 
 
 def loops(y: Tensor, k: int) -> Tensor:
@@ -149,7 +153,7 @@ def test_positions_are_kept(pool: str) -> None:
     assert build_reduction(recipe) is None
 
 
-@pytest.mark.parametrize(("method", "pooled"), [("sp", True), ("crd", True), ("at", False), ("review", False)])
+@pytest.mark.parametrize(("method", "pooled"), [("sp", False), ("crd", True), ("at", False), ("review", False)])
 def test_rivals_that_read_maps_get_them(method: str, pooled: bool) -> None:
     recipe = Recipe(data="digits", student="s", teacher="t", method=method)
     assert (build_reduction(recipe) is not None) is pooled

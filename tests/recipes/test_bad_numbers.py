@@ -71,7 +71,9 @@ def test_by_default_it_stops_and_what_was_kept_is_good(
     weights = next((finished.parent / "teachers").iterdir())
     folder = tmp_path / "run"
     poison(monkeypatch, 7)
-    with pytest.raises(UserError, match="the input is not finite before it, the batch is in") as raised:
+    with pytest.raises(
+        UserError, match=r"the input is not finite before it \(training images 7\), the batch is in"
+    ) as raised:
         run(small.changed({"teacher_weights": str(weights)}), folder)
     assert "\n" not in str(raised.value)
     assert not list((folder / "checkpoint").glob("step-*"))  # it was in the first epoch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck import pooling
+from limbeck.bad_batch import OF_TEACHER, at_fault, images_in_words, listed
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.taps import Captured
@@ -108,7 +109,7 @@ class Contents:
             UserError: If a value is not finite, or float16 cannot hold it.
         """
         specs = specs if specs is not None else self.specs(captured)
-        rows = {name: self._narrowed(name, x) for name, x in self._kept(captured).items()}
+        rows = {name: self._narrowed(name, x, captured.index) for name, x in self._kept(captured).items()}
         ordered = {name: x.permute(0, 2, 3, 1) if specs[name].channels_last else x for name, x in rows.items()}
         return {name: x.cpu().contiguous() for name, x in ordered.items()}
 
@@ -186,7 +187,7 @@ class Contents:
     def _format(self, x: Tensor) -> torch.dtype:
         return x.dtype if self.exact or x.dtype not in (torch.float32, torch.float64) else torch.float16
 
-    def _narrowed(self, name: str, x: Tensor) -> Tensor:
+    def _narrowed(self, name: str, x: Tensor, index: Tensor | None) -> Tensor:
         kept = x.to(self._format(x))
         if kept.is_floating_point() and not bool(kept.isfinite().all()):
             if bool(x.isfinite().all()):
@@ -194,7 +195,9 @@ class Contents:
                     f"the teacher's {name.replace('.', ' ', 1)} goes up to {float(x.abs().max()):.3g}, and float16 "
                     "holds 65504 at most; use --cache-precision exact"
                 )
-            raise UserError(f"the teacher's {name.replace('.', ' ', 1)} is not finite; check its weights and images")
+            sound = x.isfinite().unsqueeze(-1).flatten(1).all(1)
+            whose = images_in_words(at_fault({name: sound}, listed([index] if index is not None else [])))
+            raise UserError(f"the teacher's {name.replace('.', ' ', 1)} is not finite{whose}; {OF_TEACHER}")
         return kept
 
 

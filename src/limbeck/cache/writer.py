@@ -48,7 +48,7 @@ class LiveTeacher:
             captured = self.distiller.capture_teacher(moved)
         if captured is None:
             raise UserError("a model that learns alone has no teacher, and so nothing to keep in a cache")
-        return captured
+        return captured._replace(index=batch.index)
 
 
 def check_room(cache: Cache, views: int, *, limit: float) -> int:

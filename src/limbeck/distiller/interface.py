@@ -60,6 +60,8 @@ class StepResult:
         output: The student's output.
         readings: Further measurements of the terms, ``"term/name"``, free of batch size and width.
         rows: Rows of the batch that all processes share, where there are several; still on the device.
+        unsound: Which rows of the teacher's output have a NaN, ``(n,)``, whether or not a loss reads that output; None
+            without a teacher.
     """
 
     loss: Tensor
@@ -67,6 +69,7 @@ class StepResult:
     output: Tensor
     readings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     rows: Tensor | None = None
+    unsound: Tensor | None = None
 
 
 class Pull(NamedTuple):

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck import sharding
+from limbeck.bad_batch import OF_TEACHER, at_fault, images_in_words, listed, numbers_of, retrace
 from limbeck.diagnostics.term_rules import AT_FIRST, LOGITS
 from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.errors import UserError
@@ -236,6 +238,9 @@ def _check_first_step(
         result: StepResult = distiller(batch)
         result.loss.backward()
         check_gradients(distiller, lambda: distiller(batch).loss)
+        bad = [name for name, value in result.parts.items() if not math.isfinite(float(value))]
+        if bad or (result.unsound is not None and bool(result.unsound.any())):
+            return [_not_finite(distiller, batch, bad, result.parts)], 0.0
         norms, seconds = _gradient_norms(distiller, batch)
     except UserError as error:
         return [Finding("error", "first step", str(error))], 0.0
@@ -245,18 +250,29 @@ def _check_first_step(
         torch.set_rng_state(random_state)
     count = len(distiller.trainable_parameters())
     findings = [Finding("ok", "gradients", f"all {count} trainable tensors are in the optimizer and get a gradient")]
-    parts_text = ", ".join(f"{name} {float(value):.4g}" for name, value in result.parts.items())
-    bad = [name for name, value in result.parts.items() if not math.isfinite(float(value))]
-    if bad:
-        message = f"{', '.join(bad)} not finite at step 0 ({parts_text})"
-        return [*findings, Finding("error", "losses", message, "check weights and images for NaN")], 0.0
-    findings.append(Finding("ok", "losses at step 0", parts_text))
+    findings.append(Finding("ok", "losses at step 0", _in_words(result.parts)))
     for name, term in distiller.terms.items():
         if isinstance(term, FeatureTerm):
             findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
     heavy = TOO_HEAVY_FOR_BOXES if parts.recipe.detects else TOO_HEAVY
     tuned = parts.student.weights != "random" and not parts.recipe.detects
     return findings + _check_balance(norms, distiller.current_weights(), heavy, tuned=tuned), seconds
+
+
+def _not_finite(distiller: Distiller, batch: Any, bad: list[str], parts: Mapping[str, Tensor]) -> Finding:
+    """What is not finite first, and for which images; the models run once more."""
+    rows = retrace(distiller, [batch], next(distiller.student.parameters()).device, nullcontext)
+    first = next((name for name, sound in rows.items() if not bool(sound.all())), None)
+    text = f"{', '.join(bad)} not finite at step 0 ({_in_words(parts)})" if bad else ""
+    if first is not None:
+        images = listed(numbers_of(distiller.task, [batch]))
+        text += f"{'; ' if text else ''}the {first} is not finite{images_in_words(at_fault(rows, images))}"
+    is_teacher = first is not None and first.startswith("teacher")
+    return Finding("error", "losses", text, OF_TEACHER if is_teacher else "check weights and images for NaN")
+
+
+def _in_words(parts: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
 
 
 def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float], float]:
