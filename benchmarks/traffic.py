@@ -45,11 +45,6 @@ def gradients(parameters: int) -> list[Message]:
     return [Message("all_reduce", min(BUCKET, total - at), hides=True) for at in range(0, total, BUCKET)]
 
 
-def buffers(size: int) -> list[Message]:
-    """Buffers of student, teacher and terms, of the first process, in front of each forward pass (DDP's default)."""
-    return [Message("broadcast", size)] if size else []
-
-
 def task_loss() -> list[Message]:
     """How many rows all processes have."""
     return [Message("all_reduce", INTEGER)]
@@ -67,9 +62,8 @@ def by_moments(d_s: int, d_t: int, *, cross: bool = True) -> list[Message]:
 
 
 def in_blocks(d_s: int, d_t: int, *, log_sum: bool = True) -> list[Message]:
-    """A feature term in blocks, with batch norm: moments without the cross-covariance, two counts more, the value, and
-    its gradient."""
-    scalars = [INTEGER, INTEGER, FLOAT] + [FLOAT] * (3 if log_sum else 2)
+    """A feature term in blocks, with batch norm: moments without the cross-covariance, the value, and its gradient."""
+    scalars = [FLOAT] * (4 if log_sum else 3)
     return [*by_moments(d_s, d_t, cross=False), *(Message("all_reduce", size) for size in scalars)]
 
 

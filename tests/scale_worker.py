@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import processes_worker
 import tiny
-from limbeck import Distiller, FeatureTerm, LogitTerm, collectives, fit, losses, norms, optim, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, collectives, fit, losses, norms, optim, projectors, trained
 from limbeck.tasks import Classification
 from limbeck.terms import Form, RelationTerm
 
@@ -62,20 +62,20 @@ class Counter:
         self.bytes: dict[str, int] = {"all_reduce": 0, "all_gather": 0, "broadcast": 0}
         self._originals = {name: getattr(dist, name) for name in self.bytes}
         self._coalesced = dist._broadcast_coalesced
-        self._ddp = nn.parallel.DistributedDataParallel
+        self._ddp = trained.DistributedDataParallel
 
     def __enter__(self) -> "Counter":
         for name in self.bytes:
             setattr(dist, name, self._counting(name))
         dist._broadcast_coalesced = self._broadcast
-        nn.parallel.DistributedDataParallel = self._parallel  # pyright: ignore[reportAttributeAccessIssue]
+        trained.in_whole.__globals__["DistributedDataParallel"] = self._parallel
         return self
 
     def __exit__(self, *error: object) -> None:
         for name, original in self._originals.items():
             setattr(dist, name, original)
         dist._broadcast_coalesced = self._coalesced
-        nn.parallel.DistributedDataParallel = self._ddp
+        trained.in_whole.__globals__["DistributedDataParallel"] = self._ddp
 
     def _counting(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:

@@ -64,15 +64,15 @@ PARTS: dict[str, tuple[str | None, Callable[[Any], Any]]] = {
 @pytest.mark.processes
 @pytest.mark.parametrize("name", PARTS)
 def test_a_real_step_sends_the_bytes_of_the_formulas(two: list[dict[str, Any]], traffic: Any, name: str) -> None:
-    """Gradients, buffers, the task's rows, the guard's agreement, and what the term sends; to the byte."""
+    """Gradients, no buffers, the task's rows, the guard's agreement, and what the term sends; to the byte."""
     form, messages = PARTS[name]
     for found in two:
         step = found[name]
         assert step["form"] == form
         assert step["parameters"] > 100
         assert step["buffers"] > 0
-        shared = [*traffic.gradients(step["parameters"]), *traffic.buffers(step["buffers"])]
-        expected = traffic.bytes_of([*shared, *traffic.task_loss(), *traffic.guard(), *messages(traffic)])
+        shared = [*traffic.gradients(step["parameters"]), *traffic.task_loss(), *traffic.guard()]
+        expected = traffic.bytes_of([*shared, *messages(traffic)])
         assert step["step"] == step["third"] == expected
 
 

@@ -616,7 +616,7 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
     assert (
         capsys.readouterr().err == f"{LINE}no space left on the disk at runs/x; free some, then go on with --resume\n"
     )
-    parts.raises = UserError("weights do not fit: 1 missing\n  missing fc.bias")
+    parts.raises = UserError("weights do not fit: 1 missing", ["  missing fc.bias"])
     assert call("distill --recipe digits") == 2
     assert capsys.readouterr().err == f"{LINE}weights do not fit: 1 missing\n  missing fc.bias\n"
     parts.raises = PermissionError(errno.EACCES, "Permission denied", "runs/x/summary.json")

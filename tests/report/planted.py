@@ -392,7 +392,7 @@ def make_faulty(folder: Path) -> Path:
     for step in (0, 10, 20):
         record = probe(step, 20, terms=list(FAULTS))
         record["balance"] = {"weighted": {"task": 1.0, **dict.fromkeys(FAULTS, 5.0), "heavy": 1000.0}}
-        record["student"]["train_top1"] = 0.3
+        record["student"] |= {"top1": 0.3, "train_top1": 0.3}
         terms = record["terms"]
         terms["rank one/2"]["spectrum_normalized"]["effective_rank"] = 1.1
         terms["dead"]["fit"]["dead_student"] = 0.5

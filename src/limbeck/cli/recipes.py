@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
         columns = max(shutil.get_terminal_size().columns, len(margin) + 30)
         for name, function in NAMED.items():
             line = f"{name:<{len(margin)}}{(inspect.getdoc(function) or '').splitlines()[0]}"
-            say(textwrap.fill(line, columns, subsequent_indent=margin, break_on_hyphens=False))
+            say_lines(textwrap.fill(line, columns, subsequent_indent=margin, break_on_hyphens=False))
         return 0
     recipe = named(flags.name)
     # As comments: what is printed is a file that --recipe reads.

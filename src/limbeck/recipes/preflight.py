@@ -246,7 +246,7 @@ def _check_first_step(
         return [Finding("error", "first step", str(error))], 0.0
     finally:
         distiller.zero_grad(set_to_none=True)
-        sharding.load(distiller, saved)
+        distiller.load_state_dict(sharding.versioned(saved, distiller))
         torch.set_rng_state(random_state)
     count = len(distiller.trainable_parameters())
     findings = [Finding("ok", "gradients", f"all {count} trainable tensors are in the optimizer and get a gradient")]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models._utils import IntermediateLayerGetter
 
+from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models.build import build
 from limbeck.models.built import find_name
@@ -112,7 +113,18 @@ def build_trunk(name: str, *, pretrained: bool) -> Trunk:
         return _probed(module, built.name, built.input, built.heads or (), pretrained)
     model = build(name, num_classes=0, pretrained=pretrained)
     head = build(name, num_classes=1).penultimate.removesuffix(":input")
-    return _probed(StageTrunk(model.module, stages(model)), model.name, model.input, (head,), pretrained)
+    trunk = StageTrunk(model.module, stages(model))
+    _freeze_unread(trunk)
+    return _probed(trunk, model.name, model.input, (head,), pretrained)
+
+
+def _freeze_unread(trunk: StageTrunk) -> None:
+    """Freeze the layers after the last stage, such as MobileNetV2's last convolution: no head of a detector reads them."""
+    with evaluating(trunk), torch.enable_grad():
+        torch.stack([feature.sum() for feature in trunk(torch.zeros(1, 3, _PROBE, _PROBE))]).sum().backward()
+    for parameter in trunk.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    trunk.zero_grad(set_to_none=True)
 
 
 def as_list(maps: Any) -> list[Tensor]:
