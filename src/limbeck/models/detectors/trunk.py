@@ -119,7 +119,7 @@ def build_trunk(name: str, *, pretrained: bool) -> Trunk:
 
 
 def _freeze_unread(trunk: StageTrunk) -> None:
-    """Freeze the layers after the last stage, such as MobileNetV2's last convolution: no head of a detector reads them."""
+    """Freeze the layers after the last stage (MobileNetV2's last convolution): no head reads them."""
     with evaluating(trunk), torch.enable_grad():
         torch.stack([feature.sum() for feature in trunk(torch.zeros(1, 3, _PROBE, _PROBE))]).sum().backward()
     for parameter in trunk.parameters():
