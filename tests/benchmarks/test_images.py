@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("size", [16, 80])
+@pytest.mark.parametrize("size", [16, pytest.param(80, marks=pytest.mark.long)])
 def test_it_prints_ratios(size: int):
     script = ROOT / "benchmarks" / "images.py"
     options = ["--size", str(size), "--images", "40", "--batch-sizes", "8", "--rounds", "1"]

@@ -60,6 +60,7 @@ def write_plan(folder: Path, teacher: Path, runs: dict) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_each_student_is_the_one_that_its_own_command_gives(methods: ModuleType, teacher: Path, tmp_path: Path) -> None:
     plan = methods.read_plan(write_plan(tmp_path, teacher, RUNS), seeds=[1, 2])
     assert [len(group) for group in methods.groups(plan)] == [4, 4]

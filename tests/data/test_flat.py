@@ -62,7 +62,11 @@ def grown(work: Callable[[int], None]) -> tuple[int, int, int]:
 @pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="counts the open files of a process")
 @pytest.mark.parametrize(
     ("memory", "workers"),
-    [(None, 0), (0, 0), pytest.param(0, 1, marks=pytest.mark.processes)],
+    [
+        pytest.param(None, 0, marks=pytest.mark.long),
+        pytest.param(0, 0, marks=pytest.mark.long),
+        pytest.param(0, 1, marks=pytest.mark.processes),
+    ],
     ids=["memory", "disk", "processes"],
 )
 def test_loaders(photos: Path, memory: int | None, workers: int):

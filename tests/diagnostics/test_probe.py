@@ -139,7 +139,7 @@ def test_of_two_processes_the_first_one_looks_and_the_bytes_are_the_same(tmp_pat
     assert written == [0, 2, 4, 6]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_compiled_parts_are_not_compiled_anew_and_keep_their_bytes() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
