@@ -229,4 +229,4 @@ def test_the_cache_does_not_decide_which_teacher_is_trained(small: Recipe) -> No
     data = build_data(small)
     with_cache = teacher_recipe(small.changed({"cache_views": 3, "cache_limit": 5.0}))
     assert with_cache.cache_views is None
-    assert _key(with_cache, data) == _key(teacher_recipe(small), data)
+    assert _key(with_cache, data, start="") == _key(teacher_recipe(small), data, start="")

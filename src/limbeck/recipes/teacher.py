@@ -146,6 +146,7 @@ def rehearse(recipe: Recipe, data: AnyData) -> Parts:
     if recipe.teacher is not None:
         size = recipe.teacher_size or student_size(recipe, data)
         teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
-        teacher_recipe(recipe)
+        if recipe.labels:
+            teacher_recipe(recipe)
     data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
     return build_parts(recipe, data, teacher)
