@@ -46,7 +46,7 @@ def test_torchrun_and_limbeck_read_their_flags(where: str) -> None:
     assert int(read.max_restarts) == 3
     command, *flags = read.training_script_args
     values, options = parse_recipe(flags, RunFlags(), command=command, description="", fields=all_fields(), fallback={})
-    recipe = make_recipe(values, all_fields())
+    recipe = make_recipe(values, all_fields(), words)
     assert recipe.batch_size % (int(read.nproc_per_node) * int(read.nnodes.split(":")[0])) == 0
     assert options.resume_if_begun
     assert options.out == "runs/first"

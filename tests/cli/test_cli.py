@@ -111,7 +111,7 @@ def test_a_file_that_names_no_method_leaves_it_to_the_flags(
     file.write_text(f"data: digits\nstudent: small/cnn-2\nteacher: small/cnn-4\n{written}")
     words = ["--recipe", str(file), *flags.split()]
     values, _ = parse_recipe(words, RunFlags(), command="distill", description="", fields=all_fields(), fallback={})
-    assert make_recipe(values, all_fields()).method == method
+    assert make_recipe(values, all_fields(), words).method == method
 
 
 @pytest.mark.parametrize("methods", ["alone kd projector", "kd projector", "dist projector+kd", "stages projector"])
@@ -221,7 +221,7 @@ FAULTS: list[tuple[str, str]] = [
     ),
     ("distill --recipe digits --teacher-pool tokn_mean", "--teacher-pool: expected one of automatic, vector, "),
     ("distill --recipe digits --milestones 3 x", "--milestones: expected a number above 0, got 'x'"),
-    ("distill --recipe digits --milestones 3", "--milestones: only for schedule step, got schedule cosine"),
+    ("distill --recipe digits --milestones 3", "--milestones: nothing reads it with schedule cosine"),
     (
         "distill --recipe cifar100-resnet56-resnet20 --epochs 20",
         "--milestones: expected rising epochs below epochs (20)",

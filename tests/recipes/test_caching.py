@@ -15,7 +15,6 @@ from limbeck.checkpoint import Checkpoints
 from limbeck.cli import main
 from limbeck.errors import UserError
 from limbeck.recipes import run as runs
-from limbeck.recipes.agreement import CACHE_SETTINGS
 from limbeck.recipes.compare import compare
 from limbeck.recipes.precompute import precompute
 from limbeck.recipes.recipe import Recipe
@@ -30,7 +29,7 @@ def taught(small: Recipe, finished: Path) -> Recipe:
 
 
 def live(recipe: Recipe) -> Recipe:
-    return recipe.changed(dict.fromkeys(CACHE_SETTINGS))
+    return recipe.changed({"cache_views": None})
 
 
 def caches(place: Path) -> list[Path]:

@@ -78,18 +78,16 @@ def test_the_plan_is_seed_by_seed_with_a_teacher_only_where_one_is_used() -> Non
 
 
 def test_what_only_some_methods_use_is_left_to_them() -> None:
-    """A setting that none of them uses is refused, as it is in a run."""
+    """Every method has what it reads, and the defaults of the rest."""
     recipe = BASE.changed({"method": "projector+kd", "student_tap": "layer3", "student_logit_tap": "fc"})
     runs = plan(recipe.changed({"cache_views": 2}), ["alone", "kd", "projector", "stages+kd"], [0])
     found = {name: (run.student_tap, run.student_logit_tap, run.cache_views) for name, run in runs.items()}
     assert found == {
-        "alone-seed0": ("layer3", None, None),
-        "kd-seed0": ("layer3", "fc", 2),
+        "alone-seed0": (None, None, None),
+        "kd-seed0": (None, "fc", 2),
         "projector-seed0": ("layer3", None, 2),
         "stages+kd-seed0": (None, "fc", None),
     }
-    with pytest.raises(UserError, match="student_tap: method stages finds the stages itself"):
-        plan(recipe.changed({"student_logit_tap": None}), ["stages"], [0])
 
 
 @pytest.mark.parametrize(

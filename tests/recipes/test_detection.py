@@ -237,16 +237,16 @@ def test_models_without_a_common_stride_are_refused(alone: Recipe, teacher: Path
         ({"method": "crd"}, "method: for detection expected one of alone, kd, projector"),
         ({"augmentation": "strong"}, "augmentation: for detection expected none or standard"),
         ({"augmentation": "randaugment"}, "augmentation: for detection expected none or standard, got randaugment"),
-        ({"teacher_size": 32}, "teacher_size: has no meaning for task detection, got 32"),
-        ({"cache_views": 2}, "cache_views: has no meaning for task detection"),
-        ({"label_smoothing": 0.1}, "label_smoothing: has no meaning for task detection"),
-        ({"labels": False}, "labels: has no meaning for task detection"),
-        ({"logit_loss": "dist"}, "logit_loss: has no meaning for task detection"),
+        ({"teacher_size": 32}, "teacher_size: nothing reads it with task detection, got 32"),
+        ({"cache_views": 2}, "cache_views: nothing reads it with task detection"),
+        ({"label_smoothing": 0.1}, "label_smoothing: nothing reads it with task detection"),
+        ({"labels": False}, "labels: nothing reads it with task detection"),
+        ({"logit_loss": "dist"}, "logit_loss: nothing reads it with task detection"),
         ({"student_tap": "backbone.fpn.layer_blocks.0"}, "student_tap: for detection give both taps or none"),
         ({"scales": [0.5]}, "scales: expected a smallest and a largest factor, got 0.5"),
         ({"longest": 32}, "longest: expected at least size, the shorter side, got 32 and size 64"),
         ({"accumulate": 2}, "accumulate: with a teacher, detection takes one batch a step"),
-        ({"method": "review", "background": 0.5}, "background: belongs to the feature loss"),
+        ({"method": "review", "background": 0.5}, "background: nothing reads it with method review"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(alone: Recipe, teacher: Path, changes: dict[str, Any], said: str):
@@ -258,8 +258,8 @@ def test_settings_that_do_not_fit_are_told(alone: Recipe, teacher: Path, changes
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"longest": 100}, "longest: has no meaning for task classification, got 100"),
-        ({"classes": ["a"]}, "classes: has no meaning for task classification"),
+        ({"longest": 100}, "longest: nothing reads it with task classification, got 100"),
+        ({"classes": ["a"]}, "classes: nothing reads it with task classification"),
         ({"method": "pkd", "teacher": "small/cnn-4"}, "method: pkd compares the pyramids of detectors"),
     ],
 )

@@ -129,7 +129,7 @@ def test_figures_that_cannot_be_drawn_cost_their_section(finished: Path, tmp_pat
 
 def test_what_does_not_decide_the_student_may_change_on_resume(small: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(small.to_yaml())
-    changes = {"probe": "off", "probe_images": 8, "workers": 3, "checkpoint_every": 5, "cache_limit": 2.0}
+    changes = {"probe": "off", "workers": 3, "checkpoint_every": 5}
     changed = small.changed({**changes, "loggers": ("tensorboard",)})
     assert claim(changed, tmp_path, resume=True) == changed
 

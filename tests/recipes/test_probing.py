@@ -178,7 +178,7 @@ def test_the_probe_is_no_part_of_a_teachers_name(small: Recipe) -> None:
     data = build_data(small)
     one, two = (
         _key(teacher_recipe(small.changed(changes)), data, start="")
-        for changes in ({}, {"probe": "off", "probe_images": 8})
+        for changes in ({}, {"probe": 7, "probe_images": 8})
     )
     assert one == two
 

@@ -121,7 +121,9 @@ def test_every_method_of_the_tables_can_be_compared(name: str) -> None:
     """The command of the record plans a run for each method; baselines have their published weights."""
     runs = plan(named(name), METHODS.split(), [0])  # pyright: ignore[reportArgumentType]
     assert [run.method for run in runs.values()] == METHODS.split()
-    assert all(run.rival_weight is None and run.rival_warmup == 20 for run in runs.values())
+    assert all(run.rival_weight is None for run in runs.values())
+    rising = {run.method for run in runs.values() if run.rival_warmup == 20}
+    assert rising == {"review", "dkd", "projector+dkd"}  # the others do not read it
 
 
 @pytest.mark.parametrize("name", ["digits", PAIRS[0].name, "imagenet20-resnet50-resnet18"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.recipes import NAMED, Recipe, named
-from limbeck.recipes.recipe import GROUPS, NOT_COMPARED, fields_of
-from limbeck.recipes.roles import RESUMABLE, Role
+from limbeck.recipes.reading import read_value
+from limbeck.recipes.recipe import DEFAULTS, GROUPS, NOT_COMPARED, READS, fields_of, without_unread
+from limbeck.recipes.roles import NUMBER, RESUMABLE, Role
 from limbeck.recipes.values import STAGE_METHODS, FeatureLoss, Method, Norm, Pool
 
 GOOD: dict[str, Any] = {"data": "digits", "student": "small/cnn-2", "teacher": "small/cnn-32"}
@@ -47,8 +48,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"teacher": None}, "teacher: missing; method stages+kd needs one (method alone does not)"),
     ({"teacher": None, "method": "kd"}, "teacher: missing; method kd needs one"),
     ({"method": "alone"}, "method: alone uses no teacher, got teacher 'small/cnn-32'; `limbeck train`"),
-    ({**ALONE, "teacher": None, "teacher_weights": "x"}, "teacher_weights: given without a teacher"),
-    ({**ALONE, "teacher": None, "teacher_size": 32}, "teacher_size: given without a teacher"),
+    ({**ALONE, "teacher": None, "teacher_weights": "x"}, "teacher_weights: nothing reads it with method alone, got x"),
+    ({**ALONE, "teacher": None, "teacher_size": 32}, "teacher_size: nothing reads it with method alone, got 32"),
     (
         {"student_norm": "l2"},
         "student_norm: feature_loss log_correlation is defined on batch norm on both sides, got 'l2'",
@@ -58,9 +59,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "dkd", "labels": False}, "labels: method dkd treats the true class apart, so it needs them"),
     ({"method": "projector+dkd", "labels": False}, "labels: method dkd treats the true class apart"),
     ({"method": "stages+kd", "cache_views": 2}, "cache_views: method stages+kd reads whole maps, which are too large"),
-    ({"method": "stages", "student_logit_tap": "fc"}, "student_logit_tap: method stages compares no logits, got 'fc'"),
+    ({"method": "stages", "student_logit_tap": "fc"}, "student_logit_tap: nothing reads it with method stages, got fc"),
     ({**ALONE, "teacher": None, "labels": False}, "labels: method alone learns from the labels only"),
-    ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: smooths labels, and there are none"),
+    ({"labels": False, "label_smoothing": 0.1}, "label_smoothing: nothing reads it with labels False, got 0.1"),
     (
         {"method": "stages", "feature_weight": 0, "task_weight": 0},
         "method: every weight of stages is zero, so nothing would be learned",
@@ -72,11 +73,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"feature_loss": "gaussian_wasserstein"}, "student_pool: feature_loss gaussian_wasserstein compares"),
     ({"method": "at", "rival_weight": 0, "task_weight": 0}, "method: every weight of at is zero"),
     ({"schedule": "step"}, "milestones: schedule step needs the epochs of its steps, for example 30 60 90"),
-    ({"milestones": [3]}, "milestones: only for schedule step, got schedule cosine with milestones 3"),
+    ({"milestones": [3]}, "milestones: nothing reads it with schedule cosine, got 3"),
     ({"schedule": "step", "milestones": [3, 2]}, "milestones: expected rising epochs below epochs (100), got 3 2"),
     ({"schedule": "step", "milestones": [3, 3]}, "milestones: expected rising epochs below epochs (100), got 3 3"),
     ({"schedule": "step", "milestones": [100]}, "milestones: expected rising epochs below epochs (100), got 100"),
-    ({"bad_number_limit": 3}, "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"),
+    (
+        {"bad_number_limit": 3},
+        "bad_number_limit: nothing reads it with on_bad_numbers stop, got 3; leave it out, or choose "
+        "on_bad_numbers skip, lower",
+    ),
     ({"on_bad_numbers": "lower", "bad_number_limit": 0}, "bad_number_limit: expected"),
     ({"on_bad_numbers": "ignore"}, "on_bad_numbers: expected"),
     ({"warmup_epochs": 100}, "warmup_epochs: expected less than epochs (100), got 100"),
@@ -91,6 +96,68 @@ def test_wrong_settings_are_refused_in_one_line(changes: dict[str, Any], line: s
     assert "\n" not in str(caught.value)
 
 
+UNREAD: list[tuple[dict[str, Any], str, Any, str]] = [
+    ({"method": "kd"}, "alpha", 2.0, "method projector, projector+kd, projector+dkd, stages, stages+kd"),
+    ({"method": "kd"}, "projector", "mlp", "method projector, projector+kd, projector+dkd, stages, stages+kd"),
+    ({"method": "kd"}, "projector_hidden", 9, "method projector, projector+kd, projector+dkd, stages, stages+kd"),
+    ({}, "projector_hidden", 9, "projector mlp"),
+    ({}, "projector_count", 9, "projector ensemble"),
+    ({}, "projector_rank", 9, "projector low_rank"),
+    ({"feature_loss": "l1"}, "alpha", 2.0, "feature_loss log_sum, log_correlation, correlation_power"),
+    ({"method": "projector"}, "logit_loss", "dist", "method kd, projector+kd, stages+kd"),
+    (
+        {"method": "projector"},
+        "temperature",
+        2.0,
+        "method kd, projector+kd, stages+kd or method dkd, dist, projector+dkd or feature_loss feature_kl",
+    ),
+    ({"logit_loss": "mlkd", "method": "kd"}, "temperature", 2.0, "logit_loss kl, standardized_kl, dkd, nkd, dist or"),
+    ({"method": "kd"}, "dkd_beta", 2.0, "method dkd, projector+dkd or logit_loss dkd"),
+    ({"method": "at"}, "rival_warmup", 2.0, "method dkd, review, projector+dkd"),
+    ({"method": "review", "rival_weight": 2.0}, "review_weight", 2.0, "rival_weight None"),
+    ({"method": "kd"}, "rival_weight", 2.0, "method projector+dkd, fitnet, at,"),
+    ({"method": "kd"}, "teacher_tap", "fc", "method projector, projector+kd, projector+dkd, fitnet, at, nst,"),
+    ({"method": "stages"}, "student_tap", "fc", "method projector, projector+kd, projector+dkd, fitnet, at, nst,"),
+    ({"optimizer": "adamw"}, "momentum", 0.5, "optimizer sgd"),
+    ({}, "gamma", 0.5, "schedule step"),
+    ({"augmentation": "none"}, "flip", True, "augmentation standard, randaugment, strong"),
+    ({"labels": False}, "task_weight", 2.0, "task detection or labels True"),
+    ({"probe": "off"}, "probe_images", 9, "probe auto, a number"),
+    ({"method": "kd"}, "cache_top_k", 3, "cache_views a number"),
+    ({"method": "kd"}, "cache_limit", 3.0, "cache_views a number"),
+    ({}, "levels", "trunk", "task detection"),
+    ({}, "on_bad_boxes", "skip", "task detection"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "name", "value", "readers"), UNREAD, ids=[f"{r} {name}" for r, name, *_ in UNREAD])
+def test_what_nothing_reads_is_refused_and_falls_away_by_a_change(
+    recipe: dict[str, Any], name: str, value: Any, readers: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Recipe(**{**GOOD, **recipe, name: value})
+    assert str(caught.value).startswith(f"{name}: nothing reads it with ")
+    assert f"; leave it out, or choose {readers}" in str(caught.value)
+    with pytest.raises(UserError, match=f"^{name}: nothing reads it"):
+        Recipe(**{**GOOD, **recipe}).changed({name: value})
+    with pytest.raises(UserError, match=f"^recipe: {name}: nothing reads it"):
+        Recipe.from_yaml("\n".join(f"{key}: {each}" for key, each in {**GOOD, **recipe, name: value}.items()))
+    default = Recipe.model_fields[name].default
+    assert Recipe(**{**GOOD, **recipe, name: default}) == Recipe(**{**GOOD, **recipe})
+    wider = Recipe.shared({**GOOD, "method": "kd", **recipe, name: value})
+    assert getattr(wider.changed({}), name) == default
+    assert Recipe.from_yaml(wider.to_yaml()) == wider.changed({})
+
+
+def test_conditions_name_settings_and_values_that_exist() -> None:
+    for reads in READS.values():
+        for read in reads:
+            for other, wanted in read.of.items():
+                for value in wanted:
+                    if value != NUMBER:
+                        assert read_value(value, Recipe.model_fields[other]) == value
+
+
 def test_missing_data_is_named() -> None:
     with pytest.raises(UserError, match=r"^data: missing$"):
         Recipe(student="small/cnn-2", method="alone")  # pyright: ignore[reportCallIssue]
@@ -103,7 +170,7 @@ def test_missing_data_is_named() -> None:
         {"method": "dist", "labels": False},
         {"method": "projector+dkd", "student_logit_tap": "fc"},
         {"labels": False},
-        {"method": "kd", "student_norm": "l2"},
+        {"method": "kd", "student_norm": "batch"},  # its default
         {"feature_loss": "log_sum", "student_norm": "none", "teacher_norm": "group"},
         {"epochs": 1},
         {"alpha": 1},
@@ -175,8 +242,8 @@ PARTICULAR = ("log_correlation", "correlation_power", "gaussian_wasserstein")  #
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> Recipe:
-    """Any valid recipe of a method with a teacher."""
+def recipes(draw: st.DrawFn) -> dict[str, Any]:
+    """The settings of any valid recipe of a method with a teacher, and some that it does not read."""
     epochs = draw(st.integers(1, 1000))
     method = draw(st.sampled_from([method for method in get_args(Method) if method not in OTHERS]))
     marks = draw(st.lists(st.floats(0, epochs, exclude_min=True, exclude_max=True), max_size=4, unique=True))
@@ -208,12 +275,13 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "ema": draw(st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)),
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
-    return Recipe(**values)
+    return values
 
 
 @settings(max_examples=60, deadline=None)
 @given(recipes())
-def test_yaml_gives_back_the_same_recipe(recipe: Recipe) -> None:
+def test_yaml_gives_back_the_same_recipe(values: dict[str, Any]) -> None:
+    recipe = Recipe(**without_unread({**DEFAULTS, **values}, given=()))
     again = Recipe.from_yaml(recipe.to_yaml())
     assert again == recipe
     assert again.to_yaml() == recipe.to_yaml()
@@ -282,7 +350,7 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
 def test_a_named_recipe_is_valid_and_has_a_record(name: str) -> None:
     recipe = named(name)
     assert recipe.name == name
-    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe.changed({})  # what other methods read is a comment
     record = inspect.getdoc(NAMED[name]) or ""
     for entry in ("Paper:", "Row:", "Expect:", "Command:", "Cost:", "Ours:", "Differences:"):
         assert f"\n{entry}" in record
@@ -344,5 +412,5 @@ def test_the_method_that_is_not_named(changes: dict[str, object], method: str) -
 def test_weights_that_are_not_named_are_the_methods(method: str, weights: tuple[float, float]) -> None:
     recipe = Recipe(**{**GOOD, "method": method})
     assert (recipe.full_feature_weight, recipe.full_logit_weight) == weights
-    named = recipe.changed({"feature_weight": 3.0, "logit_weight": 5.0})
+    named = Recipe.shared({**recipe.model_dump(), "feature_weight": 3.0, "logit_weight": 5.0})
     assert (named.full_feature_weight, named.full_logit_weight) == (3, 5)

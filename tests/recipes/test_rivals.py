@@ -13,7 +13,7 @@ from limbeck.models import InputSpec, Model, build
 from limbeck.optim import check_gradients
 from limbeck.recipes.build import Parts, build_data, build_parts
 from limbeck.recipes.caching import build_reduction
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import DEFAULTS, Recipe, without_unread
 from limbeck.recipes.rivals import WEIGHTS, build_rival_terms
 from limbeck.recipes.values import FeatureLoss, LogitLoss, Norm, Projector, Rival
 from limbeck.terms import FeatureTerm
@@ -35,7 +35,7 @@ def teacher() -> Model:
 
 def recipe(**changes: Any) -> Recipe:
     base: dict[str, Any] = {"teacher": "cifar/resnet14", "student": "cifar/resnet8", "data": "digits", "batch_size": 16}
-    return Recipe(**{**base, **changes})
+    return Recipe(**without_unread({**DEFAULTS, **base, **changes}, given=()))
 
 
 def step(parts: Parts) -> dict[str, float]:
@@ -290,7 +290,7 @@ def test_the_projector_at_every_stage(name: str, positions: tuple[int, ...], dat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"student_tap": "layer1"}, "student_tap: method stages finds the stages itself"),
+        ({"student_tap": "layer1"}, "student_tap: nothing reads it with method stages"),
         (
             dict.fromkeys(("student_pool", "teacher_pool"), "spatial_positions") | {"feature_loss": GAUSSIAN},
             "feature_loss: gaussian_wasserstein compares positions; method stages",
@@ -299,4 +299,4 @@ def test_the_projector_at_every_stage(name: str, positions: tuple[int, ...], dat
 )
 def test_stages_that_cannot_be_projected_are_told(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        recipe(method="stages", **changes)
+        recipe(method="stages").changed(changes)

@@ -139,7 +139,7 @@ def test_a_run_that_goes_on_with_other_versions_says_so(torch_then: str | None, 
         {"loggers": ("tensorboard",)},
         {"checkpoint_every": 5},
         {"skip_bad_images": 2},
-        {"name": "other", "cache_limit": 3.0, "precision": "auto"},
+        {"name": "other", "precision": "auto"},
     ],
     ids=str,
 )

@@ -54,7 +54,7 @@ def test_the_teachers_recipe_is_the_students_for_another_model(small: Recipe) ->
 
 def test_what_teaches_the_student_does_not_decide_its_teacher(small: Recipe) -> None:
     """Pairs of one protocol that differ in weights, method and the student's learning rate have one teacher."""
-    second = {"method": "dkd", "dkd_beta": 2.0, "rival_warmup": 20, "student_logit_tap": "fc", "alpha": 2.0, "lr": 0.01}
+    second = {"method": "dkd", "dkd_beta": 2.0, "rival_warmup": 20, "student_logit_tap": "fc", "lr": 0.01}
     own = teachers.teacher_recipe(small.changed({"teacher_lr": 0.05, "label_smoothing": 0.1}))
     assert own == teachers.teacher_recipe(small.changed({**second, "teacher_lr": 0.05, "label_smoothing": 0.1}))
     assert (own.lr, own.label_smoothing) == (0.05, 0.1)
@@ -135,7 +135,15 @@ def test_a_teacher_is_found_again_whatever_the_machine(
 def test_the_trials_of_a_sweep_have_the_teacher_of_the_recipe(name: str, small: Recipe) -> None:
     """Whatever of a training is swept."""
     base = small.changed(
-        {"size": 8, "train_limit": None, "schedule": "step", "milestones": (1,), "warmup_epochs": 0.5, "epochs": 4}
+        {
+            "size": 8,
+            "train_limit": None,
+            "schedule": "step",
+            "milestones": (1,),
+            "warmup_epochs": 0.5,
+            "epochs": 4,
+            "augmentation": "standard",
+        }
     )
     other: dict[str, object] = {
         "epochs": 8,

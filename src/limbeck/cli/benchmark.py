@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     values, options = parse_recipe(
         words, BenchmarkFlags(), command="benchmark", description=DESCRIPTION, fields=fields, fallback=fallback
     )
-    recipe = make_recipe(values, fields)
+    recipe = make_recipe(values, fields, words)
     from rich.console import Console
     from rich.progress import Progress
 

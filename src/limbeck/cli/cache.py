@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     values, options = parse_recipe(
         words, Flags(), command="cache", description=DESCRIPTION, fields=all_fields(), fallback={}
     )
-    recipe = make_recipe(values, all_fields())
+    recipe = make_recipe(values, all_fields(), words)
     if recipe.cache_views is None:
         raise UserError("--cache-views: missing; how many augmented views of each image to keep, for example 10")
     if options.estimate and options.verify:

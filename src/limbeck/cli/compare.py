@@ -20,7 +20,6 @@ from limbeck.cli.flags import (
 )
 from limbeck.cli.running import dry_run, guarded, say, write_report
 from limbeck.errors import UserError
-from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Count, Method
@@ -63,7 +62,7 @@ def main(words: Sequence[str]) -> int:
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs as one process; for several devices start each `limbeck distill` with a launcher")
-    recipe = shared_recipe(values, options.methods, fields)
+    recipe = shared_recipe(values, options.methods, fields, words)
     count = SEEDS_OF_RECIPE.get(recipe.name, SEEDS) if options.seeds is None else options.seeds
     if count < 1:
         raise UserError(f"--seeds: expected a whole number of at least 1, got {count}")
@@ -116,8 +115,14 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
     return 0
 
 
-def shared_recipe(values: Mapping[str, object], methods: Sequence[Method], flags: Mapping[str, str]) -> Recipe:
-    """The recipe that all runs share, with a method that has a use for what any of theirs has; alone has no teacher."""
+def shared_recipe(
+    values: Mapping[str, object], methods: Sequence[Method], flags: Mapping[str, str], words: Sequence[str]
+) -> Recipe:
+    """The recipe that all runs share, with a method that has a use for what most of theirs have; alone has no teacher.
+
+    Raises:
+        UserError: Settings contradict each other, or none of the methods reads one of the command line's.
+    """
     features = [method for method in methods if method in FEATURE_METHODS]
     taught: str | None = None
     if features:
@@ -126,8 +131,8 @@ def shared_recipe(values: Mapping[str, object], methods: Sequence[Method], flags
     taught = taught or next((method for method in methods if method != "alone"), None)
     if not methods:
         raise UserError("--methods: its value is missing; expected one or more of alone, kd, projector, stages+kd")
-    without = dict.fromkeys(TEACHER_SETTINGS) if taught is None else {}
-    return make_recipe({**values, **without, "method": taught or "alone"}, flags)
+    variants = [{"method": method} for method in methods]
+    return make_recipe({**values, "method": taught or "alone"}, flags, words, variants=variants)
 
 
 def print_table(result: Mapping[str, Any], *, head: Sequence[str] = COLUMNS) -> None:

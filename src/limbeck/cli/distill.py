@@ -17,7 +17,7 @@ def main(words: Sequence[str]) -> int:
     values, options = parse_recipe(
         words, RunFlags(), command="distill", description=DESCRIPTION, fields=all_fields(), fallback={}
     )
-    recipe = make_recipe(values, all_fields())
+    recipe = make_recipe(values, all_fields(), words)
     folder = run_folder(options, default_folder(recipe))
     if options.dry_run:
         return dry_run(recipe, folder)

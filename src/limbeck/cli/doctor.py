@@ -17,7 +17,7 @@ def main(words: Sequence[str]) -> int:
     values, _ = parse_recipe(
         words, RecipeFlag(), command="doctor", description=DESCRIPTION, fields=all_fields(), fallback={}
     )
-    recipe = make_recipe(values, all_fields())
+    recipe = make_recipe(values, all_fields(), words)
     from limbeck.recipes.inspection import check
 
     findings = check(recipe, default_folder(recipe))

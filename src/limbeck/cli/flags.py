@@ -21,7 +21,7 @@ from limbeck.errors import UserError
 from limbeck.recipes.compare import RESULT_FILE, recorded_recipe
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
 from limbeck.recipes.reading import load_mapping, read_text
-from limbeck.recipes.recipe import GROUPS, Recipe
+from limbeck.recipes.recipe import DEFAULTS, GROUPS, Recipe, without_unread
 
 Parsed = TypeVar("Parsed")
 
@@ -153,7 +153,7 @@ def parse_recipe(
     Returns:
         The recipe's values (those of fields that are no flags here come from the base), and the other flags' object.
     """
-    defaults = _base(words) or {**_defaults(), **fallback}
+    defaults = _base(words) or {**DEFAULTS, **fallback}
     kind, groups = _flags_types(command, type(options), tuple(fields.items()))
     default = kind(
         run=options,
@@ -170,22 +170,39 @@ def parse_recipe(
     return values, parsed.run
 
 
-def make_recipe(values: Mapping[str, object], flags: Mapping[str, str]) -> Recipe:
+def make_recipe(
+    values: Mapping[str, object],
+    flags: Mapping[str, str],
+    words: Sequence[str],
+    *,
+    variants: Sequence[Mapping[str, object]] = ({},),
+) -> Recipe:
     """The recipe of a command line.
 
     Args:
         values: Every setting.
         flags: Setting -> name of its flag; errors name the flag.
+        words: The command line behind the command. Something has to read what it gives, and what a file of --recipe
+            gives; what the flags leave without use is at its default.
+        variants: The changes of each recipe that is made of this one; by default there is this one alone.
 
     Raises:
-        UserError: Settings contradict each other, or the images are not named.
+        UserError: Settings contradict each other, nothing reads one, or the images are not named.
     """
     data = values.get("data")
     if data is None or str(data).split(":")[-1] == NO_FOLDER:
         form = "FOLDER" if data is None else str(data)
         raise UserError(f"--data: missing; name the images, for example --data {form}")
+    if (file := _file_of(words)) is not None:
+        base = Recipe.from_yaml(file, shared=True)
+        try:
+            without_unread(base.model_dump(), given=base.model_fields_set, variants=[{}, *variants])
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+    given = given_flags(words).keys()
+    asked = {name for name, flag in flags.items() if flag in given or f"no_{flag}" in given}
     try:
-        return Recipe(**cast(dict[str, Any], dict(values)))
+        return Recipe.shared(without_unread(values, given=asked, variants=variants))
     except UserError as error:
         raise UserError(re.sub(r"(?<![^ ])(\w+)(?=: )", lambda found: _flag(found[1], flags), str(error))) from None
 
@@ -216,14 +233,11 @@ def run_folder(options: RunFlags, default: Path) -> Path:
 
 def _base(words: Sequence[str]) -> dict[str, object] | None:
     """The values that the flags go on top of: those of --recipe, else of the run to resume; None without either."""
-    given = given_flags(words)
-    if chosen := given.get("recipe"):
-        file = Path(chosen[0])
-        is_name = chosen[0] in NAMED or (file.suffix not in (".yaml", ".yml") and file.name == chosen[0])
-        if not is_name:
-            recipe = Recipe.from_yaml(file)
-            written = load_mapping(read_text(file), str(file))
-            return {**recipe.model_dump(), **({"method": None} if written.get("method") is None else {})}
+    if (file := _file_of(words)) is not None:
+        recipe = Recipe.from_yaml(file, shared=True)
+        written = load_mapping(read_text(file), str(file))
+        return {**recipe.model_dump(), **({"method": None} if written.get("method") is None else {})}
+    if chosen := given_flags(words).get("recipe"):
         recipe = named(chosen[0])
         # Where a named recipe has the stages, it left its method to the rule; other flags may lead that elsewhere.
         return {**recipe.model_dump(), **({"method": None} if recipe.uses_stages else {})}
@@ -236,6 +250,16 @@ def _base(words: Sequence[str]) -> dict[str, object] | None:
     return Recipe.from_yaml(place / "recipe.yaml").model_dump()
 
 
+def _file_of(words: Sequence[str]) -> Path | None:
+    """The file that --recipe names; None where it names a recipe of ours, or is not given."""
+    chosen = given_flags(words).get("recipe")
+    if not chosen:
+        return None
+    file = Path(chosen[0])
+    is_name = chosen[0] in NAMED or (file.suffix not in (".yaml", ".yml") and file.name == chosen[0])
+    return None if is_name else file
+
+
 def resumed_folder(words: Sequence[str]) -> Path | None:
     """The folder that a command line names to go on with, before it is parsed; None where it names none."""
     given = given_flags(words)
@@ -243,10 +267,6 @@ def resumed_folder(words: Sequence[str]) -> Path | None:
         return None
     place = (given["resume"] or given.get("out") or [""])[0]
     return Path(place) if place else None
-
-
-def _defaults() -> dict[str, object]:
-    return {name: None if field.is_required() else field.default for name, field in Recipe.model_fields.items()}
 
 
 @functools.cache  # tyro keeps every type that it has seen: there is one of each command, whatever its defaults

@@ -1,5 +1,6 @@
 """``limbeck sweep``: search for good settings of a recipe, stop bad ones early, confirm the best on other seeds."""
 
+import itertools
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_rec
 from limbeck.cli.running import dry_run, say, write_report
 from limbeck.cli.words import given_flags
 from limbeck.errors import UserError, shown
-from limbeck.recipes.space import MOST_CHECKED, check_space
+from limbeck.recipes.space import MOST_CHECKED, check_space, combinations, parse_space
 from limbeck.recipes.study import Plan, Pruner, Sampler
 from limbeck.recipes.sweep import AS_GIVEN, BEST_FILE, make_plan, sweep
 from limbeck.records import is_share
@@ -81,7 +82,8 @@ def main(words: Sequence[str]) -> int:
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("sweep runs as one process; start it several times for several devices, they share the trials")
-    recipe = make_recipe(values, all_fields())
+    tried = list(itertools.islice(combinations(parse_space(flags.space)), MOST_CHECKED))
+    recipe = make_recipe(values, all_fields(), words, variants=[{}, *tried])
     plan = make_plan(
         recipe,
         flags.space,

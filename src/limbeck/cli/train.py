@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
         words, RunFlags(), command="train", description=DESCRIPTION, fields=shown, fallback={"name": "train"}
     )
     hidden = {name: field.default for name, field in Recipe.model_fields.items() if name not in shown}
-    recipe = make_recipe({**values, **hidden, "method": "alone"}, shown)
+    recipe = make_recipe({**values, **hidden, "method": "alone"}, shown, words)
     folder = run_folder(options, default_folder(recipe))
     if options.dry_run:
         return dry_run(recipe, folder)

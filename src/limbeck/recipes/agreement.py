@@ -9,12 +9,9 @@ if TYPE_CHECKING:
     from limbeck.recipes.recipe import Recipe
     from limbeck.recipes.values import Method
 
-CACHE_SETTINGS = ("cache_views", "cache_seed", "cache_top_k", "cache_folder")
-"""What there is none of where the teacher runs live, or where there is no teacher."""
-
 TEACHER_SETTINGS = (
     "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_settings", "teacher_size", "teacher_tap",
-    "student_logit_tap", *CACHE_SETTINGS,
+    "student_logit_tap", "cache_views", "cache_seed", "cache_top_k", "cache_folder",
 )  # fmt: skip
 """What a model that is trained alone has none of: all of these are None."""
 
@@ -76,17 +73,11 @@ def _check_models(recipe: "Recipe") -> str | None:
         return (
             f"pretrained: the student starts from student_weights {recipe.student_weights!r} or from the hub, not both"
         )
-    for name in TEACHER_SETTINGS:
-        if recipe.teacher is None and getattr(recipe, name) is not None:
-            return f"{name}: given without a teacher"
     if recipe.cache_views is not None and recipe.uses_stages:
         return (
             f"cache_views: method {recipe.method} reads whole maps, which are too large to keep; "
             "expected none, or method projector+kd"
         )
-    for name in CACHE_SETTINGS:
-        if recipe.cache_views is None and getattr(recipe, name) is not None:
-            return f"{name}: given without cache_views, the number of views that are kept"
     return None
 
 
@@ -102,24 +93,16 @@ def _check_terms(recipe: "Recipe") -> str | None:
         return f"logit_loss: {recipe.logit_loss} needs labels (it treats the true class apart); kl does without"
     if recipe.rival == "dkd" and not recipe.labels:
         return "labels: method dkd treats the true class apart, so it needs them; kd and dist do without"
-    if recipe.student_logit_tap is not None and not recipe.uses_logits:
-        return f"student_logit_tap: method {recipe.method} compares no logits, got {recipe.student_logit_tap!r}"
     if recipe.uses_features and recipe.feature_loss == "gaussian_wasserstein":
         for name, pool in {"student_pool": recipe.student_pool, "teacher_pool": recipe.teacher_pool}.items():
             if pool not in ("spatial_positions", "token_positions"):
                 return (
                     f"{name}: feature_loss gaussian_wasserstein compares positions; use spatial_positions, got {pool!r}"
                 )
-    if recipe.uses_stages:
-        for name in ("student_tap", "teacher_tap"):
-            if getattr(recipe, name) is not None:
-                return f"{name}: method {recipe.method} finds the stages itself; name taps with method projector"
-        if recipe.feature_loss == "gaussian_wasserstein":
-            return f"feature_loss: gaussian_wasserstein compares positions; method {recipe.method} has vectors too"
+    if recipe.uses_stages and recipe.feature_loss == "gaussian_wasserstein":
+        return f"feature_loss: gaussian_wasserstein compares positions; method {recipe.method} has vectors too"
     if recipe.method == "alone" and not recipe.labels:
         return "labels: method alone learns from the labels only; without them choose kd or projector"
-    if not recipe.labels and recipe.label_smoothing > 0:
-        return f"label_smoothing: smooths labels, and there are none (labels false), got {recipe.label_smoothing}"
     weights = {
         "task_weight": recipe.task_weight if recipe.labels else 0.0,
         "feature_weight": recipe.full_feature_weight if recipe.uses_features else 0.0,
@@ -143,12 +126,8 @@ def _check_data(recipe: "Recipe") -> str | None:
 
 def _check_schedule(recipe: "Recipe") -> str | None:
     marks = recipe.milestones
-    if recipe.bad_number_limit is not None and recipe.on_bad_numbers == "stop":
-        return "bad_number_limit: on_bad_numbers stop leaves out no step; expected skip or lower"
     if recipe.schedule == "step" and not marks:
         return "milestones: schedule step needs the epochs of its steps, for example 30 60 90"
-    if recipe.schedule != "step" and marks:
-        return f"milestones: only for schedule step, got schedule {recipe.schedule} with milestones {plain(marks)}"
     if list(marks) != sorted(set(marks)) or (marks and marks[-1] >= recipe.epochs):
         return f"milestones: expected rising epochs below epochs ({recipe.epochs}), got {plain(marks)}"
     if recipe.warmup_epochs >= recipe.epochs:
@@ -157,17 +136,6 @@ def _check_schedule(recipe: "Recipe") -> str | None:
 
 
 DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
-DETECTION_SETTINGS = ("frozen_norms", "longest", "scales", "classes", "on_bad_boxes", "levels", "background")
-CLASSIFICATION_SETTINGS = (
-    "teacher_size",
-    "teacher_pool",
-    "student_pool",
-    "labels",
-    "label_smoothing",
-    "cache_views",
-    "logit_loss",
-)
-"""What one of the tasks knows, and the other has at its default."""
 
 
 def _check_task(recipe: "Recipe") -> str | None:
@@ -177,7 +145,7 @@ def _check_task(recipe: "Recipe") -> str | None:
             return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
         if recipe.method in ("fgd", "pkd"):
             return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
-        return _not_default(recipe)
+        return None
     for name in ("student", "teacher"):
         if getattr(recipe, name) is not None and name not in detectors:
             return (
@@ -194,18 +162,8 @@ def _check_task(recipe: "Recipe") -> str | None:
         return f"scales: expected a smallest and a largest factor, got {plain(recipe.scales)}"
     if recipe.longest is not None and (recipe.size is None or recipe.longest < recipe.size):
         return f"longest: expected at least size, the shorter side, got {recipe.longest} and size {recipe.size}"
-    if recipe.background < 1 and not recipe.uses_features:
-        return f"background: belongs to the feature loss, which method {recipe.method} has not"
     if recipe.accumulate > 1 and recipe.method != "alone":
         return "accumulate: with a teacher, detection takes one batch a step (its second stage and frames differ)"
-    return _not_default(recipe)
-
-
-def _not_default(recipe: "Recipe") -> str | None:
-    """The first setting that the recipe's task has no use for and that is not at its default."""
-    for name in CLASSIFICATION_SETTINGS if recipe.detects else DETECTION_SETTINGS:
-        if getattr(recipe, name) != type(recipe).model_fields[name].default:
-            return f"{name}: has no meaning for task {recipe.task}, got {plain(getattr(recipe, name))}"
     return None
 
 

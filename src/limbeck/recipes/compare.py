@@ -11,10 +11,9 @@ from typing import Any
 from limbeck import intervals
 from limbeck.errors import UserError
 from limbeck.intervals import interval_of, summarize
-from limbeck.recipes.agreement import CACHE_SETTINGS, TEACHER_SETTINGS
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
-from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Method
+from limbeck.recipes.values import LOGIT_METHODS, Method
 from limbeck.records import figure, is_share, mapping
 from limbeck.untrusted import read_object
 
@@ -107,9 +106,7 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
     # Where one method needs a teacher whose head fits, all get that teacher, not only its hub weights.
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     return {
-        f"{method}-seed{seed}": recipe.changed(
-            {**method_changes(recipe, method, seed, fitted=fitted), **_left_to_others(method, methods)}
-        )
+        f"{method}-seed{seed}": recipe.changed(method_changes(recipe, method, seed, fitted=fitted))
         for seed in seeds
         for method in methods
     }
@@ -117,24 +114,7 @@ def plan(recipe: Recipe, methods: Sequence[Method], seeds: Sequence[int]) -> dic
 
 def method_changes(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -> dict[str, object]:
     """What another method and seed change: ``alone`` has no teacher, the others have one whose head fits, or not."""
-    changes: dict[str, object] = {"method": method, "seed": seed, "fit_teacher": fitted and recipe.labels}
-    if method == BASELINE:
-        changes |= {**dict.fromkeys(TEACHER_SETTINGS), "fit_teacher": False}
-    return changes
-
-
-def _left_to_others(method: Method, methods: Sequence[Method]) -> dict[str, object]:
-    """Settings that only other methods of the comparison have a use for, at their defaults."""
-    left: list[str] = []
-    single = tuple(other for other in methods if other not in STAGE_METHODS)
-    for users, names in (
-        (FEATURE_METHODS, ("background",)),
-        (LOGIT_METHODS, ("student_logit_tap",)),
-        (single, ("student_tap", "teacher_tap", *CACHE_SETTINGS)),
-    ):
-        if method not in users and any(other in users for other in methods):
-            left += names
-    return {name: Recipe.model_fields[name].default for name in left}
+    return {"method": method, "seed": seed, "fit_teacher": fitted and recipe.labels and method != BASELINE}
 
 
 def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
@@ -162,7 +142,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def recorded_recipe(folder: Path) -> Recipe:
     """The recipe that the runs of a comparison share."""
-    return Recipe(**mapping(read_record(folder), "recipe"))
+    return Recipe.shared(mapping(read_record(folder), "recipe"))
 
 
 def _teacher(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:

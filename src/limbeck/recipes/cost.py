@@ -10,7 +10,6 @@ from limbeck import models
 from limbeck.detection import DetectionBatch
 from limbeck.errors import UserError
 from limbeck.models.detectors import build_detector
-from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.build import build_data, build_distiller, build_optimizer
 from limbeck.recipes.detection import detector_of
 from limbeck.recipes.recipe import Recipe
@@ -64,7 +63,7 @@ def cost(plan: Plan) -> tuple[list[Cost], str]:
         images, classes, side = _sizes(first)
         taught = next((recipe for recipe in recipes.values() if recipe.method != "alone"), None)
         with_teacher = 0.0 if taught is None else _seconds(taught.changed({"method": "kd"}), classes, side, device)
-        alone = first.changed({**dict.fromkeys(TEACHER_SETTINGS), "fit_teacher": False, "method": "alone"})
+        alone = first.changed({"method": "alone"})
         without = _seconds(alone, classes, side, device)
         runs, seconds = 0, 0.0
         for row, recipe in recipes.items():

@@ -5,7 +5,7 @@ the arguments from which `limbeck.recipes.build` makes models, data, terms and o
 nowhere below. Nothing in this file imports torch.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -22,18 +22,27 @@ from limbeck.recipes.roles import (
     DATA,
     FAULTS,
     MACHINE,
+    NUMBER,
     SEED,
     SHARED,
     STUDENT,
     TEACHER,
     Kind,
+    Read,
+    Reads,
     Role,
     Whose,
+    unread,
 )
 from limbeck.recipes.values import (
+    CACHED_METHODS,
     FEATURE_METHODS,
+    KD_METHODS,
     LOGIT_METHODS,
+    RIVAL_METHODS,
     STAGE_METHODS,
+    TAPPED_METHODS,
+    TAUGHT_METHODS,
     Amount,
     Count,
     FeatureLoss,
@@ -58,6 +67,21 @@ from limbeck.recipes.values import (
     Weight,
     no_switch,
 )
+
+CLASSES = Read(task=("classification",))
+BOXES = Read(task=("detection",))
+TAUGHT = Read(method=TAUGHT_METHODS)
+TAPPED = Read(method=TAPPED_METHODS)
+FEATURES = Read(method=FEATURE_METHODS)
+CACHED = Read(cache_views=(NUMBER,))
+STEPS = Read(schedule=("step",))
+POWER = Read(feature_loss=("log_sum", "log_correlation", "correlation_power"))
+MLP, ENSEMBLE, LOW_RANK = Read(projector=("mlp",)), Read(projector=("ensemble",)), Read(projector=("low_rank",))
+SOFT_KD = Read(method=KD_METHODS, logit_loss=("kl", "standardized_kl", "dkd", "nkd", "dist"))
+SOFT_RIVAL = Read(method=("dkd", "dist", "projector+dkd"))
+SOFT_FEATURE = Read(feature_loss=("feature_kl",))
+RISING = Read(task=("classification",), method=("dkd", "review", "projector+dkd"))
+REVIEW = Read(task=("classification",), method=("review",), rival_weight=(None,))
 
 
 class Recipe(BaseModel):
@@ -89,36 +113,36 @@ class Recipe(BaseModel):
         description="classification, or detection of objects in boxes, whose models and data are others.",
     )
 
-    teacher: Annotated[Line | None, TEACHER] = Field(
+    teacher: Annotated[Line | None, TEACHER, TAUGHT] = Field(
         default=None,
         description="Teacher: timm/NAME, torchvision/NAME, hub/REPO, cifar/NAME, small/NAME or module:function.",
     )
-    teacher_weights: Annotated[Line | None, TEACHER] = Field(
+    teacher_weights: Annotated[Line | None, TEACHER, TAUGHT] = Field(
         default=None,
         description="Teacher's weights: a file or a run folder. Without it: the hub, else trained here first.",
     )
-    teacher_epochs: Annotated[Count | None, TEACHER] = Field(
+    teacher_epochs: Annotated[Count | None, TEACHER, TAUGHT] = Field(
         default=None,
         description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
     )
-    teacher_lr: Annotated[Positive | None, TEACHER] = Field(
+    teacher_lr: Annotated[Positive | None, TEACHER, TAUGHT] = Field(
         default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
     )
-    teacher_settings: Annotated[tuple[Line, ...] | None, TEACHER] = Field(
+    teacher_settings: Annotated[tuple[Line, ...] | None, TEACHER, TAUGHT] = Field(
         default=None,
         description="Other settings of its training, as batch_size=64 optimizer=adamw; None: the student's. A sweep "
         "writes those of its recipe here, so that all trials have one teacher.",
     )
-    fit_teacher: Annotated[bool, TEACHER] = Field(
+    fit_teacher: Annotated[bool, TEACHER, TAUGHT] = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
     )
-    teacher_size: Annotated[Side | None, TEACHER] = Field(
+    teacher_size: Annotated[Side | None, TEACHER, Read(task=("classification",), method=TAUGHT_METHODS)] = Field(
         default=None, description="Side of the teacher's input in pixels; None: as --size."
     )
-    teacher_tap: Annotated[Line | None, STUDENT] = Field(
+    teacher_tap: Annotated[Line | None, STUDENT, TAPPED] = Field(
         default=None, description="Teacher's module whose output is distilled; None: the pooled penultimate feature."
     )
-    teacher_pool: Annotated[Pool, STUDENT] = Field(
+    teacher_pool: Annotated[Pool, STUDENT, Read(task=("classification",), method=FEATURE_METHODS)] = Field(
         default="automatic", description="How the teacher's feature becomes vectors; by its shape."
     )
     student: Annotated[Line | None, STUDENT] = Field(
@@ -130,17 +154,17 @@ class Recipe(BaseModel):
     pretrained: Annotated[bool, STUDENT] = Field(
         default=False, description="Start the student from the hub's weights (fine-tuning)."
     )
-    student_tap: Annotated[Line | None, STUDENT] = Field(
+    student_tap: Annotated[Line | None, STUDENT, TAPPED] = Field(
         default=None, description="Student's module whose output is projected; None: the pooled penultimate feature."
     )
-    student_pool: Annotated[Pool, STUDENT] = Field(
+    student_pool: Annotated[Pool, STUDENT, Read(task=("classification",), method=FEATURE_METHODS)] = Field(
         default="automatic", description="How the student's feature becomes vectors; by its shape."
     )
-    student_logit_tap: Annotated[Line | None, STUDENT] = Field(
+    student_logit_tap: Annotated[Line | None, STUDENT, Read(task=("classification",), method=LOGIT_METHODS)] = Field(
         default=None,
         description="Student's module whose output the logit loss reads (a second head); None: what it returns.",
     )
-    frozen_norms: Annotated[bool, SHARED] = Field(
+    frozen_norms: Annotated[bool, SHARED, BOXES] = Field(
         default=False, description="Detection: fix the batch norms of the student's trunk (usual if it was pretrained)."
     )
 
@@ -157,23 +181,23 @@ class Recipe(BaseModel):
     size: Annotated[Side | None, SHARED] = Field(
         default=None, description="Side of the training images in pixels; None: the source's own."
     )
-    longest: Annotated[Side | None, SHARED] = Field(
+    longest: Annotated[Side | None, SHARED, BOXES] = Field(
         default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
     )
-    scales: Annotated[tuple[Positive, ...], Field(max_length=2), SHARED] = Field(
+    scales: Annotated[tuple[Positive, ...], Field(max_length=2), SHARED, BOXES] = Field(
         default=(), description="Detection: smallest and largest factor on --size in training; by default 0.8 to 1.25."
     )
-    classes: Annotated[tuple[Line, ...], DATA] = Field(
+    classes: Annotated[tuple[Line, ...], DATA, BOXES] = Field(
         default=(), description="Detection: use these classes alone, in this order; by default all."
     )
-    on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS] = Field(
+    on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS, BOXES] = Field(
         default="refuse", description="Detection: refuse annotations with faults, or skip the images that have them."
     )
     augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(
         default="standard",
         description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
     )
-    flip: Annotated[bool | None, SHARED] = Field(
+    flip: Annotated[bool | None, SHARED, Read(augmentation=("standard", "randaugment", "strong"))] = Field(
         default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
     )
     subset: Annotated[Share, SHARED] = Field(
@@ -182,14 +206,14 @@ class Recipe(BaseModel):
     train_limit: Annotated[Count | None, STUDENT] = Field(
         default=None, description="Use this many training images, evenly over the classes."
     )
-    labels: Annotated[bool, DATA] = Field(
+    labels: Annotated[bool, DATA, CLASSES] = Field(
         default=True, description="Use the labels; without them only the teacher teaches (no task loss)."
     )
-    label_file: Annotated[Line | None, DATA] = Field(
+    label_file: Annotated[Line | None, DATA, CLASSES] = Field(
         default=None,
         description="CSV file with a row for each image of the folder --data: FILE,CLASS. Also --labels FILE.",
     )
-    on_missing_classes: Annotated[Literal["refuse", "skip"], DATA] = Field(
+    on_missing_classes: Annotated[Literal["refuse", "skip"], DATA, CLASSES] = Field(
         default="refuse",
         description="Empty class folders, and validation images of other classes than train: refuse, or skip them.",
     )
@@ -205,70 +229,74 @@ class Recipe(BaseModel):
         description="What teaches the student besides the labels. None: stages+kd, the best of docs/results.md; "
         "projector+kd with taps of your own or a teacher cache; projector for detectors and without labels.",
     )  # pyright: ignore[reportAssignmentType]
-    levels: Annotated[Literal["pyramid", "trunk"], STUDENT] = Field(
+    levels: Annotated[Literal["pyramid", "trunk"], STUDENT, Read(task=("detection",), method=TAPPED_METHODS)] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
     )
-    background: Annotated[Part, STUDENT] = Field(
+    background: Annotated[Part, STUDENT, Read(task=("detection",), method=FEATURE_METHODS)] = Field(
         default=1.0, description="Detection: weight of places in no box; 1: all places count alike, as one batch."
     )
-    feature_loss: Annotated[FeatureLoss, STUDENT] = Field(
+    feature_loss: Annotated[FeatureLoss, STUDENT, FEATURES] = Field(
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
-    alpha: Annotated[float, Field(ge=1), Number, STUDENT] = Field(
+    alpha: Annotated[float, Field(ge=1), Number, STUDENT, POWER] = Field(
         default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
-    feature_weight: Annotated[Weight | None, STUDENT] = Field(
+    feature_weight: Annotated[Weight | None, STUDENT, FEATURES] = Field(
         default=None,
         description="Weight of the feature loss, shared out over its layers. None: 2 (published ImageNet code); at "
         "every stage 32 (docs/results.md).",
     )
-    projector: Annotated[Projector, STUDENT] = Field(
+    projector: Annotated[Projector, STUDENT, FEATURES] = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
     )
-    inverted: Annotated[bool, STUDENT] = Field(
+    inverted: Annotated[bool, STUDENT, FEATURES] = Field(
         default=False, description="Project the teacher's feature to the student's width instead (cross-task paper)."
     )
-    projector_hidden: Annotated[Count, STUDENT] = Field(
+    projector_hidden: Annotated[Count, STUDENT, MLP] = Field(
         default=1024, description="Hidden width of the mlp projector (paper's CIFAR-100 runs)."
     )
-    projector_count: Annotated[Count, STUDENT] = Field(default=3, description="Projectors of an ensemble (PEFD: 3).")
-    projector_rank: Annotated[Count, STUDENT] = Field(default=64, description="Rank of the low_rank projector. Chosen.")
-    input_norm: Annotated[Norm, STUDENT] = Field(
+    projector_count: Annotated[Count, STUDENT, ENSEMBLE] = Field(
+        default=3, description="Projectors of an ensemble (PEFD: 3)."
+    )
+    projector_rank: Annotated[Count, STUDENT, LOW_RANK] = Field(
+        default=64, description="Rank of the low_rank projector. Chosen."
+    )
+    input_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
         default="none",
         description="Normalization in front of the projector; zca whitens, as the paper's theory has it.",
     )
-    student_norm: Annotated[Norm, STUDENT] = Field(
+    student_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
         default="batch", description="Normalization of the projected student feature (paper: batch)."
     )
-    teacher_norm: Annotated[Norm, STUDENT] = Field(
+    teacher_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
         default="batch", description="Normalization of the teacher's feature (paper: batch)."
     )
-    logit_loss: Annotated[LogitLoss, STUDENT] = Field(
+    logit_loss: Annotated[LogitLoss, STUDENT, Read(task=("classification",), method=KD_METHODS)] = Field(
         default="kl",
         description="Distance of the outputs: soft targets, the same standardized, DKD, NKD, DIST or MLKD.",
     )
-    logit_weight: Annotated[Weight | None, STUDENT] = Field(
+    logit_weight: Annotated[Weight | None, STUDENT, Read(method=KD_METHODS)] = Field(
         default=None, description="Weight of the logit loss. None: 4, which beat 1; of stages+kd 16 (docs/results.md)."
     )
-    temperature: Annotated[Positive, STUDENT] = Field(
+    temperature: Annotated[Positive, STUDENT, SOFT_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
         default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
     )
-    rival_weight: Annotated[Weight | None, STUDENT] = Field(
+    rival_weight: Annotated[Weight | None, STUDENT, Read(method=RIVAL_METHODS)] = Field(
         default=None, description="Weight of a rival's loss; None: the published one (CRD protocol, or its own code)."
     )
-    rival_warmup: Annotated[Weight, STUDENT] = Field(
+    rival_warmup: Annotated[Weight, STUDENT, RISING] = Field(
         default=0.0, description="Epochs over which the weight of dkd or review rises (their code: 20 on CIFAR-100)."
     )
-    dkd_beta: Annotated[Weight, STUDENT] = Field(
+    dkd_beta: Annotated[Weight, STUDENT, Read(method=("dkd", "projector+dkd")), Read(logit_loss=("dkd",))] = Field(
         default=8.0, description="Weight in DKD of the classes other than the label (its code: 2 to 8 by the pair)."
     )
-    review_weight: Annotated[Weight, STUDENT] = Field(
+    review_weight: Annotated[Weight, STUDENT, REVIEW] = Field(
         default=1.0, description="Weight of review, if not --rival-weight (its code: 0.6 to 8 by the pair)."
     )
-    task_weight: Annotated[Weight, STUDENT] = Field(
+    task_weight: Annotated[Weight, STUDENT, BOXES, Read(labels=(True,))] = Field(
         default=1.0, description="Weight of the task loss on the labels (published code)."
     )
-    label_smoothing: Annotated[Fraction, SHARED] = Field(
+    label_smoothing: Annotated[Fraction, SHARED, Read(task=("classification",), labels=(True,))] = Field(
         default=0.0, description="Label smoothing of the task loss (paper's DeiT recipe: 0.1)."
     )
 
@@ -284,7 +312,7 @@ class Recipe(BaseModel):
     lr: Annotated[Positive, SHARED] = Field(
         default=0.05, description="Peak learning rate (paper's CIFAR-100 recipe: 0.05)."
     )
-    momentum: Annotated[Fraction, SHARED] = Field(
+    momentum: Annotated[Fraction, SHARED, Read(optimizer=("sgd",))] = Field(
         default=0.9, description="Momentum of SGD (paper); AdamW has betas of its own, 0.9 and 0.999."
     )
     weight_decay: Annotated[Weight, SHARED] = Field(
@@ -297,10 +325,10 @@ class Recipe(BaseModel):
     warmup_epochs: Annotated[Weight, SHARED] = Field(
         default=0.0, description="Epochs of linear warm-up (paper: none, but 20 for its DeiT)."
     )
-    milestones: Annotated[tuple[Positive, ...], SHARED] = Field(
+    milestones: Annotated[tuple[Positive, ...], SHARED, STEPS] = Field(
         default=(), description="Epochs after which schedule step multiplies by --gamma."
     )
-    gamma: Annotated[Share, SHARED] = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
+    gamma: Annotated[Share, SHARED, STEPS] = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
     clip: Annotated[Positive | None, SHARED] = Field(
         default=None, description="Largest gradient norm, after unscaling; None: no clipping."
     )
@@ -318,27 +346,27 @@ class Recipe(BaseModel):
         default="stop",
         description="At a step whose loss or gradient is not finite: stop, skip it, or skip it and halve the rate.",
     )
-    bad_number_limit: Annotated[Count | None, FAULTS] = Field(
+    bad_number_limit: Annotated[Count | None, FAULTS, Read(on_bad_numbers=("skip", "lower"))] = Field(
         default=None, description="Steps that skip and lower may leave out, one more stops the run; None: 10. Chosen."
     )
 
-    cache_views: Annotated[Count | None, STUDENT] = Field(
+    cache_views: Annotated[Count | None, STUDENT, Read(task=("classification",), method=CACHED_METHODS)] = Field(
         default=None,
         description="Keep the teacher's outputs for so many augmented views on disk, reuse them; None: it runs live.",
     )
-    cache_seed: Annotated[Seed | None, STUDENT] = Field(
+    cache_seed: Annotated[Seed | None, STUDENT, CACHED] = Field(
         default=None, description="Seed of the views, so that runs of other seeds share a cache; None: as --seed."
     )
-    cache_top_k: Annotated[Count | None, STUDENT] = Field(
+    cache_top_k: Annotated[Count | None, STUDENT, CACHED] = Field(
         default=None, description="Keep an image's largest logits and the sum of the others; None: all logits."
     )
-    cache_precision: Annotated[Literal["half", "exact"], STUDENT] = Field(
+    cache_precision: Annotated[Literal["half", "exact"], STUDENT, CACHED] = Field(
         default="half", description="half: float32 outputs are rounded to float16; exact: nothing is rounded."
     )
-    cache_limit: Annotated[Positive, BOOKKEEPING] = Field(
+    cache_limit: Annotated[Positive, BOOKKEEPING, CACHED] = Field(
         default=20.0, description="GiB that a cache may take. Chosen."
     )
-    cache_folder: Annotated[Line | None, BOOKKEEPING] = Field(
+    cache_folder: Annotated[Line | None, BOOKKEEPING, CACHED] = Field(
         default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
     )
 
@@ -346,7 +374,7 @@ class Recipe(BaseModel):
         default="auto",
         description="Measure what the projector learns: auto (in about 2% of the time), off, or every so many steps.",
     )
-    probe_images: Annotated[int, Field(ge=4), Number, BOOKKEEPING] = Field(
+    probe_images: Annotated[int, Field(ge=4), Number, BOOKKEEPING, Read(probe=("auto", NUMBER))] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
     )
     loggers: Annotated[tuple[LoggerName, ...], BOOKKEEPING] = Field(
@@ -384,10 +412,25 @@ class Recipe(BaseModel):
     if not TYPE_CHECKING:  # a type checker keeps the signature with the fields, which this line would hide
 
         def __init__(self, /, **values: object) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise UserError(explain(error, type(self).model_fields)) from None
+            self._fill(values)
+            without_unread(self.model_dump(), given=values)
+
+    def _fill(self, values: Mapping[str, object]) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError(explain(error, type(self).model_fields)) from None
+
+    @classmethod
+    def shared(cls, values: Mapping[str, object]) -> "Recipe":
+        """A recipe from which those of several methods are made, so that it may have what its own does not read.
+
+        Raises:
+            UserError: As for any other recipe, but for settings that nothing reads.
+        """
+        recipe = cls.__new__(cls)
+        recipe._fill(values)
+        return recipe
 
     @model_validator(mode="before")
     @classmethod
@@ -454,11 +497,12 @@ class Recipe(BaseModel):
     def changed(self, changes: Mapping[str, object]) -> "Recipe":
         """A checked copy with some settings changed; pydantic's own ``model_copy`` does not check.
 
+        What the copy does not read any more, as a projector's settings under another method, is at its default there.
+
         Raises:
-            UserError: A change is unknown, or contradicts the rest.
+            UserError: A change is unknown, is read by nothing, or contradicts the rest.
         """
-        values: dict[str, Any] = {**self.model_dump(), **changes}
-        return Recipe(**values)
+        return Recipe(**without_unread({**self.model_dump(), **changes}, given=changes))
 
     def difference(self, other: "Recipe", *, but: Collection[str] = ()) -> list[str]:
         """What is not the same in another recipe, as lines ``field: this -> other``; empty when they are equal.
@@ -472,22 +516,27 @@ class Recipe(BaseModel):
         return [f"{name}: {plain(mine[name])} -> {plain(theirs[name])}" for name in changed]
 
     def to_yaml(self) -> str:
-        """Every setting, grouped, as YAML from which `from_yaml` makes an equal recipe again."""
+        """Every setting, grouped, as YAML from which `from_yaml` makes an equal recipe again.
+
+        What only other methods read, in a recipe for several, is a comment.
+        """
         values = self.model_dump(mode="json")
-        parts = (
-            f"# {group}\n"
-            + yaml.safe_dump({name: values[name] for name in names}, allow_unicode=True, sort_keys=False, width=10_000)
-            for group, names in GROUPS.items()
-        )
-        return "\n".join(parts)
+        own = without_unread(self.model_dump(), given=())
+
+        def line(name: str) -> str:
+            text = yaml.safe_dump({name: values[name]}, allow_unicode=True, width=10_000)
+            return text if own[name] == getattr(self, name) else f"# {text}"
+
+        return "\n".join(f"# {group}\n" + "".join(map(line, names)) for group, names in GROUPS.items())
 
     @classmethod
-    def from_yaml(cls, source: str | Path, *, called: str = "recipe") -> "Recipe":
+    def from_yaml(cls, source: str | Path, *, called: str = "recipe", shared: bool = False) -> "Recipe":
         """Read a recipe by the safe loader; settings that are not in it have their defaults.
 
         Args:
             source: A ``Path`` is a file to read, a ``str`` is the YAML itself.
             called: What a text is called in an error's line; a file is called by its name.
+            shared: Whether the recipes of several methods are made from it, see :meth:`shared`.
 
         Raises:
             UserError: The file cannot be read, or is not the YAML of a recipe.
@@ -497,7 +546,7 @@ class Recipe(BaseModel):
             text, called = read_text(source), str(source)
         values = load_mapping(str(text), called)
         try:
-            return Recipe(**values)
+            return Recipe.shared(values) if shared else Recipe(**values)
         except UserError as error:
             raise UserError(f"{called}: {error}") from None
 
@@ -549,6 +598,63 @@ def fields_of(*kinds: Kind, of: tuple[Whose, ...] = ("student", "teacher", "both
     return tuple(name for name, role in ROLES.items() if role.kind in kinds and role.of in of)
 
 
+READS: Reads = {
+    name: reads
+    for name, field in Recipe.model_fields.items()
+    if (reads := tuple(item for item in field.metadata if isinstance(item, Read)))
+}
+"""Setting -> when it is read."""
+
+
+DEFAULTS: Mapping[str, object] = {
+    name: None if field.is_required() else field.default for name, field in Recipe.model_fields.items()
+}
+"""Setting -> its default; None for the images, which have none."""
+
+
+def without_unread(
+    values: Mapping[str, object], *, given: Collection[str], variants: Iterable[Mapping[str, object]] = ({},)
+) -> dict[str, Any]:
+    """The values of a recipe, those that nothing reads at their defaults.
+
+    Args:
+        values: Every setting.
+        given: Settings that were asked for: an error, if nothing reads them and they are not at their defaults.
+        variants: The changes of each recipe that will be made; a setting is read if one of them reads it.
+
+    Raises:
+        UserError: Nothing reads a setting that was asked for; names it, and what would read it.
+
+    Example:
+        >>> kd = {**Recipe(data="digits", student="a", teacher="b", method="kd").model_dump(), "alpha": 2.0}
+        >>> without_unread(kd, given=())["alpha"]
+        4.0
+    """
+    result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    recipes = [{**result, **variant} for variant in variants]
+    for recipe in recipes:
+        if recipe["method"] is None:
+            recipe["method"] = default_method(recipe)
+    for name in READS:
+        default = DEFAULTS[name]
+        if all(recipe[name] == default for recipe in recipes):
+            continue
+        found = [unread(name, recipe, READS) for recipe in recipes]
+        if not all(found):
+            continue
+        if name in given:
+            reasons = [reason for each in found for reason in each]
+            has = dict.fromkeys(f"{other} {plain(value)}" for other, value, _ in reasons)
+            needs = dict.fromkeys(f"{other} {', '.join(map(plain, wanted))}" for other, _, wanted in reasons)
+            got = dict.fromkeys(plain(recipe[name]) for recipe in recipes)
+            raise UserError(
+                f"{name}: nothing reads it with {' and '.join(has)}, got {', '.join(got)}; leave it out, or choose "
+                f"{' or '.join(needs)}"
+            )
+        result[name] = default
+    return result
+
+
 NOT_COMPARED = frozenset(ROLES) - frozenset(fields_of(*COMPARED))
 """Settings in which the runs of one row of a table may differ."""
 
@@ -575,6 +681,8 @@ def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, 
     if not kept or recipe.teacher is None:
         return {}
     found: dict[str, object] = {}
+    if recipe.teacher_weights is None and changes.get("milestones", recipe.milestones) != recipe.milestones:
+        raise UserError("milestones: the teacher's would follow them; sweep the schedule with --teacher-weights")
     if "size" in kept and not recipe.detects:
         kept.remove("size")
         if recipe.teacher_size is None:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.compare import method_changes
 from limbeck.recipes.reading import explain_value, read_value
-from limbeck.recipes.recipe import ROLES, Recipe, fields_of, keeping_teacher
+from limbeck.recipes.recipe import ROLES, Recipe, fields_of, keeping_teacher, without_unread
 from limbeck.recipes.roles import Kind
 from limbeck.recipes.values import LOGIT_METHODS
 
@@ -220,31 +220,40 @@ def is_grid(space: Sequence[Axis]) -> bool:
 
 
 def changed(recipe: Recipe, space: Sequence[Axis], settings: Settings) -> Recipe:
-    """A recipe with the settings of one trial.
+    """A recipe with the settings of one trial; those that it does not read are at their defaults.
 
-    The teacher stays that of the recipe as it was given. Where the methods of the space differ, what belongs to a
-    teacher falls away with ``alone``, and the teacher's head is fitted for all where one of them compares logits, as in
-    `limbeck.recipes.compare`.
+    The teacher stays that of the recipe as it was given. Where the methods of the space differ, its head is fitted for
+    all where one of them compares logits, as in `limbeck.recipes.compare`.
 
     Raises:
         UserError: If they contradict each other.
     """
+    values = without_unread({**recipe.model_dump(), **_changes(recipe, space, settings)}, given=())
+    return Recipe(**without_unread({**values, **keeping_teacher(recipe, values)}, given=()))
+
+
+def _changes(recipe: Recipe, space: Sequence[Axis], settings: Settings) -> dict[str, object]:
+    """What a trial changes, whether or not it reads it."""
     methods = next((axis.samples for axis in space if axis.name == "method"), ())
-    changes = {**settings, **keeping_teacher(recipe, settings)}
     if not methods:
-        return recipe.changed(changes)
+        return dict(settings)
     fitted = recipe.fit_teacher or any(method in LOGIT_METHODS for method in methods)
     method: Any = settings["method"]
-    return recipe.changed({**changes, **method_changes(recipe, method, recipe.seed, fitted=fitted)})
+    return {**settings, **method_changes(recipe, method, recipe.seed, fitted=fitted)}
 
 
 def check_space(recipe: Recipe, space: Sequence[Axis]) -> int:
     """How many of the first thousand combinations contradict themselves, which a sweep passes over.
 
     Raises:
-        UserError: If all of them do.
+        UserError: If all of them do, or if none of them reads what one of the axes changes.
     """
     looked_at = list(itertools.islice(combinations(space), MOST_CHECKED))
+    variants = [_changes(recipe, space, settings) for settings in looked_at]
+    try:
+        without_unread(recipe.model_dump(), given=[axis.name for axis in space], variants=variants)
+    except UserError as error:
+        raise UserError(f"--space: {error}") from None
     problems: list[str] = []
     for settings in looked_at:
         try:

@@ -180,13 +180,13 @@ class Trials:
 
     def _objection(self, number: int, settings: Settings) -> str:
         """Why a trial is not trained, or nothing."""
-        if any(self.settings(other) == settings for other in self.all() if other.number != number):
-            return "drawn before"
         try:
-            self.recipe(settings)
+            recipe = self.recipe(settings)
         except UserError as error:
             return str(error)
-        return ""
+        # Not the settings: a recipe that does not read one of them is the same with any value of it.
+        same = any(self.recipe(self.settings(other)) == recipe for other in self.all() if other.number != number)
+        return "drawn before" if same else ""
 
     def _is_through(self) -> bool:
         """Whether a grid has no combination left."""

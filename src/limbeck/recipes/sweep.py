@@ -249,6 +249,6 @@ def _claim(plan: Plan, folder: Path) -> None:
     for name in ("space", "sampler", "pruner", "min_epochs"):
         if mine[name] != kept[name]:
             raise UserError(f"{folder} holds a sweep with {name} {kept[name]}, not {mine[name]}; choose another --out")
-    changes = Recipe(**kept["recipe"]).difference(plan.recipe, but=fields_of(*RESUMABLE))
+    changes = Recipe.shared(kept["recipe"]).difference(plan.recipe, but=fields_of(*RESUMABLE))
     if changes:
         raise UserError(f"{folder} holds a sweep of another recipe ({'; '.join(changes)}); choose another --out")

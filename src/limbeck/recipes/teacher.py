@@ -13,7 +13,7 @@ from limbeck.models.weights import weights_digest
 from limbeck.recipes.build import CARD, AnyData, Parts, build_data, build_model, build_parts, is_run, student_size
 from limbeck.recipes.processes import first_sees
 from limbeck.recipes.reading import read_value
-from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of
+from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of, without_unread
 from limbeck.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]
@@ -27,8 +27,9 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
     epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else own["epochs"]
     scale = epochs / own["epochs"]
     not_its_own = fields_of("science", "seed", of=("student", "teacher"))  # one teacher for the students of every seed
-    return recipe.changed(
+    values = without_unread(
         {
+            **recipe.model_dump(),
             **{name: Recipe.model_fields[name].default for name in not_its_own},
             **own,
             "name": "teacher",
@@ -41,9 +42,10 @@ def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bo
             "lr": recipe.teacher_lr if recipe.teacher_lr is not None else own["lr"],
             "milestones": [milestone * scale for milestone in recipe.milestones],
             "warmup_epochs": own["warmup_epochs"] * scale,
-            "cache_folder": None,
-        }
+        },
+        given=given,
     )
+    return Recipe(**values)
 
 
 def build_teacher(

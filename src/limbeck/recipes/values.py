@@ -1,6 +1,6 @@
 """Types of the recipe's settings: the words that each may be, and the numbers that are allowed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -15,6 +15,21 @@ FEATURE_METHODS: tuple[Method, ...] = ("projector", "projector+kd", "projector+d
 
 LOGIT_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "projector+dkd", "stages+kd", "dkd", "dist")
 """Those that compare logits, so that the teacher's head has to fit."""
+
+KD_METHODS: tuple[Method, ...] = ("kd", "projector+kd", "stages+kd")
+"""Those with the term of ``logit_loss``."""
+
+RIVAL_METHODS: tuple[Method, ...] = ("projector+dkd", *get_args(Rival))
+"""Those with the term of a rival."""
+
+TAUGHT_METHODS: tuple[Method, ...] = ("kd", *FEATURE_METHODS, *get_args(Rival))
+"""Those with a teacher: all but ``alone``."""
+
+CACHED_METHODS: tuple[Method, ...] = tuple(name for name in TAUGHT_METHODS if name not in STAGE_METHODS)
+"""Those whose teacher's outputs can be kept."""
+
+TAPPED_METHODS: tuple[Method, ...] = tuple(name for name in CACHED_METHODS if name not in ("kd", "dkd", "dist"))
+"""Those that compare features at taps that a recipe may name."""
 
 FeatureLoss = Literal[
     "log_sum",

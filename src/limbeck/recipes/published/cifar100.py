@@ -153,28 +153,30 @@ Differences: to the protocol: the teacher is trained by it here, unless --teache
 
 def protocol(pair: Pair) -> Recipe:
     """The CRD protocol, and what the paper says of its CIFAR runs: an mlp projector, no KL."""
-    return Recipe(
-        name=pair.name,
-        teacher=f"cifar/{pair.teacher}",
-        student=f"cifar/{pair.student}",
-        data="cifar100",
-        method="projector",
-        feature_loss="log_sum",
-        projector="mlp",
-        projector_hidden=1024,
-        feature_weight=2.0,
-        logit_weight=9.0,
-        temperature=4.0,
-        rival_warmup=20.0,
-        dkd_beta=pair.dkd_beta,
-        review_weight=pair.review_weight,
-        epochs=240,
-        batch_size=64,
-        lr=0.01 if pair.student in SLOW_START else 0.05,
-        teacher_lr=0.05 if pair.student in SLOW_START else None,
-        weight_decay=5e-4,
-        schedule="step",
-        milestones=(150, 180, 210),
+    return Recipe.shared(
+        {
+            "name": pair.name,
+            "teacher": f"cifar/{pair.teacher}",
+            "student": f"cifar/{pair.student}",
+            "data": "cifar100",
+            "method": "projector",
+            "feature_loss": "log_sum",
+            "projector": "mlp",
+            "projector_hidden": 1024,
+            "feature_weight": 2.0,
+            "logit_weight": 9.0,
+            "temperature": 4.0,
+            "rival_warmup": 20.0,
+            "dkd_beta": pair.dkd_beta,
+            "review_weight": pair.review_weight,
+            "epochs": 240,
+            "batch_size": 64,
+            "lr": 0.01 if pair.student in SLOW_START else 0.05,
+            "teacher_lr": 0.05 if pair.student in SLOW_START else None,
+            "weight_decay": 5e-4,
+            "schedule": "step",
+            "milestones": (150, 180, 210),
+        }
     )
 
 

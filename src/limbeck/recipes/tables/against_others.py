@@ -1,7 +1,7 @@
 """Tables of the method against others: CIFAR-100, ImageNet, and Limbeck's own default."""
 
 from limbeck.recipes.tables.pairs import CIFAR, CIFAR_PRINTED, CIFAR_ROWS, SMALL, TINY, pair
-from limbeck.recipes.tables.table import ALONE, KD, LOG_SUM, STAGES, Claim, Table
+from limbeck.recipes.tables.table import ALONE, KD, LOG_SUM, STAGES, STAGES_KD, Claim, Table
 
 AGAINST_OTHERS: dict[str, Table] = {
     "cifar100": Table(
@@ -91,8 +91,8 @@ AGAINST_OTHERS: dict[str, Table] = {
             },
             "projector": {"method": "projector", "feature_loss": "log_correlation"},
             "projector + KD": {"method": "projector+kd", "feature_loss": "log_correlation"},
-            "stages": {"method": "stages", **STAGES},
-            "stages + KD": {"method": "stages+kd", **STAGES},
+            "stages": STAGES,
+            "stages + KD": STAGES_KD,
             "ReviewKD": {"method": "review", "cache_views": None},
         },
         claims=(

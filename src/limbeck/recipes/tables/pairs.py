@@ -27,7 +27,7 @@ SMALL = {
     **pair("cifar/wrn_16_2", "cifar/mobilenetv2", lr=0.01),
 }
 RESNETS: dict[str, Changes] = {
-    "R34-R18": {"recipe": "imagenet-resnet34-resnet18", "method": "projector", "logit_weight": 1.0},
+    "R34-R18": {"recipe": "imagenet-resnet34-resnet18", "method": "projector"},
     "R50-R18": {"recipe": "imagenet-resnet50-resnet18", "method": "projector"},
 }
 FIFTH: dict[str, Changes] = {

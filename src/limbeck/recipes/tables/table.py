@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from limbeck.recipes.agreement import TEACHER_SETTINGS
 from limbeck.recipes.published import named
-from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.recipe import DEFAULTS, Recipe, without_unread
 
 Scale = Literal["tiny", "small", "full"]
 Changes = Mapping[str, object]
@@ -26,19 +25,17 @@ BASES: dict[Scale, Changes] = {
 """What the runs of a scale share: the digits that are a part of scikit-learn; Fashion-MNIST or a folder of the user's;
 the paper's own recipe."""
 
-ALONE: Changes = {"method": "alone", **dict.fromkeys(TEACHER_SETTINGS), "student_tap": None, "fit_teacher": False}
+ALONE: Changes = {"method": "alone"}
 KD: Changes = {"method": "kd"}
 MSE: Changes = {"method": "projector", "feature_loss": "mean_squared_error", "feature_weight": 2.0}
 LOG_SUM: Changes = {"method": "projector", "feature_loss": "log_sum"}
 STAGES: Changes = {
+    "method": "stages",
     "feature_loss": "log_correlation",
     "feature_weight": 8.0,
-    "logit_weight": 4.0,
-    "student_tap": None,
-    "teacher_tap": None,
-    "cache_views": None,
 }
-"""Projectors at every stage: 2 for each of four layers; its maps are too large to be kept."""
+"""Projectors at every stage: 2 for each of four layers."""
+STAGES_KD: Changes = {**STAGES, "method": "stages+kd", "logit_weight": 4.0}
 FACTORS = (0.25, 1.0, 4.0)
 CORRELATION: Changes = {"method": "projector", "feature_loss": "correlation_power", "feature_weight": 0.02}
 
@@ -146,4 +143,5 @@ class Table:
         settings = {**ours, **changes, **self.rows[row]}
         if alone is not None and settings.get("method") == "alone":
             settings["student"] = alone
-        return base.changed(settings) if base is not None else Recipe(**settings)  # pyright: ignore[reportArgumentType]
+        values = DEFAULTS if base is None else base.model_dump()
+        return Recipe(**without_unread({**values, **settings}, given=self.rows[row]))

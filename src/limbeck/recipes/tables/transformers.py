@@ -1,13 +1,13 @@
 """Tables of transformers taught by a CNN: what they reach, and whether their features move along with the image."""
 
 from limbeck.recipes.tables.pairs import ADAMW, stem
-from limbeck.recipes.tables.table import ALONE, KD, STAGES, Changes, Claim, Scale, Table
+from limbeck.recipes.tables.table import ALONE, KD, STAGES_KD, Changes, Claim, Scale, Table
 
 TRANSFORMER_ROWS: dict[str, Changes] = {
     "student": ALONE,
     "KL": KD,
     "ours": {"method": "projector+kd", "feature_loss": "log_correlation"},
-    "stages": {"method": "stages+kd", **STAGES},
+    "stages": STAGES_KD,
 }
 DEIT_PAIRS: dict[Scale, dict[str, Changes]] = {
     "tiny": {
