@@ -230,7 +230,7 @@ FAULTS: list[tuple[str, str]] = [
         "distill --recipe digits --student-norm l2",
         "--student-norm: feature_loss log_correlation is defined on batch norm",
     ),
-    ("distill --recipe digits --method alone", "--method: alone uses no teacher, got teacher 'small/cnn-32'"),
+    ("distill --student a --teacher b --data c --method alone", "--teacher: nothing reads it with method alone"),
     ("distill --recipe digits --name a/b", "--name: expected a text of letters, digits and . _ + -, got 'a/b'"),
     ("distill --recipe digits --out a --resume b", "--resume b and --out a: give one"),
     ("distill --resume nowhere", "--resume: no run in nowhere (no recipe.yaml there)"),
@@ -243,7 +243,7 @@ FAULTS: list[tuple[str, str]] = [
     ("cache --recipe digits", "--cache-views: missing; how many augmented views of each image to keep, for example 10"),
     ("cache --recipe digits --cache-views 2 --estimate --verify", "--estimate and --verify: give one"),
     ("cache --recipe digits --cache-views 0", "--cache-views: expected a whole number of at least 1 or None, got 0"),
-    ("distill --recipe digits --cache-top-k 5", "--cache-top-k: given without cache_views, the number of views that"),
+    ("distill --recipe digits --cache-top-k 5", "--cache-top-k: nothing reads it with cache_views None, got 5"),
     (
         "distill --recipe digits --cache-views 2 --cache-precision bf16",
         "--cache-precision: expected one of half, exact",
@@ -577,7 +577,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], monk
     assert main(["recipes", "imagenet-resnet34-resnet18"]) == 0
     out = capsys.readouterr().out
     assert "# Paper: table 6" in out
-    assert Recipe.from_yaml(out) == named("imagenet-resnet34-resnet18")
+    assert Recipe.from_yaml(out) == named("imagenet-resnet34-resnet18").changed({})
 
 
 def test_a_stop_says_how_to_go_on(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
