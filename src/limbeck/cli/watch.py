@@ -115,7 +115,7 @@ class Watched:
         self._tail = Tail(self._log)
 
     def look(self) -> None:
-        """Take what is new; of a run that cannot be read it stays as it was, and the next look tries again."""
+        """Read what is new. If the run cannot be read, keep what is shown; the next look tries again."""
         self.problem = ""
         try:
             self._take()

@@ -128,7 +128,7 @@ def not_following(run: Evidence) -> Iterator[Verdict]:
             "not-following",
             "The student does not follow its teacher",
             _alike(found),
-            "Nothing of the teacher has reached the student; fine-tuning it may be no better than starting anew.",
+            "The student learned nothing from its teacher; fine-tuning it may be no better than training from scratch.",
             "Train longer or on more images, with a larger learning rate; look whether the student's layers train.",
         )
 

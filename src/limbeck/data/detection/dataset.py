@@ -80,7 +80,7 @@ def open_detection(spec: DetectionSpec) -> "DetectionData":
         train, val = _held_back(train, spec.val_share)
         notes.append(f"{len(val)} images held back for validation, chosen by a hash of their names")
     if both := len(_paths(train) & _paths(val)):
-        notes.append(f"{both} images are in train and in val: what is measured on them says nothing of others")
+        notes.append(f"{both} images are in train and in val: their figures do not hold for new images")
     train = _chosen(train, spec)
     for part, what in ((train, "training"), (val, "validation")):
         if not len(part.boxes):

@@ -1,4 +1,4 @@
-"""What the readers of annotations share: files of others, in the encodings they come in, and folders in any case."""
+"""What the readers of annotations share: files from other tools, in their encodings, and folders in any case."""
 
 import codecs
 import stat
