@@ -7,7 +7,7 @@ JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 # The package's own page shows its public names; these are the modules that are not among them.
 DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog sinks data.dataset data.loader cache \
@@ -26,7 +26,6 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 audit: $(VENV)/.installed-dev
 	@$(BIN)/python .ci/audit.py $(BIN)

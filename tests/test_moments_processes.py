@@ -28,7 +28,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run(4, tmp_path_factory.mktemp("four"))
 
 
-@pytest.fixture(scope="module", params=["two", "four"])
+@pytest.fixture(scope="module", params=["two", pytest.param("four", marks=pytest.mark.long)])
 def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return request.getfixturevalue(request.param)
 

@@ -39,7 +39,7 @@ def four(folder: Path) -> list[dict[str, Any]]:
     return started(4, folder / "4")
 
 
-@pytest.fixture(scope="module", params=["two", "four"])
+@pytest.fixture(scope="module", params=["two", pytest.param("four", marks=pytest.mark.long)])
 def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return request.getfixturevalue(request.param)
 

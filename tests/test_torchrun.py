@@ -116,7 +116,8 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     assert summaries[0]["best"] == summaries[1]["best"]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_brings_a_run_back_that_lost_a_process(tmp_path: Path, unbroken: Path, rank: int) -> None:
     folder = tmp_path / "run"
     with launched(folder, restarts=1) as process:

@@ -50,6 +50,7 @@ def recipe_of(faults: ModuleType, folder: Path, teacher: Path, name: str) -> tup
         ("healthy, student of width 4", ""),
     ],
 )
+@pytest.mark.long
 def test_a_run_gets_the_verdict_that_it_should(
     faults: ModuleType, teacher: Path, tmp_path: Path, name: str, expected: str
 ) -> None:

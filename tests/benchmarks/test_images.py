@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.processes
-@pytest.mark.parametrize("size", [16, pytest.param(80, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [16, 80])
 def test_it_prints_ratios(size: int):
     script = ROOT / "benchmarks" / "images.py"
     options = ["--size", str(size), "--images", "40", "--batch-sizes", "8", "--rounds", "1"]

@@ -34,6 +34,7 @@ def check(folder: Path, backend: str, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_distillation_its_resumption_and_what_comes_after(tmp_path: Path) -> None:
     check(tmp_path, "eager", "distill")
 

@@ -58,13 +58,13 @@ def grown(work: Callable[[int], None]) -> tuple[int, int, int]:
     return after[0] - before[0], after[1] - before[1], after[2] - before[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="counts the open files of a process")
 @pytest.mark.parametrize(
     ("memory", "workers"),
     [
-        pytest.param(None, 0, marks=pytest.mark.long),
-        pytest.param(0, 0, marks=pytest.mark.long),
+        (None, 0),
+        (0, 0),
         pytest.param(0, 1, marks=pytest.mark.processes),
     ],
     ids=["memory", "disk", "processes"],
@@ -77,7 +77,7 @@ def test_loaders(photos: Path, memory: int | None, workers: int):
     assert threads <= 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="counts the open files of a process")
 def test_training(photos: Path):
     batches = loader(photos, None, 0, size=8)

@@ -31,6 +31,7 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.processes
+@pytest.mark.long
 def test_two_processes_end_as_one(tmp_path: Path, alone: Recipe) -> None:
     data = tmp_path / "data"
     data.mkdir()

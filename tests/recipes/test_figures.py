@@ -38,6 +38,7 @@ def terms(made: Path, run: str) -> list[dict[str, Any]]:
     return [probe["terms"]["feature"] for probe in probes]
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_the_last_probes(made: Path) -> None:
     found = {row["row"]: row for row in record(made, "spectrum")["rows"]}
     assert set(found) == {"none", "L2", "BatchNorm"}
@@ -56,6 +57,7 @@ def test_the_numbers_are_those_of_the_last_probes(made: Path) -> None:
     assert len({tuple(map(tuple, row["curves"]["W as it is"]["end"])) for row in found.values()}) == 3
 
 
+@pytest.mark.long
 def test_one_weight_for_all_rows_and_runs_that_both_figures_share(made: Path) -> None:
     norms, projectors = record(made, "spectrum"), record(made, "decorrelation")
     assert norms["plan"]["factors"] == projectors["plan"]["factors"] == [1.0]
@@ -69,6 +71,7 @@ def test_one_weight_for_all_rows_and_runs_that_both_figures_share(made: Path) ->
     assert 5 < top1 < 100
 
 
+@pytest.mark.long
 def test_a_page_with_curves_and_tables(made: Path) -> None:
     text = (made / "spectrum-tiny" / "table.html").read_text(encoding="utf-8")
     assert text.count("<figure") == 3

@@ -42,7 +42,7 @@ RELATIVES = {
     "deit/conv_stem_small": "deit/conv_stem_test",
     "timm/deit_small_patch16_224": "timm/deit_tiny_patch16_224",
 }
-QUICK = ("digits", "cifar100-resnet32x4-resnet8x4", "imagenet-deit-ti", "imagenet-vkd-deit-ti")
+QUICK = ("digits", "imagenet-deit-ti")
 """In every run of the tests; the others take a few seconds each."""
 
 

@@ -130,6 +130,7 @@ def test_a_table_of_what_the_probe_saw(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "translation error, mean ± sd" in markdown(record)
 
 
+@pytest.mark.long
 def test_a_table_of_detectors(colored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What it costs, and two rows of it, really trained."""
     words = ["reproduce", "coco", "--pairs", "resnet20-resnet8", "--rows", "student", "FitNet", "--data", str(colored)]
@@ -395,6 +396,7 @@ def test_the_command_makes_a_table_and_goes_on_with_it(tmp_path: Path, capfd: py
     assert "the seeds that count]" not in capfd.readouterr().out
 
 
+@pytest.mark.long
 def test_a_transformer_with_two_heads_is_alone_with_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "deit", "--scale", "tiny", "--pairs", "stem", "--seeds", "1", "--factors", "1"]
     words += [

@@ -17,7 +17,7 @@ from limbeck.recipes.run import run
 transformers = pytest.importorskip("transformers", reason="RT-DETR is that of transformers, an extra")
 NAME = "rtdetr-32/transformers/r18vd"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="session")
