@@ -158,7 +158,7 @@ def _alike(found: tuple[float, float, float, int]) -> str:
 
 
 def overweight(run: Evidence) -> Iterator[Verdict]:
-    """A term whose gradient leaves nothing of the task's, in a run whose student is far behind its teacher.
+    """A term whose gradient drowns the task's, if the student ends far behind its teacher.
 
     The best weights of our tables pull 4 to 100 times as hard as the labels, so the ratio alone is no fault.
     """
@@ -186,7 +186,7 @@ def underweight(run: Evidence) -> Iterator[Verdict]:
                 "weight-too-small",
                 f"{name} gives the student no gradient",
                 "Its gradient on the student was 0 at the probes, whatever its weight.",
-                "Nothing of the student that trains comes before the layer that it reads, as of a frozen trunk.",
+                "No trainable layer of the student comes before the layer that it reads; its trunk may be frozen.",
                 "Train what comes before that layer, or read a later one.",
                 "balance",
                 name,

@@ -64,7 +64,7 @@ def _failed(rule: str, reason: str) -> Verdict:
         "rule-failed",
         f'The rule "{rule}" could not be applied',
         f"{reason}.",
-        "The log holds something that the rule does not expect. This says nothing of the run.",
+        "The log holds something that the rule does not expect. The run itself may be sound.",
         "Report it with the run's log.jsonl; it is a bug in Limbeck.",
     )
 

@@ -176,7 +176,7 @@ class Distiller(nn.Module):
         weights = self.current_weights()
         wide = {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in parts.items()}
         loss = torch.stack([weights[name] * part for name, part in wide.items()]).sum()
-        # A sick teacher is told of by every loss, also by those that read a sound part of it.
+        # Every method reports a teacher that gives NaN, also one that reads a sound part of it.
         unsound = teacher.output.isnan().unsqueeze(-1).flatten(1).any(1) if teacher is not None else None
         plain = {name: part.detach() for name, part in parts.items()}
         return StepResult(loss, plain, student.output, readings, rows, unsound)

@@ -36,7 +36,7 @@ class Shape(tuple[int, ...]):
 def layout_of(shape: tuple[int, ...]) -> Layout | None:
     """How the positions lie in a feature of a square image; None of a vector.
 
-    Maps have equal sides, behind the channels or in front of them (Swin). Of tokens, a :class:`Shape` knows how many
+    Maps have equal sides, after the channels or before them (Swin). Of tokens, a :class:`Shape` knows how many
     come before the patches. Of a plain shape it is a guess: the largest square is patches, which is wrong where a class
     token and registers are more than twice a side.
 
