@@ -113,6 +113,7 @@ def test_a_simulated_step_without_noise_is_the_closed_form(traffic: Any, count: 
     assert found == pytest.approx(0.1 + traffic.seconds_of(messages, network), rel=1e-9)
 
 
+@pytest.mark.long
 def test_stragglers_cost_what_the_slowest_of_them_takes(traffic: Any) -> None:
     """With messages that take no time a step is the largest of p gamma draws; its mean by SciPy."""
     from scipy import integrate, stats

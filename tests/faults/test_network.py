@@ -45,6 +45,7 @@ def limbeck(folder: Path, *words: str) -> tuple[int, str]:
 
 
 @pytest.mark.processes
+@pytest.mark.long
 def test_the_demo_and_its_report_reach_for_nothing(tmp_path: Path) -> None:
     short = ["--epochs", "1", "--teacher-epochs", "1", "--train-limit", "100", "--device", "cpu"]
     demo = ["compare", "--recipe", "digits", "--methods", "alone", "projector", "--seeds", "1", "--out", "demo", *short]
@@ -55,6 +56,7 @@ def test_the_demo_and_its_report_reach_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.long
 def test_the_audit_sees_what_does_reach(tmp_path: Path) -> None:
     """Weights that were asked for by name: one line of error, and the attempt is in the log."""
     code, tried = limbeck(

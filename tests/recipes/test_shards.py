@@ -98,6 +98,7 @@ def test_a_run_in_shares_that_lost_a_process_comes_back_to_the_same_bytes(
 
 @pytest.mark.timeout(600)
 @pytest.mark.processes
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_without_shards(tmp_path: Path, teacher: Path, alone: Path) -> None:
     folder = tmp_path / "run"
     weights = ("--teacher-weights", str(teacher))

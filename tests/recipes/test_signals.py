@@ -40,6 +40,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], word: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_the_exit_codes_and_the_bytes(finished: Path, tmp_path: Path) -> None:
     weights = next((finished.parent / "teachers").iterdir())
     assert run(command(tmp_path / "whole", weights)).returncode == 0
