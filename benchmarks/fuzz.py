@@ -289,6 +289,8 @@ def read_run_folder(run: Path) -> None:
     read_run(run)
     watched = Watched(run)
     watched.look()
+    if watched.problem:  # one run among many shows it in its row
+        raise UserError(watched.problem)
     Console(file=io.StringIO()).print(watched.view(Console(file=io.StringIO())))
 
 

@@ -166,7 +166,7 @@ def prepare(work: Path) -> dict[str, Any]:
     alone = {"teacher": None, "method": "alone", "student": BASE["teacher"], "probe": "off"}
     teacher = work / "teacher" / "run"
     teacher.parent.mkdir(parents=True, exist_ok=True)
-    if live(Recipe(**{**BASE, **alone}), teacher, None) != 0:
+    if live(Recipe(**BASE).changed(alone), teacher, None) != 0:
         raise SystemExit((teacher.parent / "said.txt").read_text(encoding="utf-8"))
     return {**BASE, "teacher_weights": str(teacher)}
 
