@@ -9,9 +9,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
-# The package's own page shows its public names; these are the modules that are not among them.
-DOCUMENTED := limbeck $(addprefix limbeck.,distiller terms taps train optim collectives checkpoint runlog sinks data.dataset data.loader cache \
-  recipes export report intervals errors)
+# The package's own page shows its public names; these are the rooms that are not among them.
+DOCUMENTED := limbeck $(addprefix limbeck.,features distributed distiller terms training storage logs detection cache assembly recipes runs \
+  studies report errors)
 
 .PHONY: demo test check audit format bench faults docs clean
 .DEFAULT_GOAL := demo

@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limbeck import FeatureTerm, losses, norms, pooling, projectors
+from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.terms import CorrelationLoss, Form, Loss
 
 N, D_S, D_T, IN = 24, 6, 8, 3

@@ -102,7 +102,7 @@ def _readable(descriptor: int, seconds: float) -> bool:
 
 def _be_child(recipe: Any, folder: Path, death: Death | None, tell: int) -> None:
     from limbeck.errors import UserError
-    from limbeck.recipes.run import run
+    from limbeck.runs.run import run
 
     code = 1
     try:
@@ -140,7 +140,7 @@ def halves(place: Path) -> set[Path]:
 
 def newest(place: Path) -> dict[str, str]:
     """The last good checkpoint of every run, and the shards of every cache."""
-    from limbeck.checkpoint import Checkpoints
+    from limbeck.storage.checkpoint import Checkpoints
 
     found: dict[str, str] = {}
     for folder in place.rglob("checkpoint"):

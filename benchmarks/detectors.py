@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from limbeck.detection import DetectionBatch
-from limbeck.models.detectors import build_detector
-from limbeck.recipes.cost import random_boxes
-from limbeck.recipes.detection import build_detection_distiller
+from limbeck.detection.assembly import build_detection_distiller
+from limbeck.detection.models import build_detector
 from limbeck.recipes.published import named
+from limbeck.studies.cost import random_boxes
 from limbeck.terms import FeatureTerm, Form
 
 PAIRS = ("coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "coco-fasterrcnn-r101-r50")

@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from limbeck.assembly.build import build_data, build_parts
+    from limbeck.assembly.caching import cached_loader
     from limbeck.benchmark.timing import compare
-    from limbeck.recipes.build import build_data, build_parts
-    from limbeck.recipes.caching import cached_loader
     from limbeck.recipes.recipe import Recipe
-    from limbeck.recipes.run import device_of
-    from limbeck.recipes.summary import device_name
+    from limbeck.runs.run import device_of
+    from limbeck.runs.summary import device_name
 
     recipe = Recipe(
         data=args.data,
@@ -117,9 +117,9 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def settled(recipe: Any, device: torch.device) -> tuple[Any, Any]:
     """The teacher, and the recipe with the settings of this machine."""
     from limbeck import models
-    from limbeck.recipes.build import build_data, build_parts
-    from limbeck.recipes.preflight import first_batch
-    from limbeck.recipes.settings import settle
+    from limbeck.assembly.build import build_data, build_parts
+    from limbeck.assembly.settings import settle
+    from limbeck.runs.preflight import first_batch
 
     data = build_data(recipe)
     teacher = models.build(recipe.teacher, num_classes=len(data.classes), size=recipe.size)
@@ -133,7 +133,7 @@ def settled(recipe: Any, device: torch.device) -> tuple[Any, Any]:
 
 
 def prepared(parts: Any, recipe: Any, device: torch.device) -> None:
-    from limbeck.hardware import Settings, apply_settings
+    from limbeck.training.precision import Settings, apply_settings
 
     parts.distiller.to(device)
     apply_settings(parts.distiller, Settings(recipe.precision, recipe.memory_format, False, ""), device)
@@ -142,9 +142,9 @@ def prepared(parts: Any, recipe: Any, device: torch.device) -> None:
 def limbeck_epoch(recipe: Any, teacher: Any, device: torch.device, folder: Path | None) -> None:
     """What a run does for its first epoch, from opening the folder on."""
     from limbeck import fit
-    from limbeck.hardware import PRECISIONS
-    from limbeck.recipes.build import build_data, build_optimizer, build_parts
-    from limbeck.recipes.caching import cached_loader
+    from limbeck.assembly.build import build_data, build_optimizer, build_parts
+    from limbeck.assembly.caching import cached_loader
+    from limbeck.training.precision import PRECISIONS
 
     data = build_data(recipe)
     parts = build_parts(recipe, data, teacher)

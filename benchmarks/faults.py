@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.checkpoint import save_json
 from limbeck.diagnostics.verdict import verdicts
+from limbeck.logs.records import Record, mapping, number
 from limbeck.models import InputSpec, build
 from limbeck.models.small import SmallCNN
 from limbeck.recipes.published import digits
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import run
-from limbeck.records import Record, mapping, number
+from limbeck.runs.run import run
+from limbeck.storage.checkpoint import save_json
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -33,9 +33,9 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from limbeck.assembly.build import load_student
 from limbeck.cache.shards import open_shard, verify_shard, write_shard
 from limbeck.cache.store import _read as read_card
-from limbeck.checkpoint import load_weights, save_weights
 from limbeck.cli.flags import RecipeFlag, parse_recipe
 from limbeck.cli.watch import Watched
 from limbeck.data import arrays, decode, shards
@@ -43,8 +43,8 @@ from limbeck.errors import UserError
 from limbeck.models.own import small_net
 from limbeck.models.weights import fit_weights, read_weights
 from limbeck.recipes import NAMED, Recipe, named
-from limbeck.recipes.build import load_student
 from limbeck.report.record import read_run
+from limbeck.storage.checkpoint import load_weights, save_weights
 
 KINDS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "ICO", "DIB", "EPS",
          "SGI", "MSP", "XBM", "IM", "SPIDER", "DDS", "QOI", "ICNS", "BLP", "PDF", "PALM", "MPO")  # fmt: skip

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.checkpoint import save_json
+from limbeck.assembly.build import load_student
+from limbeck.assembly.probing import OTHER_STATISTICS, input_record
 from limbeck.data import Batch, Data, DataSpec, open_data
 from limbeck.diagnostics.verdict import verdicts
 from limbeck.models import InputSpec, InputTransform, Model
-from limbeck.recipes.build import load_student
-from limbeck.recipes.probing import OTHER_STATISTICS, input_record
+from limbeck.storage.checkpoint import save_json
 
 PROBED = 128  # images, as in a run
 

@@ -246,17 +246,17 @@ def main() -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from limbeck import meter
     from limbeck.cache import store
     from limbeck.data import dataset
-    from limbeck.recipes.summary import versions
+    from limbeck.runs.summary import versions
+    from limbeck.training import meter
 
-    for name in ("limbeck.recipes.run", "timm", "torchvision", "sklearn.datasets"):  # once, for all children
+    for name in ("limbeck.runs.run", "timm", "torchvision", "sklearn.datasets"):  # once, for all children
         importlib.import_module(name)
     torch.set_num_threads(1)
     meter.LOG_EVERY = 3  # a log that is ahead of its checkpoint
     store.SHARD_IMAGES = 100  # several shards a view
-    flags.signals = importlib.util.find_spec("limbeck.stopping") is not None
+    flags.signals = importlib.util.find_spec("limbeck.training.stopping") is not None
     began = time.monotonic()
     base = prepare(work)
     total: dict[str, Counts] = {}

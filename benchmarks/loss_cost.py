@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from limbeck import FeatureTerm, losses, norms, projectors
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.terms import Form
 
 SHAPES = [(256, 192, 3024), (1024, 512, 2048), (25_088, 192, 768), (25_088, 384, 3024), (100_352, 384, 3024)]

@@ -18,12 +18,12 @@ from typing import Any
 
 import jinja2
 
+from limbeck.diagnostics.intervals import Interval, interval, paired
 from limbeck.errors import UserError
-from limbeck.intervals import Interval, interval, paired
-from limbeck.recipes import sweep_text, table_text
-from limbeck.recipes.reproduce import TUNING_SEED
-from limbeck.recipes.table_text import grid, spread
-from limbeck.recipes.verdicts import judge_again
+from limbeck.studies import sweep_text, table_text
+from limbeck.studies.reproduce import TUNING_SEED
+from limbeck.studies.table_text import grid, spread
+from limbeck.studies.verdicts import judge_again
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results"

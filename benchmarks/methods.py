@@ -41,23 +41,23 @@ import torch
 import yaml
 from torch import nn
 
-from limbeck.checkpoint import save_text, save_weights
+from limbeck.assembly.build import build_data, build_optimizer, build_parts, build_rate
+from limbeck.assembly.teacher import build_teacher
 from limbeck.data import Data
+from limbeck.diagnostics.intervals import Interval, interval, paired
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.evaluation import evaluate, to_device, validate
-from limbeck.hardware import PRECISIONS, Settings, apply_settings
-from limbeck.intervals import Interval, interval, paired
+from limbeck.features.taps import Captured, Taps
 from limbeck.models import InputTransform, Model
-from limbeck.optim import check_finite, check_gradients, check_optimizer, set_rate
-from limbeck.recipes.agreement import TEACHER_SETTINGS
-from limbeck.recipes.build import build_data, build_optimizer, build_parts, build_rate
 from limbeck.recipes.recipe import GROUPS, Recipe
-from limbeck.recipes.run import device_of, train_teacher
-from limbeck.recipes.summary import count_parameters
-from limbeck.recipes.teacher import build_teacher
-from limbeck.taps import Captured, Taps
+from limbeck.recipes.validation import TEACHER_SETTINGS
+from limbeck.runs.run import device_of, train_teacher
+from limbeck.runs.summary import count_parameters
+from limbeck.storage.checkpoint import save_text, save_weights
 from limbeck.tasks import Classification
+from limbeck.training.evaluation import evaluate, to_device, validate
+from limbeck.training.optim import check_finite, check_gradients, check_optimizer, set_rate
+from limbeck.training.precision import PRECISIONS, Settings, apply_settings
 
 SHARED = (*GROUPS["data"], "teacher_size", "epochs", "batch_size", "seed", "precision", "memory_format", "device")
 """Settings in which the runs of a group agree."""
@@ -129,7 +129,7 @@ def groups(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 class Lane:
-    """One student on its way: what `limbeck.train.fit` keeps for it, and the state of its own random numbers."""
+    """One student on its way: what `limbeck.training.fit.fit` keeps for it, and the state of its own random numbers."""
 
     def __init__(self, run: Run, data: Data, teacher: Model | None, device: torch.device) -> None:
         recipe = run.recipe
@@ -162,7 +162,7 @@ class Lane:
         self.seconds += shared_seconds + time.perf_counter() - started
 
     def step(self, batch: Any, teacher: Captured | None, done: float) -> None:
-        """One step of the optimizer, as in `limbeck.train.fit`."""
+        """One step of the optimizer, as in `limbeck.training.fit.fit`."""
         began = time.perf_counter()
         recipe, distiller = self.run.recipe, self.distiller
         _set_random_state(self._random, self.device)

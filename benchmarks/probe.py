@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, models, norms, optim, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, models, norms, projectors
+from limbeck.assembly.features import pooled_shape
 from limbeck.data.loader import Batch
 from limbeck.diagnostics import (
     Probe,
@@ -35,8 +36,8 @@ from limbeck.diagnostics import (
 )
 from limbeck.diagnostics.probe_projectors import quick_singular_values
 from limbeck.models import InputTransform
-from limbeck.recipes.features import pooled_shape
 from limbeck.tasks import Classification
+from limbeck.training import optim
 
 PAIRS = [
     ("small/cnn-32", "small/cnn-8", 8, 10),

@@ -35,7 +35,7 @@ from limbeck.cache import Cache, Contents
 from limbeck.cache.contents import Spec
 from limbeck.cache.store import EXTRA, SHARD_BYTES, SHARD_IMAGES, Card, Layout, Shard
 from limbeck.data import decode
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 NODE = 8  # GPUs of a node
 GPUS = (8, 64, 1000)

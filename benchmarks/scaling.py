@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from limbeck import FeatureTerm, losses, norms, projectors
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.terms import Form
 
 BATCHES = (16, 32, 64, 128, 256)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.optim.swa_utils import AveragedModel
 
-from limbeck import Distiller, FeatureTerm, LogitTerm, losses, models, norms, pooling, projectors
-from limbeck.evaluation import evaluate, evaluate_terms
-from limbeck.recipes.features import pooled_shape
+from limbeck import Distiller, FeatureTerm, LogitTerm, losses, models, norms, projectors
+from limbeck.assembly.features import pooled_shape
+from limbeck.features import pooling
 from limbeck.tasks import Classification
+from limbeck.training.evaluation import evaluate, evaluate_terms
 
 SIZE, CLASSES = 16, 5
 

@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-from limbeck import compiler
 from limbeck.cli import main
+from limbeck.features import compiler
 
 TINY = (
     "--recipe digits --train-limit 60 --batch-size 25 --probe off --device cpu --precision bf16 "

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from limbeck import Distiller, FeatureTerm, LogitTerm, compiler, losses, norms, pooling, projectors
-from limbeck.detection import DenseHeadTerm, ForegroundTerm
-from limbeck.rivals import CRDTerm, FGDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
-from limbeck.taps import Captured
+from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, projectors
+from limbeck.detection import DenseHeadTerm, FGDTerm, ForegroundTerm
+from limbeck.features import compiler, pooling
+from limbeck.features.taps import Captured
+from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.tasks import Classification
 from limbeck.terms import Form, LabelledLogitTerm, RelationTerm
 

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
-from limbeck import Distiller, FeatureTerm, collectives, fit, losses, norms, optim, pooling, projectors
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, FeatureTerm, fit, losses, norms, projectors
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.evaluation import evaluate, evaluate_terms
-from limbeck.runlog import RunLog
-from limbeck.taps import Captured
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
+from limbeck.logs.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification, LabelFree
+from limbeck.training import optim
+from limbeck.training.evaluation import evaluate, evaluate_terms
 from tiny import Batch, Loader
 
 CPU = torch.device("cpu")

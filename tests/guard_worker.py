@@ -11,10 +11,10 @@ import torch.distributed as dist
 import guarded
 import tiny
 from guarded import Planted
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.guard import Guard, Skip
-from limbeck.train import fit
+from limbeck.training.fit import fit
+from limbeck.training.guard import Guard, Skip
 
 FAULTS: dict[str, dict[str, Any]] = {
     "input of rank 1": {"inputs": ((1, 1),), "rank": 1},

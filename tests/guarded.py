@@ -10,11 +10,13 @@ from torch import Tensor
 
 import probed
 import tiny
-from limbeck import Distiller, FeatureTerm, collectives, fit, losses, norms, optim, projectors
-from limbeck.checkpoint import Checkpoints
-from limbeck.guard import Skip
-from limbeck.runlog import RunLog
-from limbeck.train import FitResult
+from limbeck import Distiller, FeatureTerm, fit, losses, norms, projectors
+from limbeck.distributed import collectives
+from limbeck.logs.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.training import optim
+from limbeck.training.fit import FitResult
+from limbeck.training.guard import Skip
 
 EPOCHS, BATCHES = 3, probed.IMAGES // probed.BATCH
 

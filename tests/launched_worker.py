@@ -9,10 +9,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
-from limbeck import Distiller, collectives, fit, optim
-from limbeck.checkpoint import Checkpoints
-from limbeck.guard import Skip
+from limbeck import Distiller, fit
+from limbeck.distributed import collectives
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification
+from limbeck.training import optim
+from limbeck.training.guard import Skip
 from tiny import Loader
 
 KINDS: dict[str, dict[str, Any]] = {

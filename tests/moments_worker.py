@@ -14,21 +14,12 @@ from torch.distributed.tensor import DTensor
 
 import tiny
 from distributed_worker import averaged, draw, own
-from limbeck import (
-    Distiller,
-    FeatureTerm,
-    LabelledLogitTerm,
-    LogitTerm,
-    chunked,
-    collectives,
-    losses,
-    norms,
-    pooling,
-    projectors,
-)
-from limbeck.taps import Captured
+from limbeck import Distiller, FeatureTerm, LabelledLogitTerm, LogitTerm, losses, norms, projectors
+from limbeck.distributed import collectives
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.tasks import Classification
-from limbeck.terms import RelationTerm
+from limbeck.terms import RelationTerm, chunked
 from tiny import Batch
 
 D_S, D_T, ROWS = 3, 5, 9

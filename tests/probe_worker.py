@@ -12,8 +12,9 @@ from torch.distributed.fsdp import fully_shard
 
 import probed
 import tiny
-from limbeck import Distiller, collectives
+from limbeck import Distiller
 from limbeck.diagnostics import Probe
+from limbeck.distributed import collectives
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import tiny
-from limbeck import Distiller, LogitTerm, fit, losses, optim
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, LogitTerm, fit, losses
 from limbeck.diagnostics import Probe
+from limbeck.logs.runlog import RunLog
 from limbeck.rivals import CRDTerm, ReviewTerm
-from limbeck.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification
-from limbeck.train import FitResult
+from limbeck.training import optim
+from limbeck.training.fit import FitResult
 
 IMAGES, BATCH = 24, 8
 

@@ -10,27 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 import tiny
-from limbeck import (
-    Distiller,
-    FeatureTerm,
-    LogitTerm,
-    collectives,
-    fit,
-    losses,
-    meter,
-    norms,
-    optim,
-    pooling,
-    projectors,
-)
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, norms, projectors
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.evaluation import evaluate
+from limbeck.features import pooling
+from limbeck.logs.runlog import RunLog
 from limbeck.models import synchronized
 from limbeck.rivals import CRDTerm
-from limbeck.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import RelationTerm
+from limbeck.training import meter, optim
+from limbeck.training.evaluation import evaluate
 
 DOUBLE = torch.float64
 IMAGES, SIZE, BATCHES, EPOCHS = (

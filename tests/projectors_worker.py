@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distributed_worker import averaged, draw, own
 from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 SPLITS = [[3, 5], [1, 6], [7, 0]]
 

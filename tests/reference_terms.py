@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import reference as slow
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
-from limbeck import fit, meter, optim
-from limbeck.checkpoint import Checkpoints
-from limbeck.runlog import RunLog
+from limbeck import fit
+from limbeck.logs.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.training import meter, optim
 from tiny import Loader
 
 EPOCHS = 4

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 import processes_worker
 import tiny
-from limbeck import Distiller, FeatureTerm, LogitTerm, collectives, fit, losses, norms, optim, projectors, trained
+from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, norms, projectors
+from limbeck.distributed import collectives
 from limbeck.tasks import Classification
 from limbeck.terms import Form, RelationTerm
+from limbeck.training import modules as trained
+from limbeck.training import optim
 
 ROWS, STUDENT, TEACHER = 4, 4, 6  # rows of each process, widths of the features
 

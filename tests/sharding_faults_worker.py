@@ -11,15 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import tiny
-from limbeck import Distiller, LogitTerm, collectives, fit, meter, optim, sharding
-from limbeck.bad_batch import broken_parameters
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, LogitTerm, fit
 from limbeck.distiller import shard_distiller
-from limbeck.errors import UserError
-from limbeck.evaluation import evaluate
-from limbeck.guard import Skip
-from limbeck.stopping import Stopped
+from limbeck.distributed import collectives, sharding
+from limbeck.errors import Stopped, UserError
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification
+from limbeck.training import meter, optim
+from limbeck.training.bad_batch import broken_parameters
+from limbeck.training.evaluation import evaluate
+from limbeck.training.guard import Skip
 from processes_worker import Indexed, Looking, Ragged
 from sharding_worker import CPU, adamw, distiller, training
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 import processes_worker
 import tiny
-from limbeck import Distiller, FeatureTerm, LogitTerm, collectives, fit, losses, norms, optim, projectors, sharding
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, norms, projectors
 from limbeck.distiller import shard_distiller
-from limbeck.evaluation import evaluate
+from limbeck.distributed import collectives, sharding
+from limbeck.logs.runlog import RunLog
 from limbeck.models import synchronized
-from limbeck.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import Form, RelationTerm
+from limbeck.training import optim
+from limbeck.training.evaluation import evaluate
 from processes_worker import Ragged, feature, val_batches
 
 CPU = torch.device("cpu")

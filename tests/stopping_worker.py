@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 
 import tiny
-from limbeck import collectives, fit, meter, optim
-from limbeck.checkpoint import Checkpoints
-from limbeck.random_state import state_of_this, states_of_all
-from limbeck.runlog import RunLog
-from limbeck.stopping import Stopped
+from limbeck import fit
+from limbeck.distributed import collectives
+from limbeck.errors import Stopped
+from limbeck.logs.runlog import RunLog
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.storage.random_state import state_of_this, states_of_all
+from limbeck.training import meter, optim
 
 CPU = torch.device("cpu")
 EPOCHS, BATCHES = 2, 6

@@ -15,15 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from limbeck import Distiller, FeatureTerm, LabelledLogitTerm, LogitTerm, fit, losses, meter, norms, pooling, projectors
+from limbeck import Distiller, FeatureTerm, LabelledLogitTerm, LogitTerm, fit, losses, norms, projectors
 from limbeck.distiller import Clock
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
-from limbeck.taps import Captured
 from limbeck.tasks import Classification
 from limbeck.terms import Form
-from limbeck.trained import Average
+from limbeck.training import meter
+from limbeck.training.modules import Average
 from losses import compile_worker
-from test_waiting import Fixed
+from training.test_waiting import Fixed
 
 # Copies of fake tensors ask for their addresses.
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -204,10 +206,10 @@ def test_a_training_reads_a_gpu_at_records_only(
     monkeypatch.setattr(Clock, "__call__", lambda self, device, work: work())
     monkeypatch.setattr(Distiller, "to", lambda self, device: self)
     monkeypatch.setattr(copy, "deepcopy", lambda x, copied=copy.deepcopy: copied(x, {id(fake): fake}))
-    monkeypatch.setattr("limbeck.train._own_device", lambda *, cpu: CUDA)
-    monkeypatch.setattr("limbeck.train.random_state", lambda device: {})
-    monkeypatch.setattr("limbeck.train.sharded", lambda loader, device: loader)
-    monkeypatch.setattr("limbeck.loading.arriving", lambda batches, device, ahead: iter(batches))
+    monkeypatch.setattr("limbeck.training.fit._own_device", lambda *, cpu: CUDA)
+    monkeypatch.setattr("limbeck.training.fit.random_state", lambda device: {})
+    monkeypatch.setattr("limbeck.training.fit.sharded", lambda loader, device: loader)
+    monkeypatch.setattr("limbeck.training.loading.arriving", lambda batches, device, ahead: iter(batches))
     monkeypatch.setattr(meter, "LOG_EVERY", 2)
     found: list[Counting] = []
     for steps in (2, 6):

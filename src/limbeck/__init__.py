@@ -9,12 +9,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck import data, diagnostics, losses, models, moments, norms, pooling, projectors, tasks
+    from limbeck import data, diagnostics, losses, models, norms, projectors, tasks
     from limbeck.diagnostics import Probe
     from limbeck.distiller import Distiller, StepResult
-    from limbeck.taps import Captured, Taps
-    from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm
-    from limbeck.train import fit
+    from limbeck.features import pooling
+    from limbeck.features.taps import Captured, Taps
+    from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, moments
+    from limbeck.training.fit import fit
 
 __all__ = [
     "Captured",
@@ -38,16 +39,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Captured": "taps",
+    "Captured": "features.taps",
     "Distiller": "distiller",
     "FeatureTerm": "terms",
     "LabelledLogitTerm": "terms",
     "LogitTerm": "terms",
     "Probe": "diagnostics",
     "StepResult": "distiller",
-    "Taps": "taps",
-    "fit": "train",
+    "Taps": "features.taps",
+    "fit": "training.fit",
 }
+
+_ROOMS = {"moments": "terms.moments", "pooling": "features.pooling"}
+"""Public modules that lie in a package."""
 
 try:
     __version__ = metadata.version("limbeck")
@@ -62,7 +66,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in __all__:
-        return importlib.import_module(f"limbeck.{name}")
+        return importlib.import_module(f"limbeck.{_ROOMS.get(name, name)}")
     raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
 
 

@@ -2,8 +2,10 @@
 
 import difflib
 import os
+import signal
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import final
 
 
 class UserError(ValueError):
@@ -97,3 +99,21 @@ def path_problem(error: OSError) -> str:
     path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     why = error.strerror or str(error)
     return f'"{path}" cannot be used: {why[:1].lower()}{why[1:]}'
+
+
+@final
+class Stopped(KeyboardInterrupt):
+    """A training was stopped by a signal, behind a checkpoint.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+    @property
+    def reason(self) -> str:
+        """The signal's name."""
+        return signal.Signals(self.signum).name

@@ -14,7 +14,7 @@ from limbeck.data.spec import DataSpec
 from limbeck.diagnostics.verdict import verdicts
 from limbeck.recipes.published import digits
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import run
+from limbeck.runs.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = digits().changed({"probe": 40, "compile": "off", "device": "cpu", "epochs": 6, "student": "small/cnn-4"})

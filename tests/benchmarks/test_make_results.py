@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import UserError
-from limbeck.recipes.verdicts import judge_again
+from limbeck.studies.verdicts import judge_again
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "results"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import run
+from limbeck.runs.run import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "methods.py"
 

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from cache.subject import BATCH, VIEWS, data, distiller, small_shards, subject, train
-from limbeck import cache, collectives
+from limbeck import cache
+from limbeck.distributed import collectives
 
 AUGMENTATIONS = ("standard", "strong")
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck import Distiller, FeatureTerm, LogitTerm, cache, collectives, fit, losses, models, norms, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, cache, fit, losses, models, norms, projectors
 from limbeck.data import Batch, Data, DataSpec, Loader, open_data
+from limbeck.distributed import collectives
+from limbeck.features.taps import Captured
 from limbeck.models import InputTransform
-from limbeck.taps import Captured
 from limbeck.tasks import Classification
 
 CPU = torch.device("cpu")

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck import Distiller, LogitTerm, pooling
+from limbeck import Distiller, LogitTerm
+from limbeck.assembly.caching import build_reduction
 from limbeck.cache import Contents, Reduction
 from limbeck.errors import UserError
-from limbeck.recipes.caching import build_reduction
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.recipes.recipe import Recipe
-from limbeck.taps import Captured
 from limbeck.tasks import Classification
 from limbeck.terms import RelationTerm
 from tiny import Net

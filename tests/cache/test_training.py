@@ -11,10 +11,11 @@ import torch
 import tiny
 from cache.subject import BATCH, IMAGES, VIEWS, data, distiller, small_shards, subject, train
 from data.images import folder, picture
-from limbeck import Distiller, FeatureTerm, LogitTerm, cache, fit, losses, norms, pooling, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, cache, fit, losses, norms, projectors
 from limbeck.cache.selftest import verify
 from limbeck.data import Batch, Data, DataSpec, open_data
 from limbeck.errors import UserError
+from limbeck.features import pooling
 from limbeck.rivals import CRDTerm, ReviewTerm
 from limbeck.tasks import Classification, LabelFree
 

@@ -277,7 +277,7 @@ def test_a_fault_is_one_line_and_exit_code_2(
 
 @dataclass(frozen=True)
 class Finding:
-    """As `limbeck.recipes.preflight.Finding`, without its torch."""
+    """As `limbeck.runs.preflight.Finding`, without its torch."""
 
     level: str
     name: str
@@ -327,9 +327,9 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    run = types.ModuleType("limbeck.recipes.run")
+    run = types.ModuleType("limbeck.runs.run")
     vars(run).update(run=stand_in.run)
-    inspection = types.ModuleType("limbeck.recipes.inspection")
+    inspection = types.ModuleType("limbeck.runs.inspection")
     vars(inspection).update(
         describe=lambda recipe: [("student", recipe.student), ("steps", "20 an epoch")],
         check=lambda recipe, folder: stand_in.findings,
@@ -338,7 +338,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     report = types.ModuleType("limbeck.report")
     vars(report).update(write_report=stand_in.reports.append, write_comparison=stand_in.reports.append)
     written = types.SimpleNamespace(path=Path("student.onnx"), parity=1e-6, note="opset 18")
-    export = types.ModuleType("limbeck.export")
+    export = types.ModuleType("limbeck.runs.export")
     vars(export).update(export=lambda folder, *, format, out: written)
     for module in (run, inspection, report, export):
         monkeypatch.setitem(sys.modules, module.__name__, module)

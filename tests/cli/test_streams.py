@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from limbeck import cli
-from limbeck.checkpoint import save_text
 from limbeck.cli import running, watch
 from limbeck.errors import UserError, shown
+from limbeck.logs.runlog import RunLog
 from limbeck.report.page import write_page
-from limbeck.runlog import RunLog
+from limbeck.storage.checkpoint import save_text
 
 HOSTILE = "a\x1b[2Jb\nc\u202ed\udcff"
 SHOWN = r"a\x1b[2Jb\nc\u202ed\udcff"
@@ -112,6 +112,6 @@ def test_a_logger_that_is_installed_and_not_asked_for_is_not_imported(tmp_path: 
     """It leaves temporary folders behind when a run is killed."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit(3)")
-    code = "import sys; sys.path.insert(0, '.'); import limbeck.recipes.run; print('wandb' in sys.modules)"
+    code = "import sys; sys.path.insert(0, '.'); import limbeck.runs.run; print('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-500:]

@@ -21,7 +21,7 @@ import planted
 from limbeck.cli import main, watch
 from limbeck.cli.watch import Tail, Watched, have_ended, view, watched
 from limbeck.errors import UserError
-from limbeck.runlog import RunLog
+from limbeck.logs.runlog import RunLog
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 

@@ -12,10 +12,11 @@ import torch
 
 import tiny
 from data.images import folder
-from limbeck import Distiller, fit, optim
+from limbeck import Distiller, fit
 from limbeck.data import DataSpec, Loader, open_data
-from limbeck.prefetch import in_background
 from limbeck.tasks import Classification
+from limbeck.training import optim
+from limbeck.training.prefetch import in_background
 
 BATCHES = 1000
 MOST = 4 << 20  # bytes that may come from anything; one batch kept each time would be 12 MiB and more

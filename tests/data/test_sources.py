@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from data.images import folder, picture
-from limbeck import untrusted
 from limbeck.data import Data, DataSpec, arrays, open_data
 from limbeck.errors import UserError
+from limbeck.storage import untrusted
 
 
 def opened(source: object, **options: object) -> Data:

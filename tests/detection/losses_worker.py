@@ -8,10 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from limbeck import collectives
-from limbeck.detection import DetectionBatch
-from limbeck.models.detectors import build_detector
-from limbeck.tasks import Detection
+from limbeck.detection import Detection, DetectionBatch
+from limbeck.detection.models import build_detector
+from limbeck.distributed import collectives
 
 SPLITS = ([1, 3], [4, 0])  # the first image has no box; a process without images
 NAMES = ("fcos-32/cifar/resnet8", "retinanet-32/cifar/resnet8", "ssdlite/torchvision/mobilenet_v3_large")

@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from limbeck import FeatureTerm, collectives, losses, norms, pooling, projectors
-from limbeck.detection import DenseHeadTerm, ForegroundTerm
-from limbeck.rivals import FGDTerm
-from limbeck.taps import Captured
+from limbeck import FeatureTerm, losses, norms, projectors
+from limbeck.detection import DenseHeadTerm, FGDTerm, ForegroundTerm
+from limbeck.distributed import collectives
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 
 SPLIT = [1, 3]  # unequal local batches
 

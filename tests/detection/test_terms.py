@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck import Distiller, FeatureTerm, losses, norms, pooling, projectors
-from limbeck.detection import DenseHeadTerm, ForegroundTerm, RegionTerm, soft_focal, truth_of
+from detection import boxes
+from limbeck import Distiller, FeatureTerm, losses, norms, projectors
+from limbeck.detection import DenseHeadTerm, Detection, ForegroundTerm, RegionTerm, soft_focal, truth_of
 from limbeck.detection.batch import learned
 from limbeck.detection.foreground import touched
+from limbeck.detection.models import build_detector, trunk_only
 from limbeck.errors import UserError
-from limbeck.models.detectors import build_detector, trunk_only
-from limbeck.taps import Captured
-from limbeck.tasks import Detection
-from tasks import boxes
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 
 TARGET = torch.tensor(
     [

@@ -17,8 +17,8 @@ import reference
 import reference_dynamics
 from limbeck import diagnostics, losses, norms, projectors
 from limbeck.errors import UserError
+from limbeck.features.taps import Captured, Taps
 from limbeck.models.build import build
-from limbeck.taps import Captured, Taps
 from limbeck.terms import FeatureTerm
 
 torch.set_num_threads(1)

@@ -19,17 +19,19 @@ import probe_worker
 import probed
 import spawned
 import tiny
-from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, optim, pooling, projectors
+from limbeck import Distiller, FeatureTerm, LogitTerm, losses, norms, projectors
 from limbeck.diagnostics import Probe, cka, column_normalized
 from limbeck.diagnostics import probe as probe_module
 from limbeck.diagnostics.probe_projectors import matrix, quick_singular_values, record_spectrum
 from limbeck.diagnostics.probe_terms import plain
 from limbeck.diagnostics.quiet import batch_statistics, undisturbed
 from limbeck.errors import UserError
-from limbeck.runlog import RunLog
-from limbeck.taps import Taps
+from limbeck.features import pooling
+from limbeck.features.taps import Taps
+from limbeck.logs.runlog import RunLog
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import Form, RelationTerm
+from limbeck.training import optim
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent.parent

@@ -581,7 +581,9 @@ def test_no_rule_needs_torch_by_itself():
             elif isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             for name in names:
-                own = name.startswith(("limbeck.records.", "limbeck.errors.", "limbeck.diagnostics.evidence.")) or (
+                own = name.startswith(
+                    ("limbeck.logs.records.", "limbeck.errors.", "limbeck.diagnostics.evidence.")
+                ) or (
                     module is verdict and name in ("limbeck.diagnostics.input_rules", "limbeck.diagnostics.term_rules")
                 )
                 assert own or name.split(".")[0] in sys.stdlib_module_names, (module.__name__, name)

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from deaths import Points
 
-from limbeck import meter
 from limbeck.cache import store
 from limbeck.cli import main as limbeck
+from limbeck.training import meter
 
 
 def acting(fault: dict[str, Any]) -> Callable[[str, int], None]:
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     meter.LOG_EVERY = 2
     store.SHARD_IMAGES = 60
-    for name in ("limbeck.recipes.run", "limbeck.report", "timm", "torchvision", "sklearn.datasets"):
+    for name in ("limbeck.runs.run", "limbeck.report", "timm", "torchvision", "sklearn.datasets"):
         importlib.import_module(name)  # once, for all children
 
     for line in sys.stdin:

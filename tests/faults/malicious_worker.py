@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from limbeck.assembly.build import load_student
 from limbeck.cache.shards import open_shard
-from limbeck.checkpoint import load_weights
 from limbeck.data import arrays, decode, folders, shards
 from limbeck.models.weights import fit_weights, read_weights
 from limbeck.recipes import Recipe
-from limbeck.recipes.build import load_student
 from limbeck.report.record import read_run
+from limbeck.storage.checkpoint import load_weights
 
 
 def fit(path: Path) -> None:

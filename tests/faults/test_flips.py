@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cache.subject import VIEWS, small_shards, subject
 from limbeck import cache
 from limbeck.cache.store import plan_cache
-from limbeck.checkpoint import Checkpoints, Counters
 from limbeck.errors import UserError
+from limbeck.storage.checkpoint import Checkpoints, Counters
 
 CPU = torch.device("cpu")
 FLIPS = 500  # of each kind

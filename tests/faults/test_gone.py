@@ -13,12 +13,12 @@ from torch import nn
 
 from cache.subject import VIEWS, subject
 from limbeck import cache
-from limbeck.checkpoint import Checkpoints, Counters, save_weights
 from limbeck.errors import UserError
+from limbeck.logs.runlog import RunLog
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import run
 from limbeck.report.page import write_page
-from limbeck.runlog import RunLog
+from limbeck.runs.run import run
+from limbeck.storage.checkpoint import Checkpoints, Counters, save_weights
 
 CPU = torch.device("cpu")
 SMALL = Recipe(
@@ -151,7 +151,7 @@ def test_a_removed_folder_of_a_run_that_did_not_begin_is_the_first_error(
         shutil.rmtree(folder)
         raise UserError("the data are not there")
 
-    monkeypatch.setattr("limbeck.recipes.run.prepare", fails)
+    monkeypatch.setattr("limbeck.runs.run.prepare", fails)
     with pytest.raises(UserError, match="the data are not there"):
         run(SMALL, folder)
 

@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 import reference
 import reference_relations as twins
-from limbeck import losses, pooling
+from limbeck import losses
 from limbeck.errors import UserError
+from limbeck.features import pooling
 
 torch.set_num_threads(1)
 

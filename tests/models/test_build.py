@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from limbeck.assembly.features import tap_pool
 from limbeck.errors import UserError
+from limbeck.features.taps import Taps
 from limbeck.models import InputSpec, Model, WeightsUnavailable, build, library, own_classes, unused_parameters
 from limbeck.models.probe import classifiers, run_once
-from limbeck.recipes.features import tap_pool
-from limbeck.taps import Taps
 
 # name, size, penultimate, width of the penultimate feature
 FAMILIES = [

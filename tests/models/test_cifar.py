@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.features.taps import Taps
 from limbeck.models import build
 from limbeck.models.cifar import NETS, Staged
 from limbeck.models.small import SmallCNN
-from limbeck.taps import Taps
 
 # Parameters for (10, 100) classes. No table gives all of them to the last digit, so each row says what it was held to:
 # [pcv] exact, asserted by the model files of pytorchcv (osmr/imgclsmob; its chainer, gluon and torch ports agree);

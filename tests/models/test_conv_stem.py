@@ -10,8 +10,8 @@ from limbeck import Distiller, LogitTerm, losses
 from limbeck.errors import UserError
 from limbeck.models import build
 from limbeck.models.conv_stem import SHAPES, ConvStemViT
-from limbeck.optim import check_gradients
 from limbeck.tasks import Classification
+from limbeck.training.optim import check_gradients
 
 DISTILLED = "deit/conv-stem-test-distilled"
 

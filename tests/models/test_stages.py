@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import pooling
+from limbeck.assembly.choices import build_pool
+from limbeck.assembly.features import tap_pool
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Taps
 from limbeck.models import InputSpec, Model, build
 from limbeck.models.cifar import NETS
 from limbeck.models.stages import layout_of, shapes_of, stages
-from limbeck.recipes.choices import build_pool
-from limbeck.recipes.features import tap_pool
-from limbeck.taps import Taps
 
 SPEC = InputSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 16)
 

@@ -9,9 +9,9 @@ from torch import nn
 
 import tiny
 from limbeck import models
+from limbeck.assembly.build import build_student
 from limbeck.errors import UserError
 from limbeck.models.synchronized import SyncBatchNorm
-from limbeck.recipes.build import build_student
 from limbeck.recipes.recipe import Recipe
 
 
@@ -64,8 +64,8 @@ def test_an_unknown_kind_is_named() -> None:
 
 def test_a_recipe_asks_for_it_where_there_are_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process has the global batch anyway, and keeps torch's own kernel."""
-    from limbeck import collectives
-    from limbeck.recipes.build import build_data
+    from limbeck.assembly.build import build_data
+    from limbeck.distributed import collectives
 
     recipe = Recipe(data="digits", student="cifar/resnet8", method="alone", sync_batch_norm=True)
     data = build_data(recipe)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from limbeck import sharding
+from limbeck.distributed import sharding
 from limbeck.errors import UserError
 from limbeck.models import build
 from limbeck.models.lookalike import lookalike

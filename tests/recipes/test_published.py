@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from limbeck import models
+from limbeck.assembly.build import build_distiller
 from limbeck.cli import main
 from limbeck.models import Model
 from limbeck.recipes import NAMED, Recipe, named
-from limbeck.recipes.build import build_distiller
-from limbeck.recipes.compare import plan
 from limbeck.recipes.published.cifar100 import AGAIN, CRD, METHODS, PAIRS, PAPER
 from limbeck.recipes.published.detection import DETECTION
+from limbeck.studies.compare import plan
 from limbeck.terms import FeatureTerm
 
 NAMES = [name for name in NAMED if name not in DETECTION]  # those are in test_detection

@@ -12,9 +12,9 @@ import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, Probe, losses, models, norms, projectors
 from limbeck.data import Batch, Data, DataSpec, open_data
 from limbeck.diagnostics import block_equivariance
+from limbeck.logs.runlog import RunLog
 from limbeck.models import InputTransform, Model
 from limbeck.report import write_report
-from limbeck.runlog import RunLog
 from limbeck.tasks import Classification
 from report.planted import CHARTS, Page, check_page, read
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from limbeck.diagnostics.verdict import Verdict
-from limbeck.records import number, numbers
+from limbeck.logs.records import number, numbers
 from limbeck.report import write_report
 from limbeck.report.behavior import balance_charts
 from limbeck.report.chart import LinePlot

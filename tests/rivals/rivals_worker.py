@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 import tiny
 from distributed_worker import averaged, draw, own
-from limbeck import Distiller, collectives, losses, optim
+from limbeck import Distiller, losses
+from limbeck.distributed import collectives
+from limbeck.features.taps import Captured
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.rivals.maps import BatchNorm2d
-from limbeck.taps import Captured
 from limbeck.tasks import Classification
+from limbeck.training import optim
 
 SPLIT = [3, 5]  # unequal local batches
 SPLITS = [SPLIT, [8, 0], [0, 8]]  # of each step

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import reference_rivals as slow
 from limbeck.errors import UserError
+from limbeck.features.taps import Captured
 from limbeck.rivals import CRDTerm
-from limbeck.taps import Captured
 from reference import as_a_user
 
 M, K, D_S, D_T, WIDTH = 16, 6, 3, 5, 4

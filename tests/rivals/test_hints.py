@@ -3,10 +3,11 @@ import torch
 from torch import Tensor, nn
 
 import reference_rivals as slow
-from limbeck import FeatureTerm, losses, pooling, projectors
+from limbeck import FeatureTerm, losses, projectors
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.rivals import HintTerm, regressor
-from limbeck.taps import Captured
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 import reference_rivals as slow
 from limbeck import losses
 from limbeck.errors import UserError
+from limbeck.features.taps import Captured
 from limbeck.rivals import ReviewTerm
 from limbeck.rivals.maps import BatchNorm2d, to_common_size
-from limbeck.taps import Captured
 from reference import as_a_user
 
 # The second level has another size in the teacher; the deepest is a pooled vector.

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from limbeck import Distiller, optim
+from limbeck import Distiller
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.rivals import HintTerm, ReusedClassifier, bottleneck
 from limbeck.tasks import Classification
+from limbeck.training import optim
 from tiny import Batch
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import tiny
-from limbeck import Distiller, fit, losses, optim
-from limbeck.checkpoint import Checkpoints
+from limbeck import Distiller, fit, losses
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
+from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification, LabelFree
 from limbeck.terms import Term
+from limbeck.training import optim
 
 IMAGES = 24
 TAPS = ["conv1", "conv2"]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 import reference_rivals as slow
 from limbeck.errors import UserError
+from limbeck.features.taps import Captured
 from limbeck.rivals import VIDTerm
-from limbeck.taps import Captured
 from reference import as_a_user
 
 MAPS_S, MAPS_T = [(4, 3, 5, 5), (4, 4, 2, 2)], [(4, 2, 4, 3), (4, 6, 3, 3)]

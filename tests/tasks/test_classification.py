@@ -3,7 +3,7 @@ import torch
 
 from limbeck.distiller import Task
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.tasks import Classification, LabelFree
 
 

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from limbeck.benchmark.timing import Clock, Loop
 from limbeck.distiller import Distiller
-from limbeck.runlog import RunLog
-from limbeck.train import fit
+from limbeck.logs.runlog import RunLog
+from limbeck.training.fit import fit
 
 
 class _TickingLog(RunLog):

@@ -202,7 +202,7 @@ def _with_map(model: Model) -> tuple[nn.Module, str]:
 def _width(module: nn.Module, path: str, images: Tensor) -> int:
     """Channels of a submodule's output."""
     from limbeck.distiller import evaluating
-    from limbeck.taps import Taps
+    from limbeck.features.taps import Taps
 
     with evaluating(module):
         return Taps(module, [path])(images).features[path].shape[1]

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import models
+from limbeck.assembly.build import build_distiller, build_optimizer, build_task
+from limbeck.assembly.settings import Settled, settle
 from limbeck.benchmark.loops import Step, by_hand, repeated, with_fit
 from limbeck.benchmark.peers import peers
 from limbeck.benchmark.timing import Loop, Timing, compare, interleave
 from limbeck.cache import TaughtBatch
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.hardware import LAYOUTS, PRECISIONS, apply_settings
 from limbeck.models import Model
-from limbeck.recipes.build import build_distiller, build_optimizer, build_task
 from limbeck.recipes.recipe import Recipe
-from limbeck.recipes.run import device_of
-from limbeck.recipes.settings import Settled, settle
-from limbeck.recipes.summary import device_name
+from limbeck.runs.run import device_of
+from limbeck.runs.summary import device_name
 from limbeck.tasks import Classification
+from limbeck.training.precision import LAYOUTS, PRECISIONS, apply_settings
 
 FLOOR, FULL = "floor", "limbeck"
 ALONE_FLOOR, ALONE, GIVEN = "student alone, by hand", "student alone, limbeck", "limbeck, teacher's outputs given"

@@ -8,12 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from limbeck import pooling
-from limbeck.bad_batch import OF_TEACHER, at_fault, images_in_words, listed
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.terms import LabelledLogitTerm, LogitTerm
+from limbeck.training.bad_batch import OF_TEACHER, at_fault, images_in_words, listed
 
 FEATURE = "feature."
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

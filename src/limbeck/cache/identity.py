@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck import sharding
 from limbeck.data.loader import Loader
+from limbeck.distributed import sharding
 
 Identity = Mapping[str, Any]
 """Name to a plain value; two caches are the same where all of them are equal."""

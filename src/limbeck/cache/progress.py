@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 
 
 def bar(shows: bool | None) -> Progress:

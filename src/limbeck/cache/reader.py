@@ -13,7 +13,7 @@ from limbeck.cache.store import Cache, View
 from limbeck.data.loader import Batch, Loader
 from limbeck.distiller import Clock
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 
 class TaughtBatch(NamedTuple):

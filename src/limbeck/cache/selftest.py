@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck import collectives
 from limbeck.cache.progress import bar
 from limbeck.cache.reader import check_pixels
 from limbeck.cache.shards import verify_shard
 from limbeck.cache.store import Cache
 from limbeck.data.loader import Batch, Loader
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 BATCHES = 3
 # Largest allowed difference of a row to the teacher's, as a share of the mean length of a row. Rounding to float16 is

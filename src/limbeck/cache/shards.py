@@ -8,9 +8,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from limbeck.cache.identity import checksum_of
-from limbeck.checkpoint import replacing
 from limbeck.errors import UserError
-from limbeck.untrusted import check_tensor_file
+from limbeck.storage.checkpoint import replacing
+from limbeck.storage.untrusted import check_tensor_file
 
 _CHECKSUM = "blake2b"  # the one entry of the metadata: safetensors writes several in any order
 

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from limbeck import collectives
 from limbeck.cache.contents import Contents, Spec
 from limbeck.cache.identity import Identity, differences
 from limbeck.cache.shards import damaged, open_shard, shard_bytes, write_shard
-from limbeck.checkpoint import save_json
 from limbeck.data.loader import Batch, Loader
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.taps import Captured
-from limbeck.untrusted import parse_json
+from limbeck.features.taps import Captured
+from limbeck.storage.checkpoint import save_json
+from limbeck.storage.untrusted import parse_json
 
 CARD = "cache.json"
 FORMAT = 1

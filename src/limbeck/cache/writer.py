@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck import collectives
 from limbeck.cache.pixels import sketch
 from limbeck.cache.progress import bar
 from limbeck.cache.store import Cache, Shard
 from limbeck.data.loader import Batch, Loader
 from limbeck.distiller import Distiller
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.evaluation import to_device
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
+from limbeck.training.evaluation import to_device
 
 GIB = 1 << 30
 _STALE = 3600.0  # seconds after which half a file belongs to no living writer: a shard takes a second

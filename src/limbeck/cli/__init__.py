@@ -106,7 +106,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _stopped_by(stop: KeyboardInterrupt) -> int:
-    from limbeck.stopping import Stopped  # after a training, which has loaded all that it needs
+    from limbeck.errors import Stopped  # after a training, which has loaded all that it needs
 
     return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 

@@ -53,8 +53,8 @@ def main(words: Sequence[str]) -> int:
     from rich.progress import Progress
 
     from limbeck.benchmark import benchmark
-    from limbeck.checkpoint import save_text
     from limbeck.errors import UserError
+    from limbeck.storage.checkpoint import save_text
 
     for name, least in (("rounds", 1), ("classes", 2)):
         if (number := getattr(options, name)) < least:

@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError("--cache-views: missing; how many augmented views of each image to keep, for example 10")
     if options.estimate and options.verify:
         raise UserError("--estimate and --verify: give one")
-    from limbeck.recipes.precompute import precompute
+    from limbeck.runs.precompute import precompute
 
     folder = Path(options.out) if options.out is not None else default_folder(recipe)
     try:

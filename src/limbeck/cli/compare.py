@@ -20,10 +20,10 @@ from limbeck.cli.flags import (
 )
 from limbeck.cli.running import dry_run, guarded, say, write_report
 from limbeck.errors import UserError
-from limbeck.recipes.compare import RESULT_FILE, compare, conclusions, plan, read_record
+from limbeck.logs.records import COMPARISON_FILE, figure, is_share
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import FEATURE_METHODS, LOGIT_METHODS, STAGE_METHODS, Count, Method
-from limbeck.records import figure, is_share
+from limbeck.studies.compare import compare, conclusions, plan, read_record
 
 DESCRIPTION = """Train each method with each seed; compare them in pairs, seed by seed.
 
@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
 def _defaults(words: Sequence[str]) -> Flags:
     """Those of the comparison that is to be resumed, else the usual ones."""
     place = resumed_folder(words)
-    if place is None or not (place / RESULT_FILE).is_file():
+    if place is None or not (place / COMPARISON_FILE).is_file():
         return Flags()
     record = read_record(place)
     return Flags(methods=tuple(record["methods"]), seeds=len(record["seeds"]))
@@ -93,7 +93,7 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
             folder,
             methods=options.methods,
             seeds=seeds,
-            resume=options.resume is not None or (options.resume_if_begun and (folder / RESULT_FILE).is_file()),
+            resume=options.resume is not None or (options.resume_if_begun and (folder / COMPARISON_FILE).is_file()),
             command=command,
             say=say,
         )

@@ -18,7 +18,7 @@ def main(words: Sequence[str]) -> int:
         words, RecipeFlag(), command="doctor", description=DESCRIPTION, fields=all_fields(), fallback={}
     )
     recipe = make_recipe(values, all_fields(), words)
-    from limbeck.recipes.inspection import check
+    from limbeck.runs.inspection import check
 
     findings = check(recipe, default_folder(recipe))
     for finding in findings:

@@ -9,7 +9,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
-from limbeck.records import figure
+from limbeck.logs.records import figure
 
 DESCRIPTION = """Score a run's student on its validation images, or on others of its classes."""
 
@@ -35,7 +35,7 @@ class Flags:
 def main(words: Sequence[str]) -> int:
     """Print how many images are scored, and each figure on a line of its own."""
     flags = parse(Flags, words, command="evaluate", description=DESCRIPTION)
-    from limbeck.recipes.inspection import evaluate
+    from limbeck.runs.inspection import evaluate
 
     for name, value in evaluate(Path(flags.run), data=flags.data, label_file=flags.label_file, say=say).items():
         say(f"{name}: {figure(name, value)}")

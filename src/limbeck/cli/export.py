@@ -30,7 +30,7 @@ class Flags:
 def main(words: Sequence[str]) -> int:
     """Print the file, its parity and what its users have to know."""
     flags = parse(Flags, words, command="export", description=DESCRIPTION)
-    from limbeck.export import export
+    from limbeck.runs.export import export
 
     written = export(Path(flags.run), format=flags.format, out=None if flags.out is None else Path(flags.out))
     say(f"{flags.format}: {written.path}")

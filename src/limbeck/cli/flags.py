@@ -18,10 +18,11 @@ import tyro
 
 from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
-from limbeck.recipes.compare import RESULT_FILE, recorded_recipe
+from limbeck.logs.records import COMPARISON_FILE
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
 from limbeck.recipes.reading import load_mapping, read_text
 from limbeck.recipes.recipe import DEFAULTS, GROUPS, Recipe, without_unread
+from limbeck.studies.compare import recorded_recipe
 
 Parsed = TypeVar("Parsed")
 
@@ -243,7 +244,7 @@ def _base(words: Sequence[str]) -> dict[str, object] | None:
         return {**recipe.model_dump(), **({"method": None} if recipe.uses_stages else {})}
     if (place := resumed_folder(words)) is None:
         return None
-    if (place / RESULT_FILE).is_file():
+    if (place / COMPARISON_FILE).is_file():
         return recorded_recipe(place).model_dump()
     if not (place / "recipe.yaml").is_file():
         raise UserError(f"--resume: no run in {place} (no recipe.yaml there)")

@@ -63,8 +63,8 @@ def main(words: Sequence[str]) -> int:
     if not flags.format:
         raise UserError("--format: its value is missing; expected one or more of svg, pdf, png")
     folders = [Path(run) for run in flags.runs]
+    from limbeck.logs.records import COMPARISON_FILE
     from limbeck.report import write_comparison, write_report, write_runs
-    from limbeck.report.record import COMPARISON_FILE
 
     single = folders[0] if len(folders) == 1 else None
     out = _place(flags.out) if flags.out else None if single else _place(SEVERAL)
@@ -93,10 +93,10 @@ def _place(name: str) -> Path:
 
 
 def _draw(folders: Sequence[Path], place: Path, formats: Sequence[str]) -> None:
+    from limbeck.logs.records import COMPARISON_FILE
     from limbeck.report.comparison import comparison_charts, read_runs
     from limbeck.report.figures import write_figures
     from limbeck.report.groups import gather, read_comparison
-    from limbeck.report.record import COMPARISON_FILE
     from limbeck.report.run import run_charts, run_samples
 
     if place.exists() and not place.is_dir():

@@ -11,7 +11,7 @@ import tyro
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
 from limbeck.errors import UserError
-from limbeck.recipes.tables import TABLES, Scale
+from limbeck.studies.tables import TABLES, Scale
 
 DESCRIPTION = """Make a table or a figure of the paper again: every row, pair of models and seed.
 
@@ -109,7 +109,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     if flags.seeds < 1:
         raise UserError(f"--seeds: expected a whole number of at least 1, got {flags.seeds}")
-    from limbeck.recipes.reproduce import make_plan
+    from limbeck.studies.reproduce import make_plan
 
     changes = {name: value for name in SETTINGS if (value := getattr(flags, name)) not in (None, ())}
     plan = make_plan(
@@ -129,11 +129,11 @@ def main(words: Sequence[str]) -> int:
 
 
 def _make(plan: Any, folder: Path, command: str) -> int:
-    from limbeck.checkpoint import save_json, save_text
-    from limbeck.recipes.reproduce import RESULT_FILE, reproduce, table_folder
-    from limbeck.recipes.table_page import PAGE_FILE, write_table
-    from limbeck.recipes.table_text import digits_of, markdown, table_record, verdict_line
-    from limbeck.recipes.verdicts import Cell
+    from limbeck.storage.checkpoint import save_json, save_text
+    from limbeck.studies.reproduce import RESULT_FILE, reproduce, table_folder
+    from limbeck.studies.table_page import PAGE_FILE, write_table
+    from limbeck.studies.table_text import digits_of, markdown, table_record, verdict_line
+    from limbeck.studies.verdicts import Cell
 
     own = table_folder(plan, folder)
 
@@ -160,7 +160,7 @@ def _make(plan: Any, folder: Path, command: str) -> int:
 
 
 def _say_cost(plan: Any) -> int:
-    from limbeck.recipes.cost import cost
+    from limbeck.studies.cost import cost
 
     found, device = cost(plan)
     for each in found:
@@ -180,7 +180,7 @@ def _print(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from limbeck.recipes.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of
+    from limbeck.studies.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of
 
     console = Console(highlight=False)
     plan = record["plan"]

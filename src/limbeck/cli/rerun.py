@@ -13,7 +13,7 @@ from limbeck.cli.flags import parse
 from limbeck.cli.running import say
 
 if TYPE_CHECKING:
-    from limbeck.recipes.rerun import Row
+    from limbeck.runs.rerun import Row
 
 DESCRIPTION = """Make a finished run again from its recorded recipe, and compare.
 
@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     flags = parse(Flags, words, command="rerun", description=DESCRIPTION)
     first = Path(flags.run)
     place = Path(flags.out) if flags.out else first.parent / f"{first.name}-rerun"
-    from limbeck.recipes.rerun import rerun
+    from limbeck.runs.rerun import rerun
 
     try:
         outcome = rerun(first, place, anyway=flags.anyway, say=say)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import reason_of, shown
+from limbeck.logs.records import figure
 from limbeck.recipes.recipe import Recipe
-from limbeck.records import figure
 
 
 def is_first() -> bool:
@@ -41,7 +41,7 @@ def guarded(what: str) -> Generator[None, None, None]:
 
 def dry_run(recipe: Recipe, folder: Path) -> int:
     """Print the resolved recipe and what it would train; nothing is trained or written."""
-    from limbeck.recipes.inspection import describe
+    from limbeck.runs.inspection import describe
 
     say_lines(recipe.to_yaml())
     say()
@@ -59,8 +59,8 @@ def train_in(recipe: Recipe, folder: Path, *, resume: bool, if_begun: bool, comm
         KeyboardInterrupt: The user stopped it; carries the command that goes on.
         LostProcessError: One of several processes is gone or silent; carries the same command.
     """
-    from limbeck.collectives import losses_explained
-    from limbeck.recipes.run import run
+    from limbeck.distributed.collectives import losses_explained
+    from limbeck.runs.run import run
 
     say(f"run folder: {folder}")
     try:
@@ -105,7 +105,7 @@ def verdict_lines(folder: Path) -> list[str]:
     None on other processes than the first.
     """
     from limbeck.diagnostics.verdict import Verdict, follows, verdicts
-    from limbeck.untrusted import records_of
+    from limbeck.storage.untrusted import records_of
 
     log = folder / "log.jsonl"
     if not is_first() or not log.is_file():  # the other processes may be on machines that do not have the folder

@@ -15,10 +15,11 @@ from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_rec
 from limbeck.cli.running import dry_run, say, write_report
 from limbeck.cli.words import given_flags
 from limbeck.errors import UserError, shown
-from limbeck.recipes.space import MOST_CHECKED, check_space, combinations, parse_space
-from limbeck.recipes.study import Plan, Pruner, Sampler
-from limbeck.recipes.sweep import AS_GIVEN, BEST_FILE, make_plan, sweep
-from limbeck.records import is_share
+from limbeck.logs.records import is_share
+from limbeck.studies.space import MOST_CHECKED, check_space, combinations, parse_space
+from limbeck.studies.study import Plan, Pruner, Sampler
+from limbeck.studies.sweep import make_plan, sweep
+from limbeck.studies.sweep_text import AS_GIVEN, BEST_FILE
 
 DESCRIPTION = """Search for good settings of a recipe; confirm the best on other seeds.
 
@@ -124,7 +125,7 @@ def _sweep(plan: Plan, folder: Path, command: str) -> int:
     except KeyboardInterrupt as stop:
         stop.args = (command,)
         raise
-    from limbeck.recipes.sweep_text import sentences
+    from limbeck.studies.sweep_text import sentences
 
     for row in record["rows"]:
         for name in row["runs"]:
@@ -148,7 +149,7 @@ def _print_trials(record: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from limbeck.recipes.sweep_text import HEAD, cells_of, ranked
+    from limbeck.studies.sweep_text import HEAD, cells_of, ranked
 
     trials = ranked(record)
     states = [trial["state"] for trial in trials]

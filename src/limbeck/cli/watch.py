@@ -15,10 +15,11 @@ from rich.text import Text
 
 from limbeck.cli.flags import parse
 from limbeck.errors import UserError, paths_explained, shown
-from limbeck.live import FINISHED, Standing, duration, table
-from limbeck.recipes.compare import RESULT_FILE, read_record
+from limbeck.logs.live import FINISHED, Standing, duration, table
+from limbeck.logs.records import COMPARISON_FILE
 from limbeck.recipes.reading import load_mapping, read_text
-from limbeck.untrusted import parse_json
+from limbeck.storage.untrusted import parse_json
+from limbeck.studies.compare import read_record
 
 DESCRIPTION = """Show where a run stands that is going on elsewhere, or each of a folder.
 
@@ -225,7 +226,7 @@ def watched(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
 
 def is_comparison(folder: Path) -> bool:
     """Whether a folder holds a comparison, and not one run."""
-    return (folder / RESULT_FILE).is_file()
+    return (folder / COMPARISON_FILE).is_file()
 
 
 def is_run(folder: Path) -> bool:

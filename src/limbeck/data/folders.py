@@ -11,7 +11,7 @@ import numpy as np
 from limbeck.data import layout
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.untrusted import read_image_file
+from limbeck.storage.untrusted import read_image_file
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",

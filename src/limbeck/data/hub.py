@@ -8,7 +8,7 @@ import numpy as np
 from limbeck.data import layout
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.untrusted import check_image_size, read_image_file
+from limbeck.storage.untrusted import check_image_size, read_image_file
 
 _IMAGES = ("image", "images", "img", "picture", "photo", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "class", "target")

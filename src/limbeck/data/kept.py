@@ -21,13 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limbeck.checkpoint import replacing
 from limbeck.data import decode
 from limbeck.data.arrays import ArrayReader
 from limbeck.data.fetch import Decoded, Frame, Skips, content, decode_all
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.untrusted import check_tensor_file
+from limbeck.storage.checkpoint import replacing
+from limbeck.storage.untrusted import check_tensor_file
 
 LIMIT = 8 << 30
 """Bytes that all kept sets together may have; those that were not used for the longest time are removed first."""

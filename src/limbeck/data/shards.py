@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from limbeck.data.folders import EXTENSIONS
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.untrusted import check_image_size, parse_json
+from limbeck.storage.untrusted import check_image_size, parse_json
 
 _MOST_LABEL = 1 << 20  # bytes of a .cls or .json member, which is read while the shards are listed
 _MOST_CLASSES = 1_000_000  # a class has a name and a row of the classifier, however few images there are

@@ -6,17 +6,21 @@ boxes and heads: :class:`ForegroundTerm`, :class:`DenseHeadTerm`, :class:`Region
 """
 
 from limbeck.detection.batch import DetectionBatch, Detections, Truth, truth_of
+from limbeck.detection.fgd import FGDTerm
 from limbeck.detection.foreground import ForegroundTerm
 from limbeck.detection.heads import DenseHeadTerm, RegionTerm, soft_focal
 from limbeck.detection.interface import Detector, Level, Regions
 from limbeck.detection.matching import best_cut, match
 from limbeck.detection.precision import Precision, average_precision, measure_precision
+from limbeck.detection.task import Detection
 
 __all__ = [
     "DenseHeadTerm",
+    "Detection",
     "DetectionBatch",
     "Detections",
     "Detector",
+    "FGDTerm",
     "ForegroundTerm",
     "Level",
     "Precision",

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.terms import FeatureTerm
 
 LEAST = 2  # rows; statistics of one row have no meaning
@@ -78,7 +78,7 @@ class ForegroundTerm(nn.Module):
         x_s, x_t = student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
         target = student.target
         if target is None or target.ndim != 3:
-            raise UserError("ForegroundTerm needs boxes, and the batch has none; use tasks.Detection")
+            raise UserError("ForegroundTerm needs boxes, and the batch has none; use limbeck.detection.Detection")
         if x_s.ndim != 4 or x_t.ndim != 4 or x_s.shape[2:] != x_t.shape[2:]:
             raise UserError(
                 f"ForegroundTerm: student is {tuple(x_s.shape)} and teacher {tuple(x_t.shape)}; "

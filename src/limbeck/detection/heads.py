@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck import collectives
 from limbeck.detection.interface import Detector, Level, Regions
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.terms import Loss
 
 

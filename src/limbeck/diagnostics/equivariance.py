@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import pooling
 from limbeck.diagnostics.inputs import at_least_float32, check_finite
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
-from limbeck.taps import Taps
+from limbeck.features import pooling
+from limbeck.features.taps import Taps
 
 
 def translation_error(
@@ -74,9 +74,9 @@ def block_equivariance(
     Args:
         model: Vision transformer; it is run twice, in eval mode, and given back in the mode that it had.
         images: Square ones, normalized as the model wants them.
-        taps: Blocks, as :class:`limbeck.taps.Taps` names them, that give tokens ``(n, tokens, d)``. The patches are the
-            greatest square number of tokens, and what goes beyond it prefix tokens (class, registers), which come
-            first; so a grid of g x g can have up to 2 g of these.
+        taps: Blocks, as :class:`limbeck.features.taps.Taps` names them, that give tokens ``(n, tokens, d)``. The
+            patches are the greatest square number of tokens, and what goes beyond it prefix tokens (class, registers),
+            which come first; so a grid of g x g can have up to 2 g of these.
         patches: Length of the shift, in patches.
 
     Returns:

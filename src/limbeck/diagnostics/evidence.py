@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.records import Record, mapping
+from limbeck.logs.records import Record, mapping
 
 
 @dataclass(frozen=True)

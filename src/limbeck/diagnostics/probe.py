@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck import collectives
 from limbeck.diagnostics.equivariance import block_equivariance
 from limbeck.diagnostics.probe_outputs import record_balance, record_outputs, record_soundness
 from limbeck.diagnostics.probe_projectors import Record, decay_of, learned_weight, seconds_of_spectra
@@ -26,11 +25,12 @@ from limbeck.diagnostics.quiet import (
 from limbeck.diagnostics.recall import Look, Recall, detached, on
 from limbeck.diagnostics.schedule import Schedule
 from limbeck.distiller import TASK, Distiller, evaluating
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.evaluation import to_device
-from limbeck.runlog import RunLog
-from limbeck.taps import Captured, Taps
+from limbeck.features.taps import Captured, Taps
+from limbeck.logs.runlog import RunLog
 from limbeck.terms import FeatureTerm
+from limbeck.training.evaluation import to_device
 
 LEAST = 4  # images: an unbiased CKA of three is not defined
 EQUIVARIANCE_IMAGES = 32

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck import losses, norms, pooling
+from limbeck import losses, norms
 from limbeck.diagnostics.dynamics import pull
 from limbeck.diagnostics.fixed_points import fixed_point_distances
 from limbeck.diagnostics.memory import initial_share
@@ -34,8 +34,9 @@ from limbeck.diagnostics.similarity import (
     off_diagonal_energy,
 )
 from limbeck.diagnostics.spectrum import column_normalized
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.norms.roots import widest
-from limbeck.taps import Captured
 from limbeck.terms import FeatureTerm, Sides, Term
 
 ROWS = 4096  # of dense features: images are left out beyond

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from limbeck import collectives
 from limbeck.distiller import Distiller, evaluating
+from limbeck.distributed import collectives
 
 SEED = 0
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from limbeck.checkpoint import load_weights, save_weights
 from limbeck.errors import UserError
+from limbeck.storage.checkpoint import load_weights, save_weights
 
 _STEP, _EPOCH = "step", "epoch"
 

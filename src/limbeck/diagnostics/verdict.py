@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from limbeck.diagnostics import input_rules, term_rules
 from limbeck.diagnostics.evidence import Evidence, Verdict
 from limbeck.errors import reason_of
-from limbeck.records import Record
+from limbeck.logs.records import Record
 
 __all__ = ["Verdict", "follows", "verdicts"]
 

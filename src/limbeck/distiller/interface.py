@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 Weight = float | Callable[[float], float]
 """A weight is a number, or a function of the share of training that is done (0 to 1)."""

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck import collectives, sharding
-from limbeck.compiler import Compiled
 from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
+from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError, did_you_mean
-from limbeck.taps import Captured, Taps
+from limbeck.features.compiler import Compiled
+from limbeck.features.taps import Captured, Taps
 from limbeck.terms import Term
 
 
@@ -101,9 +101,9 @@ class Distiller(nn.Module):
         """From now on run student, teacher and terms compiled by ``torch.compile``, each by itself.
 
         They are compiled when they are first called, and again, for any number of rows, when a batch has fewer. No
-        module is replaced: names and state dicts stay, :func:`limbeck.evaluation.evaluate` runs the student as it is,
-        and a copy of the distiller is not compiled. On several processes the terms are left alone: what crosses
-        processes would cut them into pieces.
+        module is replaced: names and state dicts stay, :func:`limbeck.training.evaluation.evaluate`
+        runs the student as it is, and a copy of the distiller is not compiled. On several processes the terms are left
+        alone: what crosses processes would cut them into pieces.
 
         Args:
             batch: Is run through both models once, in eval mode and not compiled, for those checks of the taps that
@@ -137,7 +137,7 @@ class Distiller(nn.Module):
         Args:
             batch: What the task reads.
             pull: Instead of a loss of its own the step then has the surrogate ``sum <gradient, value>``, whose gradient
-                is that of the loss that the pull is of, see :mod:`limbeck.accumulation`; it has no parts.
+                is that of the loss that the pull is of, see :mod:`limbeck.training.accumulation`; it has no parts.
 
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck import collectives, sharding
 from limbeck.distiller.interface import StepResult
 from limbeck.distiller.module import Distiller
+from limbeck.distributed import collectives, sharding
 
 
 class ShardedDistiller(nn.Module):
@@ -46,9 +46,9 @@ def shard_distiller(distiller: Distiller, device: torch.device) -> ShardedDistil
     """Cut up a distiller so that each process holds a share of its parameters, gradients and optimizer state.
 
     Student and terms are gathered each as a whole in the forward pass, and let go at the end of the backward pass. The
-    teacher is gathered part by part (:func:`limbeck.sharding.units_of`) and each part let go behind its forward pass,
-    so that no device ever holds all of it: leave it in main memory until it is here. Loss and gradient are those of
-    ``DistributedDataParallel``.
+    teacher is gathered part by part (:func:`limbeck.distributed.sharding.units_of`) and each part let go
+    behind its forward pass, so that no device ever holds all of it: leave it in main memory until it is here. Loss and
+    gradient are those of ``DistributedDataParallel``.
 
     Args:
         distiller: Is changed, and stays the one that has student, teacher and terms. Its values become those of the

@@ -1,7 +1,7 @@
 """Losses of feature maps ``(n, c, h, w)``.
 
 Where the two maps differ in height or width, the larger is average-pooled to the smaller, in each direction, as the
-published codes do. ``limbeck.pooling.unpooled`` and ``token_map`` give such maps.
+published codes do. ``limbeck.features.pooling.unpooled`` and ``token_map`` give such maps.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size,
 from limbeck.models.probe import classifiers, name_of, run_once
 from limbeck.models.spec import InputSpec
 from limbeck.models.weights import WeightsUnavailable
-from limbeck.untrusted import read_object
+from limbeck.storage.untrusted import read_object
 
 SAFETENSORS = "model.safetensors"
 IMAGENET_CLASSES = 1000

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.compiler import uncompiled
 from limbeck.errors import UserError, did_you_mean
+from limbeck.features.compiler import uncompiled
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.cifar import NETS
 from limbeck.models.probe import raw_output, run_once

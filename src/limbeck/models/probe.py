@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
+from limbeck.features.taps import Taps
 from limbeck.models.spec import Model
-from limbeck.taps import Taps
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 

@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
+from limbeck.features.taps import INPUT_SUFFIX, Taps
 from limbeck.models.spec import Model
-from limbeck.taps import INPUT_SUFFIX, Taps
 
 
 class Layout(NamedTuple):
@@ -116,15 +116,15 @@ def stages(model: Model, *, count: int = 4) -> tuple[str, ...]:
     ResNet. A stem, one convolution alone at its resolution, is skipped if three more stages follow, and so are maps
     that are finer than earlier ones. Of a model whose tokens become fewer (LeViT, Twins), the same. Of other models of
     tokens, blocks at even depths out of the alike ones that lie least deep. Vectors and single tokens are never among
-    them, nor is what :class:`limbeck.taps.Taps` refuses: a submodule that runs twice, or whose output is overwritten in
-    place. If a submodule returns several values, the input of the next one is its end.
+    them, nor is what :class:`limbeck.features.taps.Taps` refuses: a submodule that runs twice, or whose output is
+    overwritten in place. If a submodule returns several values, the input of the next one is its end.
 
     Args:
         model: From :func:`limbeck.models.build`.
         count: Most stages that are given, the deepest ones.
 
     Returns:
-        Names for :class:`limbeck.taps.Taps`; at least one.
+        Names for :class:`limbeck.features.taps.Taps`; at least one.
 
     Raises:
         UserError: If count is below 1, or the model has neither maps nor tokens.

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -18,10 +18,10 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class SyncBatchNorm(_BatchNorm):
     """A batch norm whose statistics in training are those of the global batch.
 
-    On one process, in evaluation, and inside :func:`limbeck.collectives.alone` it is the plain one. On several, mean
-    and variance come from sums over all processes, which may have images in any number, also none, and gradients flow
-    through them: four processes with n images compute what one computes with 4n. Running statistics are then the same
-    on all. The state dict is that of the norm that it replaces.
+    On one process, in evaluation, and inside :func:`limbeck.distributed.collectives.alone` it is the plain one. On
+    several, mean and variance come from sums over all processes, which may have images in any number, also none, and
+    gradients flow through them: four processes with n images compute what one computes with 4n. Running statistics are
+    then the same on all. The state dict is that of the norm that it replaces.
 
     Args:
         norm: The norm to replace; parameters and buffers are shared with it.

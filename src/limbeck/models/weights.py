@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from limbeck.distributed.sharding import versioned
 from limbeck.errors import UserError
 from limbeck.models.lookalike import lookalike
-from limbeck.sharding import versioned
-from limbeck.untrusted import check_tensor_file, check_torch_file, read_object
+from limbeck.storage.untrusted import check_tensor_file, check_torch_file, read_object
 
 # Where training scripts put the state dict, best guess first, and what wrappers put before its names.
 NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "teacher", "student", "net")

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
-from limbeck.moments import row_count
 from limbeck.norms.roots import widest
 from limbeck.norms.running import Running
 from limbeck.projectors.sizes import check_at_least_one
@@ -111,7 +110,7 @@ class Ridge(nn.Module):
 
     def _of_all_processes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of all channels over the global batch, and the covariance with them of the student's."""
-        n = row_count(rows)
+        n = collectives.row_count(rows)
         if n < 2:
             raise UserError(f"Ridge: rows in the batch: {n}; a covariance needs at least 2")
         # Exact for a constant channel, which is then exactly zero when centered, whatever its size.

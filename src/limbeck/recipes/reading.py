@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.untrusted import read_object
+from limbeck.storage.untrusted import read_object
 
 MAX_BYTES = 1_000_000
 """A recipe has about fifty short lines; a file larger than this is some other file."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from limbeck.records import Record, mapping, number
+from limbeck.logs.records import Record, mapping, number
 from limbeck.report.chart import Chart, Level, Line
 from limbeck.report.draw import line_chart
 from limbeck.report.probes import course, lines, present

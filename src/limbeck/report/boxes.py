@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from limbeck.records import Record, mapping, number, numbers, records
+from limbeck.logs.records import Record, mapping, number, numbers, records
 from limbeck.report.samples import image_bytes
 
 MODELS = ("student", "teacher")

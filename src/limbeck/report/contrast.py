@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from limbeck.records import is_share, mapping, number
+from limbeck.logs.records import is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Cloud, Level, Line, Point, Span
 from limbeck.report.curves import validation

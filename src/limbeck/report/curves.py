@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from limbeck.records import Record, headline, mapping, number
+from limbeck.logs.records import Record, headline, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart, Level, Line, Point
 from limbeck.report.draw import line_chart

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from limbeck.records import Record, number, numbers
+from limbeck.logs.records import Record, number, numbers
 from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point
 from limbeck.report.draw import line_chart, some_rows
 from limbeck.report.probes import course, figure_id, label, of_term, present

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from limbeck.records import Record, mapping, number
+from limbeck.logs.records import Record, mapping, number
 from limbeck.report.record import RunRecord
 
 COUNTS = (

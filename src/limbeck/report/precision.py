@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from limbeck.records import Record, mapping, number, numbers
+from limbeck.logs.records import Record, mapping, number, numbers
 from limbeck.report import words
 from limbeck.report.bars import bar_chart
 from limbeck.report.boxes import MODELS, class_names

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from limbeck.records import Record, mapping, number
+from limbeck.logs.records import Record, mapping, number
 from limbeck.report.chart import Chart, Line, Point
 
 Group = Sequence[tuple[str, str, tuple[str, ...]]]

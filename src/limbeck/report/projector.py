@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from limbeck.records import Record
+from limbeck.logs.records import Record
 from limbeck.report.chart import Chart, Level, Line
 from limbeck.report.draw import line_chart
 from limbeck.report.probes import course, figure_id, lines, of_term, present

@@ -8,11 +8,10 @@ from typing import cast
 import yaml
 
 from limbeck.errors import UserError, paths_explained
-from limbeck.records import Record, mapping, number, records
-from limbeck.untrusted import parse_json, records_of
+from limbeck.logs.records import Record, mapping, number, records
+from limbeck.storage.untrusted import parse_json, records_of
 
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
-COMPARISON_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)

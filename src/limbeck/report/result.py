@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.records import Record, mapping, number
+from limbeck.logs.records import Record, mapping, number
 from limbeck.report import words
 from limbeck.report.curves import best_epoch, teacher_figure, validation
 from limbeck.report.record import RunRecord

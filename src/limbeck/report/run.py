@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.diagnostics.verdict import Verdict, follows, verdicts
 from limbeck.errors import reason_of
-from limbeck.records import Record, mapping
+from limbeck.logs.records import Record, mapping
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
 from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from limbeck.records import Record, number, records
+from limbeck.logs.records import Record, number, records
 from limbeck.report.record import RunRecord
 
 MOST_SAMPLES = 24

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from limbeck.records import Record, mapping, numbers
+from limbeck.logs.records import Record, mapping, numbers
 from limbeck.report.chart import Chart, Frame, Line, Point
 from limbeck.report.draw import line_chart, some_rows
 from limbeck.report.probes import Group, course, figure_id, label, lines, of_term, present

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from limbeck.records import is_share
+from limbeck.logs.records import is_share
 
 METRICS = {
     "top1": "top-1 accuracy",

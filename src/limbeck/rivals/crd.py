@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, pooling
+from limbeck import losses
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.losses.inputs import product
 from limbeck.rivals.maps import at_least_float32
-from limbeck.taps import Captured
 
 
 @final
@@ -55,7 +57,7 @@ class CRDTerm(nn.Module):
         momentum: Share of the old embedding in the bank.
         labels: Class of every training image ``(images,)``: negatives are then of other classes than the image's, as
             in the authors' runs. Without labels they are any images, also, rarely, the image itself.
-        student_pool: From maps or tokens to vectors, see :mod:`limbeck.pooling`.
+        student_pool: From maps or tokens to vectors, see :mod:`limbeck.features.pooling`.
         teacher_pool: The same for the teacher.
 
     Raises:

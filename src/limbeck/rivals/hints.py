@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, pooling
+from limbeck import losses
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.rivals.maps import BatchNorm2d, at_least_float32, to_common_size
-from limbeck.taps import Captured
 from limbeck.terms import Loss, mean_of_rows
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
 
 

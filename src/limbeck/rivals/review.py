@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.features.taps import Captured
 from limbeck.rivals.maps import BatchNorm2d, as_map, at_least_float32
-from limbeck.taps import Captured
 from limbeck.terms import Loss, mean_of_rows
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.distiller import FrozenTeacher
 from limbeck.errors import UserError
-from limbeck.taps import Taps
+from limbeck.features.taps import Taps
 
 
 def bottleneck(d_s: int, d_t: int, *, reduction: int = 2) -> nn.Sequential:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives, pooling
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.rivals.maps import at_least_float32, to_common_size
-from limbeck.taps import Captured
 
 
 @final

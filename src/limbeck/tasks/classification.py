@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 IGNORED = -100  # cross entropy leaves an image with this label out
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.tasks.classification import image_index, teacher_output
 
 

@@ -8,11 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, moments, norms, pooling
-from limbeck.chunked import chunked
+from limbeck import losses, norms
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.projectors import Ridge
-from limbeck.taps import Captured
+from limbeck.terms import moments
+from limbeck.terms.chunked import chunked
 from limbeck.terms.forms import (
     COMBINE,
     Form,
@@ -65,7 +68,7 @@ class FeatureTerm(nn.Module):
     was.
 
     Args:
-        student_tap: Tap of the student, see :class:`limbeck.taps.Taps`.
+        student_tap: Tap of the student, see :class:`limbeck.features.taps.Taps`.
         teacher_tap: Tap of the teacher.
         projector: Maps the student's width (last dimension) to the teacher's; the other way round if ``inverted``.
         student_norm: Norm of the student's side, behind its projector; none where omitted.
@@ -75,7 +78,7 @@ class FeatureTerm(nn.Module):
         loss: Elementwise loss of two same-shaped tensors, for instance :func:`limbeck.losses.log_sum`.
         correlation_loss: Loss of the correlation vector, for instance :func:`limbeck.losses.log_correlation`.
             Both norms must then be :class:`limbeck.norms.BatchNorm`.
-        student_pool: From maps or tokens to vectors, see :mod:`limbeck.pooling`.
+        student_pool: From maps or tokens to vectors, see :mod:`limbeck.features.pooling`.
         teacher_pool: The same for the teacher.
         inverted: Project the teacher's feature to the student's width, and compare there (with ``input_norm`` in front
             of it). The teacher's feature then is what the projector can throw away parts of.

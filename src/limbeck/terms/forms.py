@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from limbeck import collectives, losses, norms, projectors
-from limbeck.chunked import Combine
+from limbeck import losses, norms, projectors
+from limbeck.distributed import collectives
 from limbeck.errors import UserError
+from limbeck.terms.chunked import Combine
 
 
 class Form(enum.Enum):

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LabelledLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

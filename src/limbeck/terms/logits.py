@@ -4,7 +4,7 @@ from torch import Tensor
 
 from limbeck import losses
 from limbeck.errors import UserError
-from limbeck.taps import Captured
+from limbeck.features.taps import Captured
 from limbeck.terms.interface import LabelledLoss, Loss, at_least_float32
 from limbeck.terms.rows import is_mean_over_rows, over_all
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from limbeck import collectives, pooling
-from limbeck.taps import Captured
+from limbeck.distributed import collectives
+from limbeck.features import pooling
+from limbeck.features.taps import Captured
 from limbeck.terms.interface import Loss, at_least_float32
 
 
@@ -14,13 +15,13 @@ class RelationTerm:
     With ``z_s = pool(student)`` and ``z_t = pool(teacher)`` it is ``loss(z_s, z_t)`` over the rows of all processes;
     the widths may differ, as the loss takes them. For losses of relations
     (:func:`limbeck.losses.similarity_preserving`) and of maps (:func:`limbeck.losses.attention_transfer`, with
-    :func:`limbeck.pooling.unpooled`).
+    :func:`limbeck.features.pooling.unpooled`).
 
     Args:
-        student_tap: Tap of the student, see :class:`limbeck.taps.Taps`.
+        student_tap: Tap of the student, see :class:`limbeck.features.taps.Taps`.
         teacher_tap: Tap of the teacher.
         loss: Function of both features, student first.
-        student_pool: From maps or tokens to what the loss takes, see :mod:`limbeck.pooling`.
+        student_pool: From maps or tokens to what the loss takes, see :mod:`limbeck.features.pooling`.
         teacher_pool: The same for the teacher.
     """
 

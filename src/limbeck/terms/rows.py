@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck import collectives, losses
+from limbeck import losses
+from limbeck.distributed import collectives
 from limbeck.terms.forms import unwrapped
 
 # Each row's share of these depends on that row alone.
@@ -63,7 +64,7 @@ def over_all(
 
 
 def mean_of_rows(loss: Callable[..., Tensor], z_s: Tensor, *others: Tensor) -> Float[Tensor, ""]:
-    """A loss that is a mean over the rows of this process, for :func:`limbeck.collectives.global_mean`.
+    """A loss that is a mean over the rows of this process, for :func:`limbeck.distributed.collectives.global_mean`.
 
     Without rows, as one of several processes may be, it is the sum over none: 0, which reaches every parameter, as DDP
     wants it.

@@ -1,0 +1,154 @@
+"""Get a teacher that is worth learning from: given weights, the hub's, or trained here, and always said which."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limbeck import models
+from limbeck.assembly.build import CARD, AnyData, Parts, build_data, build_model, build_parts, is_run, student_size
+from limbeck.distributed.processes import first_sees
+from limbeck.errors import UserError
+from limbeck.models import Model, WeightsUnavailable
+from limbeck.models.weights import weights_digest
+from limbeck.recipes.reading import read_value
+from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of, without_unread
+from limbeck.storage.untrusted import read_object
+
+Train = Callable[[Recipe, Path], None]
+
+
+def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bool = False) -> Recipe:
+    """The recipe by which the teacher is trained on these data, alone; what is only the student's is at its default."""
+    given = dict(word.split("=", 1) for word in recipe.teacher_settings or ())
+    base: dict[str, Any] = {name: read_value(text, Recipe.model_fields[name]) for name, text in given.items()}
+    own = {name: getattr(recipe, name) for name in ONES_OWN} | base
+    epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else own["epochs"]
+    scale = epochs / own["epochs"]
+    not_its_own = fields_of("science", "seed", of=("student", "teacher"))  # one teacher for the students of every seed
+    values = without_unread(
+        {
+            **recipe.model_dump(),
+            **{name: Recipe.model_fields[name].default for name in not_its_own},
+            **own,
+            "name": "teacher",
+            "method": "alone",
+            "student": recipe.teacher,
+            "student_weights": weights,
+            "pretrained": pretrained,
+            "size": recipe.teacher_size if recipe.teacher_size is not None else own["size"],
+            "epochs": epochs,
+            "lr": recipe.teacher_lr if recipe.teacher_lr is not None else own["lr"],
+            "milestones": [milestone * scale for milestone in recipe.milestones],
+            "warmup_epochs": own["warmup_epochs"] * scale,
+        },
+        given=given,
+    )
+    return Recipe(**values)
+
+
+def build_teacher(
+    recipe: Recipe, data: AnyData, folder: Path, train: Train, say: Callable[[str], None]
+) -> Model | None:
+    """The recipe's teacher with weights; None where the method needs none.
+
+    In this order: the weights that the recipe names, else those of the hub. Where there are none, or their head does
+    not fit these labels although the method needs it, the teacher is first trained on these data, as a run of its own
+    beside this one, which later runs find and use again. Never a teacher with random weights.
+
+    Args:
+        recipe: The recipe of the student's run.
+        data: The opened data.
+        folder: The student's run folder; trained teachers are kept in ``teachers/`` beside it.
+        train: Trains a recipe in a folder.
+        say: Tells the user one line.
+
+    Raises:
+        UserError: If the teacher has to be trained but there are no labels to train it on.
+    """
+    if recipe.teacher is None:
+        return None
+    size = recipe.teacher_size or recipe.size or data.size
+    classes = teacher_classes(recipe, data)
+    teacher = None
+    try:
+        teacher = build_model(
+            recipe,
+            recipe.teacher,
+            num_classes=classes,
+            size=size,
+            weights=recipe.teacher_weights,
+            pretrained=recipe.teacher_weights is None,
+            allow_new_head=True,
+        )
+        reason = "its head does not fit these labels"
+    except WeightsUnavailable as unavailable:
+        reason = str(unavailable)
+    # A trunk that was trained on other images is no detector: its pyramid is random.
+    needs_head = recipe.uses_logits or recipe.fit_teacher or recipe.detects
+    if teacher is not None and not (teacher.new_head and needs_head):
+        say(f"teacher {recipe.teacher}: weights {teacher.weights}")
+        return teacher
+    if not recipe.labels:
+        raise UserError(
+            f"teacher {recipe.teacher}: {reason}, and without labels it cannot be trained here; give --teacher-weights"
+        )
+    from_hub = teacher is not None and recipe.teacher_weights is None
+    own = teacher_recipe(recipe, weights=recipe.teacher_weights, pretrained=from_hub)
+    key = _key(own, _images_of(own, recipe, data), start=teacher.weights if teacher is not None else "")
+    run = folder.parent / "teachers" / f"{slug(recipe.teacher)}-{key}"
+    if first_sees(is_run(run)):
+        say(f"teacher {recipe.teacher}: {reason}; using the one trained before in {run}")
+    else:
+        how = "fine-tuning" if teacher is not None else "training"
+        say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
+        train(own, run)
+    return build_model(recipe, recipe.teacher, num_classes=classes, size=size, weights=str(run))
+
+
+def teacher_classes(recipe: Recipe, data: AnyData) -> int:
+    """How many logits the teacher has: the data's classes; without labels its own, or none where none are used."""
+    assert recipe.teacher is not None
+    if recipe.labels:
+        return len(data.classes)
+    if not recipe.uses_logits:
+        return 0
+    card = Path(recipe.teacher_weights or "") / CARD
+    if card.is_file():
+        return int(read_object(card, "num_classes")["num_classes"])
+    return models.own_classes(recipe.teacher)
+
+
+def slug(name: str) -> str:
+    """A model's name as a part of a folder's name."""
+    return name.replace("/", "-").replace(":", "-")
+
+
+def _key(recipe: Recipe, images: AnyData, *, start: str) -> str:
+    """Short hash of what decides a teacher: its settings, the weights that it starts from, the images."""
+    # Not the arithmetic: "auto" in a first start would be another teacher than what it was settled to.
+    decided = recipe.model_dump(mode="json", include=set(fields_of("science", "data")))
+    if recipe.student_weights is not None:  # a path says nothing of what lies there
+        decided["student_weights"] = weights_digest(Path(recipe.student_weights))
+    words = [decided, images.fingerprint]
+    if recipe.pretrained:  # a name without a tag follows the library's default
+        words.append(start)
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]
+
+
+def _images_of(own: Recipe, recipe: Recipe, data: AnyData) -> AnyData:
+    """The images that a teacher is trained on: the student's, unless that one gets only some of them."""
+    return data if (own.subset, own.train_limit) == (recipe.subset, recipe.train_limit) else build_data(own)
+
+
+def rehearse(recipe: Recipe, data: AnyData) -> Parts:
+    """Build everything with a teacher of random weights: a wrong name, tap or width is told before a teacher trains."""
+    teacher = None
+    if recipe.teacher is not None:
+        size = recipe.teacher_size or student_size(recipe, data)
+        teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+        if recipe.labels:
+            teacher_recipe(recipe)
+    data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+    return build_parts(recipe, data, teacher)

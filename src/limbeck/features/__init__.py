@@ -1,0 +1,1 @@
+"""Reading features out of models: taps on layers, and pooling to rows."""

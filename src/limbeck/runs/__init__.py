@@ -1,0 +1,1 @@
+"""One run of a recipe: checks before it, training, its summary, running it again, export."""

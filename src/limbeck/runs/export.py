@@ -1,0 +1,147 @@
+"""Hand a run's student on: safetensors, ONNX or torch.export, each compared with the PyTorch student it came from."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import models
+from limbeck.assembly.build import load_student
+from limbeck.detection.models import Decoded, OneStage, Queries, TwoStage, build_detector
+from limbeck.distiller import evaluating
+from limbeck.distributed import sharding
+from limbeck.errors import UserError
+from limbeck.models import Model
+from limbeck.storage.checkpoint import load_weights, replacing, save_weights
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+_BATCH = 8
+Outputs = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+        path: The file.
+        parity: Largest absolute difference between its outputs and the PyTorch student's, float32, over random images
+            in batches of eight and of three; 0.0 means the same bytes.
+        note: What a user of the file has to know.
+    """
+
+    path: Path
+    parity: float
+    note: str
+
+
+def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
+    """Write the student of a run in one of three formats and measure how far it is from the original.
+
+    The input of the exported model is what ``student.json`` says: images ``(n, 3, size, size)``, normalized. The batch
+    size stays free. Programs of detectors have two outputs, the box ``(n, places, 4)`` and the scores
+    ``(n, places, k)`` of every place, in front of non-maximum suppression.
+
+    Args:
+        run: A finished run folder.
+        format: "safetensors" (weights for the plain model), "onnx" or "torch-export" (a program).
+        out: The file to write; by default ``student`` with the format's ending in the run folder's ``export/``.
+
+    Raises:
+        UserError: If the folder is no finished run, the file is there already or has another ending, the format's
+            package is missing, or a program is asked for of a detector of two stages or of queries.
+    """
+    student = load_student(run)
+    path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
+    if path.suffix != ENDINGS[format]:
+        raise UserError(f"{path} should end in {ENDINGS[format]}, the ending of {format} files")
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another --out")
+    size = student.input.size
+    module, outputs = _handed_on(student, format)
+    batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_BATCH, 3)]
+    with evaluating(module):
+        match format:
+            case "safetensors":
+                again = _write_safetensors(student, path)
+            case "onnx":
+                again = _write_onnx(module, path, batches[0], outputs)
+            case "torch-export":
+                again = _write_program(module, path, batches[0])
+        parity = max(_difference(again(batch), module(batch)) for batch in batches)
+    mean, std = ([round(v, 4) for v in values] for values in (student.input.mean, student.input.std))
+    note = f"input n x 3 x {size} x {size}, RGB in [0, 1] less {mean}, divided by {std}"
+    if len(outputs) > 1:
+        note += "; outputs boxes (pixels of the input) and scores of every place, without non-maximum suppression"
+    return Exported(path, parity, note)
+
+
+def _handed_on(student: Model, format: Format) -> tuple[nn.Module, list[str]]:
+    """The module that is written, and names of its outputs; of a one-stage detector its decoded form."""
+    if format == "safetensors" or not isinstance(student.module, OneStage | Queries | TwoStage):
+        return student.module, ["output"]
+    if isinstance(student.module, TwoStage):
+        raise UserError(f"{student.name} has two stages, which {format} does not hold; use --format safetensors")
+    if isinstance(student.module, Queries):
+        raise UserError(f"{student.name}: transformers' code has one fixed batch as {format}; use --format safetensors")
+    frame = (student.input.size, student.input.size)
+    return Decoded(student.module, frame), ["boxes", "scores"]
+
+
+def _difference(ours: Outputs, theirs: Outputs) -> float:
+    """The largest absolute one, over all outputs."""
+    a, b = ((one,) if isinstance(one, Tensor) else one for one in (ours, theirs))
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs]:
+    save_weights(student.module.state_dict(), path)
+    build = build_detector if isinstance(student.module, OneStage | Queries | TwoStage) else models.build
+    fresh = build(student.name, num_classes=student.num_classes, size=student.input.size)
+    sharding.load(fresh.module, load_weights(path))
+    return fresh.module.eval()
+
+
+def _write_onnx(module: nn.Module, path: Path, example: Tensor, outputs: list[str]) -> Callable[[Tensor], Outputs]:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'ONNX needs the package {package}: pip install "limbeck[export]"')
+    import onnxruntime
+
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=outputs,
+            dynamic_shapes=({0: batch},),
+        )
+        assert program is not None
+        program.save(str(temporary))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def again(images: Tensor) -> Outputs:
+        found = [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return again
+
+
+def _write_program(module: nn.Module, path: Path, example: Tensor) -> Callable[[Tensor], Outputs]:
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with replacing(path) as temporary:
+        # torch.export insists on its own ending
+        written = temporary.with_suffix(".pt2")
+        torch.export.save(program, written)
+        written.replace(temporary)
+    return torch.export.load(path).module()

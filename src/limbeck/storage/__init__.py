@@ -1,0 +1,1 @@
+"""Files that survive a kill, and files that are not trusted."""

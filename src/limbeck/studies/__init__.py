@@ -1,0 +1,1 @@
+"""Many runs together: comparisons, sweeps, the tables of the paper."""

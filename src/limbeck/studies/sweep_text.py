@@ -1,0 +1,225 @@
+"""A sweep as JSON and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.diagnostics.intervals import summarize
+from limbeck.logs.records import figure, is_share, number
+from limbeck.recipes.reading import read_summary
+from limbeck.storage.untrusted import records_of
+from limbeck.studies.compare import conclusions
+from limbeck.studies.space import described
+from limbeck.studies.study import FAILED, Plan, Trials, importance
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+AS_GIVEN = "as given"
+RESULT_FILE, BEST_FILE = "sweep.json", "best.yaml"
+STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "begun"}
+HEAD = ("trial", "settings", "last", "epochs", "s")
+CONFIRMED = ("row", "last epoch", "95%", "best", "minus as given", "95%", "s")
+
+Confirmed = dict[str, dict[int, dict[str, Any]]]
+"""Row to seed to the summary of the run."""
+
+
+def save_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, *, command: str) -> dict[str, Any]:
+    """Write what is known so far, so that a stopped sweep can be read; the recipe of the best settings, too."""
+    from limbeck.storage.checkpoint import save_json, save_text
+
+    record = sweep_record(plan, folder, trials, confirmed, command=command)
+    save_json(record, folder / RESULT_FILE)
+    save_text(markdown(record), folder / "sweep.md")
+    if record["best"] is not None:
+        is_given = record["best"]["row"] == AS_GIVEN
+        best = plan.recipe if is_given else trials.recipe(record["best"]["settings"])
+        save_text(best.to_yaml(), folder / BEST_FILE)
+    return record
+
+
+def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, *, command: str) -> dict[str, Any]:
+    """Everything, as JSON; metrics as they are logged, shares from 0 to 1."""
+    from limbeck.runs.comparable import check  # imports torch
+
+    summaries = [summary for runs in confirmed.values() for summary in runs.values()]
+    summaries += [found for trial in trials.all() if (found := read_summary(trials.place(trial.number))) is not None]
+    metric = str(summaries[0]["metric"]) if summaries else "top1"
+    rows = summarize(confirmed, metric, AS_GIVEN)
+    best = chosen(plan, trials)
+    found = [_trial(trial, trials, plan) for trial in trials.all()]
+    return {
+        "command": command,
+        **plan.record(),
+        "trials wanted": plan.trials,
+        "seed that chooses": plan.recipe.seed,
+        "metric": metric,
+        "as given": {axis.name: getattr(plan.recipe, axis.name) for axis in plan.space},
+        "trials": found,
+        "importance": importance(trials.study, plan.space, plan.recipe.seed) if len(found) >= plan.trials else {},
+        "rows": rows,
+        "by seed": {
+            row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
+        },
+        "best": _best(found, rows, [row_name(trial.number) for trial in best]),
+        "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
+        "in common": check(
+            folder,
+            [
+                *(trials.place(trial.number) for trial in trials.all()),
+                *(folder / summary["run"] for runs in confirmed.values() for summary in runs.values()),
+            ],
+        ),
+        "commit": summaries[0].get("commit") if summaries else None,
+        "device": summaries[0].get("device") if summaries else None,
+    }
+
+
+def _trial(trial: "FrozenTrial", trials: Trials, plan: Plan) -> dict[str, Any]:
+    settings = trials.settings(trial)
+    curve = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+    return {
+        "trial": trial.number,
+        "run": trials.place(trial.number).name,
+        "settings": settings,
+        "state": STATES[trial.state.name],
+        "last": trial.value if trial.state.name == "COMPLETE" else None,
+        "curve": curve,
+        "epochs": max(trial.intermediate_values, default=0),
+        "of": settings.get("epochs", plan.recipe.epochs),
+        "seconds": round(seconds_of(trials.place(trial.number)), 1),
+        "failed": trial.user_attrs.get(FAILED, ""),
+    }
+
+
+def _best(
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], candidates: Sequence[str]
+) -> dict[str, Any] | None:
+    """The settings with the highest mean over the seeds that confirm, else on the one that chose; None without any.
+
+    The recipe as it was given is among them: a trial has to beat it.
+    """
+    means = {row["method"]: row["mean"] for row in rows if row["method"] in (AS_GIVEN, *candidates)}
+    if candidates and AS_GIVEN in means and means[AS_GIVEN] == max(means.values()):
+        return {"row": AS_GIVEN, "settings": {}, "chosen with": None, "mean": means[AS_GIVEN]}
+    name = max(means, key=lambda each: means[each]) if means else next(iter(candidates), None)
+    for trial in found:
+        if row_name(trial["trial"]) == name:
+            return {"row": name, "settings": trial["settings"], "chosen with": trial["last"], "mean": means.get(name)}
+    return None
+
+
+def row_name(trial: int) -> str:
+    """What a trial is called in the table of the confirmed ones."""
+    return f"trial {trial}"
+
+
+def chosen(plan: Plan, trials: Trials) -> "list[FrozenTrial]":
+    """The best finished trials on the seed that chooses, the first one first; not one that is the recipe as given."""
+    done = [trial for trial in trials.all() if trial.state.name == "COMPLETE"]
+    others = [trial for trial in done if trials.recipe(trials.settings(trial)) != plan.recipe]
+    return sorted(others, key=lambda trial: (-(trial.value or 0.0), trial.number))[: plan.confirm]
+
+
+def seconds_of(place: Path) -> float:
+    """How long a run trained, also of one that was stopped: as of its last epoch."""
+    log = place / "log.jsonl"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    found = [number(record, "seconds") for _, record in records_of(text) if record.get("kind") == "epoch"]
+    return next((value for value in reversed(found) if value is not None), 0.0)
+
+
+def ranked(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trials: finished ones from the best on, then stopped ones by how far they came, then the others."""
+
+    def key(trial: Mapping[str, Any]) -> tuple[float, ...]:
+        last = trial["last"] if trial["last"] is not None else -1.0
+        return (-last, -trial["epochs"], -max(trial["curve"], default=0.0), trial["trial"])
+
+    return sorted(record["trials"], key=key)
+
+
+def cells_of(trial: Mapping[str, Any], metric: str) -> list[str]:
+    """A trial in words: number, settings, last epoch's metric, epochs, seconds."""
+    last = "" if trial["last"] is None else percent(metric, trial["last"])
+    if trial["state"] in ("failed", "begun"):
+        last = trial["state"]
+    epochs = f"{trial['epochs']}/{trial['of']}"
+    return [str(trial["trial"]), described(trial["settings"]), last, epochs, f"{trial['seconds']:.0f}"]
+
+
+def percent(metric: str, value: float, sign: str = "") -> str:
+    """A metric in a table: shares in percent, without the sign."""
+    return f"{100 * value:{sign}.2f}" if is_share(metric) else f"{value:{sign}.4f}"
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """What explains the differences, what the seeds that chose nothing say, and how far to trust it."""
+    lines: list[str] = []
+    done = sum(trial["state"] == "finished" for trial in record["trials"])
+    if record["importance"]:
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in record["importance"].items())
+        lines.append(f"importance among the {done} finished trials (fANOVA): {shares}")
+    if record["rows"] and "as given" in record:  # records of before do not have it
+        lines.append(f"as given: {described(record['as given'])}.")
+    lines += conclusions(record["rows"], record["metric"])
+    best, metric = record["best"], record["metric"]
+    if best is None:
+        lines.append("no trial with settings other than the recipe's came to its end, so there is nothing to choose.")
+    elif best["row"] == AS_GIVEN:
+        lines.append(
+            f"best: the recipe as given ({described(record['as given'])}), {figure(metric, best['mean'])}: no setting "
+            "that was confirmed on other seeds is better."
+        )
+    elif best["mean"] is None:
+        lines.append(f"best: {best['row']} ({described(best['settings'])}); not confirmed on other seeds.")
+    else:
+        lines.append(
+            f"best: {best['row']} ({described(best['settings'])}): {figure(metric, best['chosen with'])} on the seed "
+            f"that chose it, {figure(metric, best['mean'])} on the others."
+        )
+    if record.get("in common"):
+        lines.append(f"all runs: {record['in common']}.")
+    if done:
+        lines.append(f"The validation images chose among {len(record['trials'])} settings; on others expect less.")
+    return lines
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The trials, the confirmed settings, what can be said, and the command that makes it again."""
+    metric = record["metric"]
+    unit = " in percent" if is_share(metric) else ""
+    lines = [
+        f"`{record['command']}`: {metric}{unit} on the validation images; {record['sampler']}, stopped early by "
+        f"{record['pruner']} after at least {record['min_epochs']} epochs; settings chosen on seed "
+        f"{record['seed that chooses']}.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        "|---" * len(HEAD) + "|",
+        *(f"| {' | '.join(cells_of(trial, metric))} |" for trial in ranked(record)),
+        "",
+    ]
+    if record["rows"]:
+        lines += [f"| {' | '.join(CONFIRMED)} |", "|---" * len(CONFIRMED) + "|"]
+        lines += [f"| {' | '.join(_confirmed(row, record))} |" for row in record["rows"]] + [""]
+    return "\n".join([*lines, *(f"- {line}" for line in sentences(record))]) + "\n"
+
+
+def _confirmed(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    pair, metric = row["paired"], record["metric"]
+    given = record.get("as given") if row["method"] == AS_GIVEN else None
+    spread = "" if row["sd"] is None else f" ± {percent(metric, row['sd'])}"
+    return [
+        row["method"] + (f" ({described(given)})" if given else ""),
+        percent(metric, row["mean"]) + spread,
+        _ends(row, metric, ""),
+        percent(metric, row["best_mean"]),
+        "" if pair is None else percent(metric, pair["mean"], "+"),
+        "" if pair is None else _ends(pair, metric, "+"),
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _ends(row: Mapping[str, Any], metric: str, sign: str) -> str:
+    return "" if row["low"] is None else f"{percent(metric, row['low'], sign)} to {percent(metric, row['high'], sign)}"
