@@ -175,7 +175,7 @@ def test_a_sweep_over_the_size_asks_for_the_teachers_own(small: Recipe) -> None:
         (["batchsize=3"], "teacher_settings: expected SETTING=VALUE of "),
         (["alpha=3"], "teacher_settings: expected SETTING=VALUE of "),
         (["lr"], "teacher_settings: lr: expected a number above 0"),
-        (["batch_size=0"], "teacher_settings: batch_size: expected a whole number of at least 1, got '0'"),
+        (["batch_size=0"], "teacher_settings: batch_size: expected a whole number from 1 to 1,000,000,000, got '0'"),
     ],
 )
 def test_wrong_settings_of_a_teacher_are_told_in_one_line(words: list[str], line: str, small: Recipe) -> None:

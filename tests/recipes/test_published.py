@@ -131,7 +131,7 @@ def test_the_command_of_a_record_is_read(name: str, capsys: pytest.CaptureFixtur
     """All of its words are understood: only what is added to it is refused."""
     (command,) = re.findall(r"Command: (limbeck .*)", NAMED[name].__doc__ or "")
     assert main([*command.replace("FOLDER", "images").split()[1:], "--epochs", "0"]) == 2
-    assert "epochs: expected a whole number of at least 1" in capsys.readouterr().err
+    assert "epochs: expected a whole number from 1 to 1,000,000,000" in capsys.readouterr().err
 
 
 def test_records_fit_a_wide_terminal(capsys: pytest.CaptureFixture[str]) -> None:

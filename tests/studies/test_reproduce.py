@@ -331,7 +331,7 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
     "no table 'alfa' (did you mean \"alpha\"?)": ("alfa",),
     "--rows: there is no 'alpha 9'": ("alpha", "--rows", "alpha 9"),
     "--pairs: there is no 'a-b'": ("alpha", "--scale", "tiny", "--pairs", "a-b"),
-    "--seeds: expected a whole number of at least 1, got 0": ("alpha", "--seeds", "0"),
+    "--seeds: expected a whole number from 1 to 10,000, got 0": ("alpha", "--seeds", "0"),
     "--seeds: expected 1 to 100": ("alpha", "--scale", "tiny", "--seeds", "101"),
     "--factors: expected one or more numbers above 0": ("alpha", "--scale", "tiny", "--factors", "0"),
     "--teacher-weights: of which teacher?": ("logsum", "--teacher-weights", "t.safetensors"),

@@ -287,9 +287,9 @@ ERRORS: list[tuple[str, str]] = [
     ("--space: missing; name the settings", ""),
     ("--sampler: grid needs lists of values, got the range lr=0.01..0.1", "--space lr=0.01..0.1 --sampler grid"),
     ("--trials: grid takes all combinations", "--space alpha=1,2 --sampler grid --trials 2"),
-    ("--trials: expected a whole number of at least 1, got 0", "--space alpha=1,2 --trials 0"),
-    ("--confirm: expected a whole number of at least 1, got 0", "--space alpha=1,2 --confirm 0"),
-    ("--seeds: expected a whole number of at least 0, got -1", "--space alpha=1,2 --seeds=-1"),
+    ("--trials: expected a whole number from 1 to 10,000, got 0", "--space alpha=1,2 --trials 0"),
+    ("--confirm: expected a whole number from 1 to 10,000, got 0", "--space alpha=1,2 --confirm 0"),
+    ("--seeds: expected a whole number from 0 to 10,000, got -1", "--space alpha=1,2 --seeds=-1"),
     ("--min-epochs: expected 1 to 30, the epochs of a run, got 31", "--space alpha=1,2 --min-epochs 31"),
     ("--space: epochs differ, so that trials cannot be compared", "--space epochs=10,20"),
     ("labels: a sweep compares runs by the labels", "--space alpha=1,2 --no-labels"),
@@ -298,7 +298,7 @@ ERRORS: list[tuple[str, str]] = [
     ("--pruner: expected one of median, halving, none, got 'medan' (did you", "--space alpha=1,2 --pruner medan"),
     ("--resume: a sweep goes on by itself; give the same command again", "--space alpha=1,2 --resume runs/x"),
     ('unknown flag "--trails" (did you mean "--trials"?)', "--space alpha=1,2 --trails 2"),
-    ("--epochs: expected a whole number of at least 1", "--space alpha=1,2 --epochs x"),
+    ("--epochs: expected a whole number from 1 to 1,000,000,000", "--space alpha=1,2 --epochs x"),
     ("--trials: expected a whole number or None, got 'many'", "--space alpha=1,2 --trials many"),
 ]
 

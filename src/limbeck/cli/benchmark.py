@@ -10,6 +10,7 @@ import tyro
 
 from limbeck.cli.flags import RecipeFlag, make_recipe, parse_recipe
 from limbeck.cli.running import say_lines
+from limbeck.cli.words import check_number
 
 DESCRIPTION = """Time a training step: Limbeck's own, the bare networks and optimizer (the floor), peers.
 
@@ -56,9 +57,8 @@ def main(words: Sequence[str]) -> int:
     from limbeck.errors import UserError
     from limbeck.storage.checkpoint import save_text
 
-    for name, least in (("rounds", 1), ("classes", 2)):
-        if (number := getattr(options, name)) < least:
-            raise UserError(f"--{name}: expected a whole number of at least {least}, got {number}")
+    check_number("rounds", options.rounds)
+    check_number("classes", options.classes, least=2, most=1_000_000)
     if options.out is not None and Path(options.out).exists():
         raise UserError(f"--out {options.out}: exists already")
     console = Console(stderr=True)

@@ -19,6 +19,7 @@ from limbeck.cli.flags import (
     run_folder,
 )
 from limbeck.cli.running import dry_run, guarded, say, write_report
+from limbeck.cli.words import check_number
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE, figure, is_share
 from limbeck.recipes.recipe import Recipe
@@ -64,8 +65,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError("compare runs as one process; for several devices start each `limbeck distill` with a launcher")
     recipe = shared_recipe(values, options.methods, fields, words)
     count = SEEDS_OF_RECIPE.get(recipe.name, SEEDS) if options.seeds is None else options.seeds
-    if count < 1:
-        raise UserError(f"--seeds: expected a whole number of at least 1, got {count}")
+    check_number("seeds", count)
     folder = run_folder(options, default_folder(recipe, last="compare"))
     seeds = range(recipe.seed, recipe.seed + count)
     plan(recipe, options.methods, seeds)  # a method that does not fit is refused before anything is said or done

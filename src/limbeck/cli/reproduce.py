@@ -10,7 +10,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
-from limbeck.errors import UserError
+from limbeck.cli.words import check_number
 from limbeck.studies.tables import TABLES, Scale
 
 DESCRIPTION = """Make a table or a figure of the paper again: every row, pair of models and seed.
@@ -107,8 +107,7 @@ def main(words: Sequence[str]) -> int:
         for name, each in TABLES.items():
             say(f"{name:<{width}}  {each.source}: {each.title}")
         return 0
-    if flags.seeds < 1:
-        raise UserError(f"--seeds: expected a whole number of at least 1, got {flags.seeds}")
+    check_number("seeds", flags.seeds)
     from limbeck.studies.reproduce import make_plan
 
     changes = {name: value for name in SETTINGS if (value := getattr(flags, name)) not in (None, ())}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from limbeck.cli.flags import RunFlags, default_folder, make_recipe, parse_recipe, run_folder
 from limbeck.cli.running import dry_run, train_in
+from limbeck.cli.words import RENAMED
 from limbeck.recipes.recipe import GROUPS, Recipe
 
 DESCRIPTION = """Train a model alone, on the labels: a teacher, or a baseline.
@@ -17,7 +18,7 @@ Its run folder can be given to `limbeck distill` as --teacher-weights.
 
 def fields() -> dict[str, str]:
     """The recipe's settings that matter to a model alone; the model is the recipe's student."""
-    shown = {"name": "name", "task": "task", "student": "model", "student_weights": "weights"}
+    shown = {"name": "name", "task": "task", **RENAMED["train"]}
     shown |= {"pretrained": "pretrained", "frozen_norms": "frozen_norms"}
     for group in ("data", "optimization", "diagnostics", "machine"):
         shown |= {name: name for name in GROUPS[group]}

@@ -9,7 +9,7 @@ import tyro
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from limbeck.errors import did_you_mean
+from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.reading import expected, explain_value, read_value
 
 NO_REMOTE_CODE = (
@@ -68,6 +68,20 @@ def _known(kind: type[Any]) -> dict[str, FieldInfo]:
     return known
 
 
+RENAMED: Mapping[str, Mapping[str, str]] = {"train": {"student": "model", "student_weights": "weights"}}
+"""Command -> settings of a recipe that it calls by another name."""
+
+
+def check_number(flag: str, value: int, *, least: int = 1, most: int = 10_000) -> None:
+    """Refuse a whole number that no command can carry out.
+
+    Raises:
+        UserError: It is not within the bounds.
+    """
+    if not least <= value <= most:
+        raise UserError(f"--{flag}: expected a whole number from {least} to {most:,}, got {value}")
+
+
 def diagnose(kind: type[Any], words: Sequence[str], command: str) -> str | None:
     """Say in one line why tyro refused a command line."""
     known = _known(kind)
@@ -80,6 +94,8 @@ def diagnose(kind: type[Any], words: Sequence[str], command: str) -> str | None:
         if name == "trust_remote_code":
             return NO_REMOTE_CODE
         if name not in spellings:
+            if (other := RENAMED.get(command, {}).get(name)) is not None:
+                return f'unknown flag "{word.partition("=")[0]}" (did you mean "--{other}"?)'
             near = did_you_mean(f"--{name}".replace("_", "-"), [f"--{each}".replace("_", "-") for each in spellings])
             return f'unknown flag "{word.partition("=")[0]}"{near or f"; `limbeck {command} --help` lists the flags"}'
     loose = list(given.pop(""))

@@ -31,7 +31,10 @@ from limbeck.recipes.values import (
     TAUGHT_METHODS,
     Amount,
     Count,
+    Exponent,
+    Factor,
     FeatureLoss,
+    Few,
     Fraction,
     Line,
     LoggerName,
@@ -40,17 +43,22 @@ from limbeck.recipes.values import (
     Name,
     Norm,
     Number,
+    OneIsAList,
     Open,
     Part,
     Pool,
     Positive,
     Projector,
     Rival,
+    Seconds,
     Seed,
     Share,
     Side,
     TaskName,
+    Temperature,
     Weight,
+    Width,
+    Workers,
     no_switch,
 )
 
@@ -98,7 +106,7 @@ class Settings(BaseModel):
     teacher_lr: Annotated[Positive | None, TEACHER, TAUGHT] = Field(
         default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
     )
-    teacher_settings: Annotated[tuple[Line, ...] | None, TEACHER, TAUGHT] = Field(
+    teacher_settings: Annotated[tuple[Line, ...] | None, OneIsAList, TEACHER, TAUGHT] = Field(
         default=None,
         description="Other settings of its training, as batch_size=64 optimizer=adamw; None: the student's. A sweep "
         "writes those of its recipe here, so that all trials have one teacher.",
@@ -154,10 +162,10 @@ class Settings(BaseModel):
     longest: Annotated[Side | None, SHARED, BOXES] = Field(
         default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
     )
-    scales: Annotated[tuple[Positive, ...], Field(max_length=2), SHARED, BOXES] = Field(
+    scales: Annotated[tuple[Factor, ...], Field(max_length=2), OneIsAList, SHARED, BOXES] = Field(
         default=(), description="Detection: smallest and largest factor on --size in training; by default 0.8 to 1.25."
     )
-    classes: Annotated[tuple[Line, ...], DATA, BOXES] = Field(
+    classes: Annotated[tuple[Line, ...], OneIsAList, DATA, BOXES] = Field(
         default=(), description="Detection: use these classes alone, in this order; by default all."
     )
     on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS, BOXES] = Field(
@@ -190,7 +198,7 @@ class Settings(BaseModel):
     skip_bad_images: Annotated[Amount, FAULTS] = Field(
         default=0, description="Unreadable images to tolerate, listed; one more stops the run."
     )
-    workers: Annotated[Amount | None, MACHINE] = Field(
+    workers: Annotated[Workers | None, MACHINE] = Field(
         default=None, description="Workers that read and decode images; None: one a core."
     )
 
@@ -208,7 +216,7 @@ class Settings(BaseModel):
     feature_loss: Annotated[FeatureLoss, STUDENT, FEATURES] = Field(
         default="log_correlation", description="Distance of features. Published DeiT code; chosen, see docs/results.md."
     )
-    alpha: Annotated[float, Field(ge=1), Number, STUDENT, POWER] = Field(
+    alpha: Annotated[Exponent, STUDENT, POWER] = Field(
         default=4.0, description="Exponent of both LogSum forms and of correlation_power (paper: 4 to 5 are best)."
     )
     feature_weight: Annotated[Weight | None, STUDENT, FEATURES] = Field(
@@ -222,13 +230,13 @@ class Settings(BaseModel):
     inverted: Annotated[bool, STUDENT, FEATURES] = Field(
         default=False, description="Project the teacher's feature to the student's width instead (cross-task paper)."
     )
-    projector_hidden: Annotated[Count, STUDENT, MLP] = Field(
+    projector_hidden: Annotated[Width, STUDENT, MLP] = Field(
         default=1024, description="Hidden width of the mlp projector (paper's CIFAR-100 runs)."
     )
-    projector_count: Annotated[Count, STUDENT, ENSEMBLE] = Field(
+    projector_count: Annotated[Few, STUDENT, ENSEMBLE] = Field(
         default=3, description="Projectors of an ensemble (PEFD: 3)."
     )
-    projector_rank: Annotated[Count, STUDENT, LOW_RANK] = Field(
+    projector_rank: Annotated[Width, STUDENT, LOW_RANK] = Field(
         default=64, description="Rank of the low_rank projector. Chosen."
     )
     input_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
@@ -248,7 +256,7 @@ class Settings(BaseModel):
     logit_weight: Annotated[Weight | None, STUDENT, Read(method=KD_METHODS)] = Field(
         default=None, description="Weight of the logit loss. None: 4, which beat 1; of stages+kd 16 (docs/results.md)."
     )
-    temperature: Annotated[Positive, STUDENT, SOFT_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
+    temperature: Annotated[Temperature, STUDENT, SOFT_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
         default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
     )
     rival_weight: Annotated[Weight | None, STUDENT, Read(method=RIVAL_METHODS)] = Field(
@@ -295,7 +303,7 @@ class Settings(BaseModel):
     warmup_epochs: Annotated[Weight, SHARED] = Field(
         default=0.0, description="Epochs of linear warm-up (paper: none, but 20 for its DeiT)."
     )
-    milestones: Annotated[tuple[Positive, ...], SHARED, STEPS] = Field(
+    milestones: Annotated[tuple[Positive, ...], OneIsAList, SHARED, STEPS] = Field(
         default=(), description="Epochs after which schedule step multiplies by --gamma."
     )
     gamma: Annotated[Share, SHARED, STEPS] = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
@@ -344,10 +352,10 @@ class Settings(BaseModel):
         default="auto",
         description="Measure what the projector learns: auto (in about 2% of the time), off, or every so many steps.",
     )
-    probe_images: Annotated[int, Field(ge=4), Number, BOOKKEEPING, Read(probe=("auto", NUMBER))] = Field(
+    probe_images: Annotated[int, Field(ge=4, le=10**6), Number, BOOKKEEPING, Read(probe=("auto", NUMBER))] = Field(
         default=128, description="Held-back images that are measured on. Chosen: correlations to within 0.09."
     )
-    loggers: Annotated[tuple[LoggerName, ...], BOOKKEEPING] = Field(
+    loggers: Annotated[tuple[LoggerName, ...], OneIsAList, BOOKKEEPING] = Field(
         default=(),
         description="Loggers that get the numbers, too: tensorboard, wandb, mlflow, trackio; by default none.",
     )
@@ -372,10 +380,10 @@ class Settings(BaseModel):
         default=False,
         description="Several processes: each holds a share of student, terms, optimizer and teacher (FSDP2).",
     )
-    checkpoint_every: Annotated[int, Field(ge=0), Number, MACHINE] = Field(
+    checkpoint_every: Annotated[Amount, MACHINE] = Field(
         default=0, description="Steps after which a checkpoint is written within an epoch, too; 0: at its end only."
     )
-    process_timeout: Annotated[Count, MACHINE] = Field(
+    process_timeout: Annotated[Seconds, MACHINE] = Field(
         default=1800, description="Seconds after which one of several processes gives up waiting for another (torch)."
     )
 

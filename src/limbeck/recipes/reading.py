@@ -20,7 +20,7 @@ from limbeck.storage.untrusted import read_object
 MAX_BYTES = 1_000_000
 """A recipe has about fifty short lines; a file larger than this is some other file."""
 
-_MOST_BITS = 64  # no setting is larger, and Python does not even write numbers of more than 4,300 digits
+_MOST_BITS = 128  # more than any number that a setting may be
 
 PATTERNS = {
     r"^[^\p{Cc}]+$": "of one line",
@@ -175,7 +175,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: ``a whole number of at least 1``, ``one of sgd, adamw``."""
+    """What a field takes, in words: ``a whole number from 1 to 1,000``, ``one of sgd, adamw``."""
     return _expected(field.annotation, field.metadata)
 
 
@@ -200,14 +200,18 @@ def _flat(metadata: Iterable[Any]) -> Iterable[Any]:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    words: list[str] = []
-    for item in metadata:
-        for attribute, text in (("gt", "above"), ("ge", "of at least"), ("lt", "below"), ("le", "of at most")):
-            if (bound := getattr(item, attribute, None)) is not None:
-                words.append(f"{text} {bound:g}" if bound < 1e6 else f"{text} {bound}")
-        if getattr(item, "pattern", None):
-            words.append(PATTERNS[item.pattern])
+    items = list(metadata)
+    kinds = ("gt", "ge", "lt", "le")
+    bounds = {kind: _plain(getattr(item, kind)) for item in items for kind in kinds if hasattr(item, kind)}
+    words = [f"from {bounds.pop('ge')} to {bounds.pop('le')}"] if {"ge", "le"} <= bounds.keys() else []
+    spelt = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+    words += [f"{spelt[kind]} {bound}" for kind, bound in bounds.items()]
+    words += [PATTERNS[item.pattern] for item in items if getattr(item, "pattern", None)]
     return " " + " and ".join(words) if words else ""
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def read_summary(place: Path) -> dict[str, Any] | None:

@@ -71,14 +71,27 @@ def no_switch(value: object) -> object:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _one_is_a_list(value: object) -> object:
+    """A single word or number in YAML, as in ``loggers: wandb``, is a list of one."""
+    return (value,) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+
 Number = BeforeValidator(_no_bool)
+OneIsAList = BeforeValidator(_one_is_a_list)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
-Count = Annotated[int, Field(ge=1), Number]
-Amount = Annotated[int, Field(ge=0), Number]
+Count = Annotated[int, Field(ge=1, le=10**9), Number]
+Amount = Annotated[int, Field(ge=0, le=10**9), Number]
+Workers = Annotated[int, Field(ge=0, le=1024), Number]
+Seconds = Annotated[int, Field(ge=1, le=10**7), Number]
+Width = Annotated[int, Field(ge=1, le=10**6), Number]
+Few = Annotated[int, Field(ge=1, le=1000), Number]
 Side = Annotated[int, Field(ge=4, le=4096), Number]
-Weight = Annotated[float, Field(ge=0), Number]
-Positive = Annotated[float, Field(gt=0), Number]
+Weight = Annotated[float, Field(ge=0, le=1e30), Number]
+Positive = Annotated[float, Field(gt=0, le=1e30), Number]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e6), Number]
+Exponent = Annotated[float, Field(ge=1, le=1000), Number]
+Factor = Annotated[float, Field(ge=0.05, le=20), Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), Number]
 Share = Annotated[float, Field(gt=0, le=1), Number]
 Part = Annotated[float, Field(ge=0, le=1), Number]

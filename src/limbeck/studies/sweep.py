@@ -24,7 +24,7 @@ from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, sa
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-TRIALS = 20
+TRIALS, MOST = 20, 10_000
 PLAN_FILE = "plan.json"
 ALL_FAIL = 3  # trials that fail alike before any has trained an epoch: it is the recipe, not their settings
 
@@ -71,8 +71,8 @@ def make_plan(
         raise UserError("--trials: grid takes all combinations; give none, or --sampler random")
     size = sum(1 for _ in combinations(space)) if is_grid(space) else None
     for name, value, least in (("--trials", trials, 1), ("--confirm", confirm, 1), ("--seeds", seeds, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name}: expected a whole number of at least {least}, got {value}")
+        if value is not None and not least <= value <= MOST:
+            raise UserError(f"{name}: expected a whole number from {least} to {MOST:,}, got {value}")
     if min_epochs is not None and not 1 <= min_epochs <= recipe.epochs:
         raise UserError(f"--min-epochs: expected 1 to {recipe.epochs}, the epochs of a run, got {min_epochs}")
     check_space(recipe, space)
