@@ -60,7 +60,7 @@ FLAGS = {
     "evaluate": "--data --label-file",
     "export": "--format --out",
     "recipes": "",
-    "report": "--out --figures --format",
+    "report": "--out --figures",
 }
 
 
@@ -266,8 +266,6 @@ FAULTS: list[tuple[str, str]] = [
     ("report", "RUN: missing; `limbeck report --help` says what it is"),
     ("report nowhere", "nowhere: no such run folder"),
     ("report a b", "a: no such run folder"),
-    ("report a --format", "--format: its value is missing; expected one or more of svg, pdf, png"),
-    ("report a --format gif", "--format: expected one of svg, pdf, png, got 'gif'"),
     ("report a --figures", "--figures: its value is missing; expected a text"),
     ("report a --fig x", 'unknown flag "--fig" (did you mean "--figures"?)'),
     ("evaluate", "RUN: missing; `limbeck evaluate --help` says what it is"),

@@ -122,7 +122,6 @@ def slides(count: int, *, area: bool = False, log: bool = False) -> Chart | None
         [("a", "c1")],
         frames,
         x_title="x",
-        y_title="y",
         fmt=Format(),
         id="i",
         table=Table(("p",), ()),

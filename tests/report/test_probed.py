@@ -16,7 +16,6 @@ from limbeck.diagnostics.verdict import Verdict
 from limbeck.logs.records import number, numbers
 from limbeck.report import write_report
 from limbeck.report.behavior import balance_charts
-from limbeck.report.chart import LinePlot
 from limbeck.report.record import RunRecord
 from limbeck.report.result import wilson
 from limbeck.report.run import run_charts
@@ -42,9 +41,9 @@ def test_the_balance_suggests_no_weight():
     """Logs of before held a weight that makes the gradients equal, which is no aim."""
     (balance, _) = balance_charts([probe(step, 10) for step in (0, 10)])
     assert balance.note == "Of each part of the loss, its weight included. Equal norms are no aim."
-    assert isinstance(balance.plot, LinePlot)
-    names = {line.name for line in balance.plot.lines}
-    assert names <= {"task", "feature", "task, without its weight", "feature, without its weight"}
+    assert balance.table is not None
+    names = {"step", "task", "feature", "task, without its weight", "feature, without its weight"}
+    assert set(balance.table.heads) <= names
 
 
 def ids(page: Page) -> set[str]:

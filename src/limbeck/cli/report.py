@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -45,14 +45,8 @@ class Flags:
         ),
     ] = None
     figures: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="FOLDER", help='Also draw each figure for a paper (pip install "limbeck[figures]").'),
+        str | None, tyro.conf.arg(metavar="FOLDER", help="Also write each figure as an SVG file, one column wide.")
     ] = None
-    format: Annotated[tuple[Literal["svg", "pdf", "png"], ...], tyro.conf.arg(help="File formats of --figures.")] = (
-        "svg",
-        "pdf",
-        "png",
-    )
 
 
 def main(words: Sequence[str]) -> int:
@@ -60,8 +54,6 @@ def main(words: Sequence[str]) -> int:
     flags = parse(Flags, words, command="report", description=DESCRIPTION)
     if not flags.runs:
         raise UserError("RUN: missing; `limbeck report --help` says what it is")
-    if not flags.format:
-        raise UserError("--format: its value is missing; expected one or more of svg, pdf, png")
     folders = [Path(run) for run in flags.runs]
     from limbeck.logs.records import COMPARISON_FILE
     from limbeck.report import write_comparison, write_report, write_runs
@@ -77,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         page = write_report(single, out)
     say(f"report: {page}")
     if flags.figures is not None:
-        _draw(folders, Path(flags.figures), flags.format)
+        _draw(folders, Path(flags.figures))
     return 0
 
 
@@ -92,7 +84,7 @@ def _place(name: str) -> Path:
     return path
 
 
-def _draw(folders: Sequence[Path], place: Path, formats: Sequence[str]) -> None:
+def _draw(folders: Sequence[Path], place: Path) -> None:
     from limbeck.logs.records import COMPARISON_FILE
     from limbeck.report.comparison import comparison_charts, read_runs
     from limbeck.report.figures import write_figures
@@ -102,9 +94,9 @@ def _draw(folders: Sequence[Path], place: Path, formats: Sequence[str]) -> None:
     if place.exists() and not place.is_dir():
         raise UserError(f"--figures {place}: is a file; expected a folder")
     if len(folders) > 1:
-        written = write_figures(comparison_charts(gather(read_runs(folders))), place, formats)
+        written = write_figures(comparison_charts(gather(read_runs(folders))), place)
     elif (folders[0] / COMPARISON_FILE).is_file():
-        written = write_figures(comparison_charts(read_comparison(folders[0])), place, formats)
+        written = write_figures(comparison_charts(read_comparison(folders[0])), place)
     else:
-        written = write_figures(run_charts(folders[0]), place, formats, run_samples(folders[0]))
+        written = write_figures(run_charts(folders[0]), place, run_samples(folders[0]))
     say(f"figures: {len(written)} files in {place}")

@@ -1,13 +1,7 @@
-"""What a chart is made of: the data that go in, and the places on a canvas that come out.
-
-A chart keeps its data (`Plot`) beside its drawing, so that the page, the table below a figure and the same figure for a
-paper (`limbeck.report.figures`) show the same numbers.
-"""
+"""What a chart is made of: the data that go in, and the places on a canvas that come out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from limbeck.report.words import Format
 
 Point = tuple[float, float]
 """A place on the data's axes: x, y."""
@@ -98,64 +92,6 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class LinePlot:
-    """The data of a chart of series."""
-
-    lines: Sequence[Line]
-    levels: Sequence[Level]
-    bands: Sequence[Band]
-    x_title: str
-    fmt: Format
-    log: bool
-
-
-@dataclass(frozen=True)
-class DotPlot:
-    """The data of a dot chart."""
-
-    spans: Sequence[Span]
-    level: Level | None
-    x_title: str
-    fmt: Format
-
-
-@dataclass(frozen=True)
-class CloudPlot:
-    """The data of a scatter chart."""
-
-    clouds: Sequence[Cloud]
-    levels: Sequence[Level]
-    x_title: str
-    fmt: Format
-
-
-@dataclass(frozen=True)
-class FramePlot:
-    """The data of a chart with a slider; ``series`` are name and style of the curves of every frame."""
-
-    series: Sequence[tuple[str, str]]
-    frames: Sequence[Frame]
-    x_title: str
-    y_title: str
-    fmt: Format
-    log: bool
-    area: bool
-
-
-@dataclass(frozen=True)
-class BarPlot:
-    """The data of a bar chart; ``series`` are name and style of the bars of every row."""
-
-    rows: Sequence[Bar]
-    series: Sequence[tuple[str, str]]
-    x_title: str
-    fmt: Format
-
-
-Plot = LinePlot | DotPlot | CloudPlot | FramePlot | BarPlot
-
-
-@dataclass(frozen=True)
 class Table:
     """The numbers of a figure, written out; ``note`` says how many rows are left out."""
 
@@ -214,12 +150,12 @@ class Canvas:
     right: float
     top: float
     bottom: float
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    strokes: tuple[Stroke, ...]
-    marks: tuple[Mark, ...]
-    labels: tuple[Label, ...]
     x_title: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    strokes: Sequence[Stroke]
+    marks: Sequence[Mark] = ()
+    labels: Sequence[Label] = ()
 
 
 @dataclass(frozen=True)
@@ -242,8 +178,7 @@ class Chart:
         wide: The drawing; that of a wide screen where there are two.
         narrow: The drawing of a narrow screen.
         legend: What the colors are.
-        plot: The data.
-        id: Its name on the page, and of its file among the figures for a paper; empty to number it.
+        id: Its name on the page, and that of its file (`limbeck.report.figures`); empty to number it.
         table: Its numbers, written out.
         frames: What the slider's script draws, as JSON; empty without a slider.
         keyed: The legend is needed also where the drawing is wide: no names stand at the ends of the lines.
@@ -255,7 +190,6 @@ class Chart:
     wide: Canvas
     narrow: Canvas | None
     legend: tuple[Key, ...]
-    plot: Plot
     id: str = ""
     table: Table | None = None
     frames: str = ""

@@ -3,21 +3,7 @@
 from collections.abc import Sequence
 
 from limbeck.report.axes import linear_axis
-from limbeck.report.chart import (
-    Canvas,
-    Chart,
-    Cloud,
-    CloudPlot,
-    DotPlot,
-    Key,
-    Label,
-    Level,
-    Mark,
-    Span,
-    Stroke,
-    Table,
-    Tick,
-)
+from limbeck.report.chart import Canvas, Chart, Cloud, Key, Label, Level, Mark, Span, Stroke, Table, Tick
 from limbeck.report.words import Format
 
 LETTER = 7.6  # width of a letter of a label, in the canvas's units
@@ -51,7 +37,6 @@ def dot_chart(
     """
     if not spans:
         return None
-    plot = DotPlot(spans, level, x_title, fmt)
     everything = [v for span in spans for v in (span.mean, span.low, span.high, *span.values) if v is not None]
     if level is not None:
         everything.append(level.value)
@@ -79,24 +64,12 @@ def dot_chart(
             strokes.append(Stroke(f"M{place(span.low):.1f} {y:.1f}H{place(span.high):.1f}{ends}", span.style, "span"))
         marks += [Mark(place(value), y + 11, span.style, f"one run: {fmt(value)}", "seed") for value in span.values]
         marks.append(Mark(place(span.mean), y, span.style, f"{span.name}: mean {fmt(span.mean)}", "mean"))
-    canvas = Canvas(
-        width=width,
-        height=bottom + 44,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=tuple(Tick(place(value), fmt.tick(value)) for value in axis.ticks),
-        y_ticks=(),
-        strokes=tuple(strokes),
-        marks=tuple(marks),
-        labels=tuple(labels),
-        x_title=x_title,
-    )
+    ticks = [Tick(place(value), fmt.tick(value)) for value in axis.ticks]
+    canvas = Canvas(width, bottom + 44, left, right, top, bottom, x_title, ticks, (), strokes, marks, labels)
     words = "; ".join(_in_words(span, fmt) for span in spans)
     if level is not None and level.value:
         words += f"; {level.name}: {fmt(level.value)}"
-    return Chart(title, words + ".", note, canvas, None, (), plot, id=id)
+    return Chart(title, words + ".", note, canvas, None, (), id=id)
 
 
 def cloud_chart(
@@ -125,8 +98,6 @@ def cloud_chart(
     """
     if not clouds:
         return None
-    plot = CloudPlot(clouds, levels, x_title, fmt)
-    small = _cloud_canvas(plot, width=340, height=240)
     rows = tuple((c.span.name, f"{c.x:.4g}", fmt(c.span.mean), _interval(c.span, fmt)) for c in clouds)
     words = "; ".join(f"{_in_words(cloud.span, fmt)}, at {x_title} {cloud.x:.4g}" for cloud in clouds)
     legend = tuple(Key(cloud.span.name, cloud.span.style, "disc") for cloud in clouds)
@@ -135,30 +106,28 @@ def cloud_chart(
         title=title,
         description=words + ".",
         note=note,
-        wide=_cloud_canvas(plot, width=1000, height=360),
-        narrow=small,
+        wide=_cloud_canvas(clouds, levels, x_title, fmt, width=1000, height=360),
+        narrow=_cloud_canvas(clouds, levels, x_title, fmt, width=340, height=240),
         legend=legend,
-        plot=plot,
         id=id,
         table=Table(("", x_title, "mean", "95% interval"), rows),
         keyed=True,
     )
 
 
-def _cloud_canvas(plot: CloudPlot, *, width: int, height: int) -> Canvas:
-    fmt = plot.fmt
-    xs = [x for cloud in plot.clouds for x in (cloud.x, *(x for x, _ in cloud.points))]
-    spans = [cloud.span for cloud in plot.clouds]
+def _cloud_canvas(
+    clouds: Sequence[Cloud], levels: Sequence[Level], x_title: str, fmt: Format, *, width: int, height: int
+) -> Canvas:
+    xs = [x for cloud in clouds for x in (cloud.x, *(x for x, _ in cloud.points))]
+    spans = [cloud.span for cloud in clouds]
     ys = [v for span in spans for v in (span.mean, span.low, span.high, *span.values) if v is not None]
     x_axis = linear_axis(xs, 8 if width > 500 else 4)
-    y_axis = linear_axis(ys + [level.value for level in plot.levels], 5)
+    y_axis = linear_axis(ys + [level.value for level in levels], 5)
     left, right, top, bottom = 58.0, width - 14.0, 14.0, height - 46.0
     to_x, to_y = x_axis.scale(left, right), y_axis.scale(bottom, top)
-    strokes = [
-        Stroke(f"M{left:.1f} {to_y(level.value):.1f}H{right:.1f}", level.style, "level") for level in plot.levels
-    ]
+    strokes = [Stroke(f"M{left:.1f} {to_y(level.value):.1f}H{right:.1f}", level.style, "level") for level in levels]
     marks: list[Mark] = []
-    for cloud in plot.clouds:
+    for cloud in clouds:
         span, x = cloud.span, to_x(cloud.x)
         if span.low is not None and span.high is not None:
             low, high = to_y(span.low), to_y(span.high)
@@ -169,20 +138,9 @@ def _cloud_canvas(plot: CloudPlot, *, width: int, height: int) -> Canvas:
             for a, b in cloud.points
         ]
         marks.append(Mark(x, to_y(span.mean), span.style, f"{span.name}: mean {fmt(span.mean)}", "mean"))
-    return Canvas(
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=tuple(Tick(to_x(value), f"{value:,.6g}") for value in x_axis.ticks),
-        y_ticks=tuple(Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks),
-        strokes=tuple(strokes),
-        marks=tuple(marks),
-        labels=(),
-        x_title=plot.x_title,
-    )
+    x_ticks = [Tick(to_x(value), f"{value:,.6g}") for value in x_axis.ticks]
+    y_ticks = [Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks]
+    return Canvas(width, height, left, right, top, bottom, x_title, x_ticks, y_ticks, strokes, marks)
 
 
 def _cut(name: str) -> str:

@@ -1,15 +1,26 @@
 """Charts of series over epochs or steps: numbers in, places on a canvas out. The template draws them as SVG."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from limbeck.report.axes import linear_axis, log_axis, pick, thin
-from limbeck.report.chart import Band, Canvas, Chart, Key, Label, Level, Line, LinePlot, Mark, Stroke, Table, Tick
+from limbeck.report.chart import Band, Canvas, Chart, Key, Label, Level, Line, Mark, Stroke, Table, Tick
 from limbeck.report.words import Format
 
 LABEL_GAP = 15.0  # between two labels, in the canvas's units
 LONGEST_END = 23  # letters of a name at the end of a line; where one is longer, all are in the legend
 MOST_ROWS = 24  # of a figure's table
 MOST_TIPS = 60  # dots with a tooltip on one line
+
+
+@dataclass(frozen=True)
+class _Plot:
+    lines: Sequence[Line]
+    levels: Sequence[Level]
+    bands: Sequence[Band]
+    x_title: str
+    fmt: Format
+    log: bool
 
 
 def line_chart(
@@ -48,7 +59,7 @@ def line_chart(
     if not drawn:
         return None
     plain = [line for line in drawn if not line.faint]
-    plot = LinePlot(drawn, levels, [band for band in bands if band.low], x_title, fmt, log)
+    plot = _Plot(drawn, levels, [band for band in bands if band.low], x_title, fmt, log)
     legend = tuple(Key(line.name, line.style, "level" if line.dashed else "line") for line in plain)
     legend += tuple(Key(band.name, band.style, "band") for band in plot.bands)
     legend += tuple(Key(level.name, level.style, "level") for level in levels)
@@ -61,7 +72,6 @@ def line_chart(
         wide=_canvas(plot, width=1000, height=360, ends=ends) if large else small,
         narrow=small if large else None,
         legend=legend if len(legend) > 1 else (),
-        plot=plot,
         id=id,
         keyed=not ends,
         table=_table([*plain, *_edges(plot.bands), *(line for line in unseen if line.points)], x_title, fmt),
@@ -96,7 +106,7 @@ def some_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     return Table(heads, kept, cut)
 
 
-def _canvas(plot: LinePlot, *, width: int, height: int, ends: bool) -> Canvas:
+def _canvas(plot: _Plot, *, width: int, height: int, ends: bool) -> Canvas:
     lines, levels, fmt = plot.lines, plot.levels, plot.fmt
     edges = [points for band in plot.bands for points in (band.low, band.high)]
     ys = [y for points in (*(line.points for line in lines), *edges) for _, y in points] + [lv.value for lv in levels]
@@ -127,20 +137,10 @@ def _canvas(plot: LinePlot, *, width: int, height: int, ends: bool) -> Canvas:
             x, y = line.points[line.mark]
             marks.append(Mark(to_x(x), to_y(y), line.style, f"best: {plot.x_title} {x:g}, {fmt(y)}", "best"))
         labels.append(Label(right + 10, places[-1][1], f"{line.name} {fmt(line.points[-1][1])}", line.style))
-    return Canvas(
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=tuple(Tick(to_x(value), f"{value:,.0f}") for value in x_axis.ticks),
-        y_ticks=tuple(Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks),
-        strokes=tuple(strokes),
-        marks=tuple(marks),
-        labels=tuple(_apart(labels, bottom)) if ends else (),
-        x_title=plot.x_title,
-    )
+    x_ticks = [Tick(to_x(value), f"{value:,.0f}") for value in x_axis.ticks]
+    y_ticks = [Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks]
+    shown = _apart(labels, bottom) if ends else ()
+    return Canvas(width, height, left, right, top, bottom, plot.x_title, x_ticks, y_ticks, strokes, marks, shown)
 
 
 def path_of(places: Sequence[tuple[float, float]]) -> str:
@@ -162,7 +162,7 @@ def _apart(labels: Sequence[Label], bottom: float) -> list[Label]:
     return placed
 
 
-def _in_words(plot: LinePlot) -> str:
+def _in_words(plot: _Plot) -> str:
     words: list[str] = []
     for line in (line for line in plot.lines if not line.faint):
         (x_first, first), (x_last, last) = line.points[0], line.points[-1]

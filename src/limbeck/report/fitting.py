@@ -74,7 +74,6 @@ def _histogram(pairs: Pairs, name: str, heading: str) -> Chart | None:
         [("share of channels", "student")],
         frames,
         x_title="correlation with the teacher's channel",
-        y_title="share of channels",
         fmt=share,
         id=figure_id("histogram", name),
         table=some_rows(("probe", "fullest bar", "channels at most at 0.5"), rows),

@@ -54,7 +54,7 @@ def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bo
         UserError: If it cannot be written.
     """
     environment = _environment()
-    script = _source("slider.js") if slides else ""
+    script = source("slider.js") if slides else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     if script:
         policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
@@ -87,7 +87,8 @@ def distinct(sections: Sequence[Section]) -> list[Section]:
     return [dataclasses.replace(section, charts=[named(chart) for chart in section.charts]) for section in sections]
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The text of a file in ``templates/``."""
     loader = _environment().loader
     assert loader is not None
     return loader.get_source(_environment(), name)[0]

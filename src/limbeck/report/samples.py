@@ -52,11 +52,6 @@ class Sample:
     student: tuple[Guess, ...]
     teacher: tuple[Guess, ...]
 
-    @property
-    def data(self) -> bytes:
-        """The image file."""
-        return base64.b64decode(self.png)
-
 
 def samples(record: RunRecord) -> list[Sample]:
     """The samples that can be shown; those that are damaged are left out."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from limbeck.report.axes import Axis, linear_axis, log_axis, pick
-from limbeck.report.chart import Canvas, Chart, Frame, FramePlot, Key, Point, Stroke, Table, Tick
+from limbeck.report.chart import Canvas, Chart, Frame, Key, Point, Stroke, Table, Tick
 from limbeck.report.draw import path_of
 from limbeck.report.words import Format
 
@@ -19,7 +19,6 @@ def frame_chart(
     frames: Sequence[Frame],
     *,
     x_title: str,
-    y_title: str,
     fmt: Format,
     id: str,
     table: Table,
@@ -34,7 +33,6 @@ def frame_chart(
         series: Name and style of each curve of a frame.
         frames: The states, oldest first; some are left out where there are more than a slider can show.
         x_title: Name of the horizontal axis.
-        y_title: Name of the vertical axis.
         fmt: Writes values of the vertical axis.
         id: Name of the figure.
         table: The states in numbers, for those without the script and those who do not see the figure.
@@ -48,8 +46,7 @@ def frame_chart(
     kept = pick([_thinned(frame) for frame in frames if any(frame.curves)], MOST_FRAMES)
     if not kept:
         return None
-    plot = FramePlot(series, kept, x_title, y_title, fmt, log, area)
-    x_axis, y_axis = _axes(plot)
+    x_axis, y_axis = _axes(kept, log=log, area=area)
     few = len(kept) < 2
     legend = tuple(Key(name, style, "line") for name, style in series)
     legend += () if few else (Key(f"dashed: {kept[0].label}", "alone", "level"),)
@@ -58,14 +55,32 @@ def frame_chart(
         "words": [frame.words for frame in kept],
         "curves": [[_units(curve, x_axis, y_axis) for curve in frame.curves] for frame in kept],
     }
+
+    def canvas(width: int, height: int) -> Canvas:
+        left, right, top, bottom = 58.0, width - 14.0, 14.0, height - 46.0
+        to_x, to_y = x_axis.scale(left, right), y_axis.scale(bottom, top)
+        strokes: list[Stroke] = []
+        for number, (_, style) in enumerate(series):
+            first, last = kept[0].curves[number], kept[-1].curves[number]
+            if last:
+                path = path_of([(to_x(x), to_y(y)) for x, y in last])
+                if area:
+                    path += f"L{to_x(last[-1][0]):.1f} {bottom:.1f}L{to_x(last[0][0]):.1f} {bottom:.1f}Z"
+                strokes.append(Stroke(path, style, "area" if area else "frame", series=number))
+            if first and not few:
+                strokes.append(Stroke(path_of([(to_x(x), to_y(y)) for x, y in first]), style, "first"))
+        ticks = x_axis.ticks if width > 500 else pick(x_axis.ticks, 5)
+        x_ticks = [Tick(to_x(value), Format().tick(value)) for value in ticks]
+        y_ticks = [Tick(to_y(value), y_axis.label(value, fmt)) for value in y_axis.ticks]
+        return Canvas(width, height, left, right, top, bottom, x_title, x_ticks, y_ticks, strokes)
+
     return Chart(
         title=title,
         description=f"At {kept[-1].label}: {kept[-1].words}.",
         note=note,
-        wide=_canvas(plot, x_axis, y_axis, width=1000, height=340),
-        narrow=_canvas(plot, x_axis, y_axis, width=340, height=250),
+        wide=canvas(1000, 340),
+        narrow=canvas(340, 250),
         legend=legend if len(legend) > 1 else (),
-        plot=plot,
         id=id,
         table=table,
         keyed=True,
@@ -77,49 +92,16 @@ def _thinned(frame: Frame) -> Frame:
     return Frame(frame.label, frame.words, tuple(tuple(pick(curve, MOST_POINTS)) for curve in frame.curves))
 
 
-def _axes(plot: FramePlot) -> tuple[Axis, Axis]:
+def _axes(frames: Sequence[Frame], *, log: bool, area: bool) -> tuple[Axis, Axis]:
     """The same for all frames, so that what moves is the curve."""
-    points = [point for frame in plot.frames for curve in frame.curves for point in curve]
+    points = [point for frame in frames for curve in frame.curves for point in curve]
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    y_axis = log_axis(ys, 5) if plot.log else linear_axis([*ys, 0.0], 5)
-    if plot.area:
+    y_axis = log_axis(ys, 5) if log else linear_axis([*ys, 0.0], 5)
+    if area:
         y_axis = Axis(tuple(tick for tick in y_axis.ticks if tick >= 0), 0.0, y_axis.high)
-    return linear_axis(xs, 6, whole=not plot.area, tight=True), y_axis
+    return linear_axis(xs, 6, whole=not area, tight=True), y_axis
 
 
 def _units(curve: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[int]:
     to_x, to_y = x_axis.scale(0, UNITS), y_axis.scale(0, UNITS)
     return [round(value) for x, y in curve for value in (to_x(x), to_y(y))]
-
-
-def _canvas(plot: FramePlot, x_axis: Axis, y_axis: Axis, *, width: int, height: int) -> Canvas:
-    left, right, top, bottom = 58.0, width - 14.0, 14.0, height - 46.0
-    to_x, to_y = x_axis.scale(left, right), y_axis.scale(bottom, top)
-
-    def drawn(curve: Sequence[Point], *, closed: bool) -> str:
-        path = path_of([(to_x(x), to_y(y)) for x, y in curve])
-        return f"{path}L{to_x(curve[-1][0]):.1f} {bottom:.1f}L{to_x(curve[0][0]):.1f} {bottom:.1f}Z" if closed else path
-
-    strokes: list[Stroke] = []
-    for number, (_, style) in enumerate(plot.series):
-        first, last = plot.frames[0].curves[number], plot.frames[-1].curves[number]
-        if last:
-            kind = "area" if plot.area else "frame"
-            strokes.append(Stroke(drawn(last, closed=plot.area), style, kind, series=number))
-        if first and len(plot.frames) > 1:
-            strokes.append(Stroke(drawn(first, closed=False), style, "first"))
-    ticks = x_axis.ticks if width > 500 else pick(x_axis.ticks, 5)
-    return Canvas(
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
-        x_ticks=tuple(Tick(to_x(value), Format().tick(value)) for value in ticks),
-        y_ticks=tuple(Tick(to_y(value), y_axis.label(value, plot.fmt)) for value in y_axis.ticks),
-        strokes=tuple(strokes),
-        marks=(),
-        labels=(),
-        x_title=plot.x_title,
-    )

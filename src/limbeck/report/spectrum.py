@@ -67,7 +67,6 @@ def _slider(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> 
         [(title, style) for _, title, style in series],
         frames,
         x_title="index of the singular value",
-        y_title="singular value",
         fmt=fmt,
         id=figure_id("spectrum", name),
         table=some_rows(heads, rows),
