@@ -214,3 +214,30 @@ def test_a_student_that_starts_from_weights_says_so(
     alone = small.changed({"method": "alone", "teacher": None, "student_weights": str(finished), "epochs": 1})
     runs.run(alone, tmp_path / "more")
     assert "student small/cnn-2: weights run:finished\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "alone", "teacher": None},
+        {"method": "kd", "cache_views": 1, "teacher_settings": ("batch_size=64", "epochs=1")},
+    ],
+)
+def test_fewer_images_than_a_batch_are_one_batch(small: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The line says so, the recipe keeps what was asked for, and a resumed run ends as one with the smaller batch."""
+    few = small.changed({"train_limit": 30, "probe": "off", **changes})
+    runs.run(few.changed({"batch_size": 30}), tmp_path / "plain" / "run")
+
+    def stop(epoch: int, figures: object) -> None:
+        if epoch == 1:
+            raise RuntimeError("stopped")
+
+    folder = tmp_path / "large" / "run"
+    with pytest.raises(RuntimeError, match="stopped"):
+        runs.run(few.changed({"batch_size": 128}), folder, on_epoch=stop)
+    runs.run(few.changed({"batch_size": 128}), folder, resume=True)
+    notes = [record["text"] for record in records(folder) if record["kind"] == "note"]
+    assert "batch size 128: there are 30 training images; each batch has 30" in notes
+    assert Recipe.from_yaml(folder / "recipe.yaml").batch_size == 128
+    same = [load_file(place / "student.safetensors") for place in (folder, tmp_path / "plain" / "run")]
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[1])

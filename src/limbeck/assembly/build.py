@@ -117,6 +117,12 @@ def build_model(
     )
 
 
+def batch_size_of(recipe: Recipe, data: AnyData) -> int:
+    """Images of a batch: the recipe's, or as many as there are, evenly over the processes, if these are fewer."""
+    world = collectives.world_size()
+    return min(recipe.batch_size, max(data.train_count // world * world, world))
+
+
 def student_size(recipe: Recipe, data: AnyData) -> int:
     """The student's input size: the recipe's, else that of the images."""
     return recipe.size if recipe.size is not None else data.size

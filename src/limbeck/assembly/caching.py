@@ -9,7 +9,7 @@ from typing import Any
 import PIL
 import torch
 
-from limbeck.assembly.build import Parts
+from limbeck.assembly.build import Parts, batch_size_of
 from limbeck.assembly.rivals import PAIRS
 from limbeck.assembly.teacher import slug
 from limbeck.cache import (
@@ -76,7 +76,7 @@ def plan_recipe_cache(recipe: Recipe, parts: Parts, folder: Path, device: torch.
     views = min(recipe.cache_views, recipe.epochs)
     assert isinstance(parts.data, Data)  # the recipe allows no cache of boxes
     loader = parts.data.train_loader(
-        batch_size=recipe.batch_size, seed=recipe.seed, views=views, view_seed=recipe.cache_seed
+        batch_size=batch_size_of(recipe, parts.data), seed=recipe.seed, views=views, view_seed=recipe.cache_seed
     )
     teacher = LiveTeacher(parts.distiller, device, PRECISIONS[recipe.precision])
     identity = _identity(recipe, parts, parts.teacher, contents, loader)

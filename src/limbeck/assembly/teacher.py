@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import models
-from limbeck.assembly.build import CARD, AnyData, Parts, build_data, build_model, build_parts, is_run, student_size
+from limbeck.assembly.build import (
+    CARD,
+    AnyData,
+    Parts,
+    batch_size_of,
+    build_data,
+    build_model,
+    build_parts,
+    is_run,
+    student_size,
+)
 from limbeck.distributed.processes import first_sees
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
@@ -150,5 +160,5 @@ def rehearse(recipe: Recipe, data: AnyData) -> Parts:
         teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
         if recipe.labels:
             teacher_recipe(recipe)
-    data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed)
+    data.train_loader(batch_size=batch_size_of(recipe, data), seed=recipe.seed)
     return build_parts(recipe, data, teacher)

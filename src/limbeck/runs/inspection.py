@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.assembly.build import CARD, AnyData, build_data, build_optimizer, build_parts, load_student
+from limbeck.assembly.build import CARD, AnyData, batch_size_of, build_data, build_optimizer, build_parts, load_student
 from limbeck.assembly.teacher import build_teacher, rehearse
 from limbeck.data import DataSpec, open_for_scoring
 from limbeck.data.folders import difference
@@ -77,7 +77,7 @@ def describe(recipe: Recipe) -> list[tuple[str, str]]:
             lines.append((name, f"{count_parameters(term):,} parameters, {' '.join(str(term).split())}"))
         else:
             lines.append((name, f"no parameters, {type(term).__name__}"))
-    steps = len(data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed))
+    steps = len(data.train_loader(batch_size=batch_size_of(recipe, data), seed=recipe.seed))
     lines.append(("steps", f"{steps} an epoch, {steps * recipe.epochs} in all"))
     return lines
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.assembly.build import CARD, Parts
+from limbeck.assembly.build import CARD, Parts, batch_size_of
 from limbeck.assembly.features import tap_shape
 from limbeck.detection.assembly import build_detection_task, detector_of
 from limbeck.diagnostics.term_rules import AT_FIRST, LOGITS
@@ -335,5 +335,5 @@ def _check_balance(
 
 def first_batch(parts: Parts, device: torch.device) -> Any:
     """The first training batch, on the device."""
-    loader = parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed)
+    loader = parts.data.train_loader(batch_size=batch_size_of(parts.recipe, parts.data), seed=parts.recipe.seed)
     return to_device(next(iter(loader)), device)

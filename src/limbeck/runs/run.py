@@ -13,6 +13,7 @@ from limbeck.assembly.build import (
     CARD,
     AnyData,
     Parts,
+    batch_size_of,
     build_data,
     build_optimizer,
     build_parts,
@@ -218,7 +219,7 @@ def _train_loader(
 ) -> Loader | DetectionLoader | CachedLoader:
     """The training images, with the teacher's outputs where they are kept."""
     if recipe.cache_views is None:
-        return parts.data.train_loader(batch_size=recipe.batch_size, seed=recipe.seed).to(device)
+        return parts.data.train_loader(batch_size=batch_size_of(recipe, parts.data), seed=recipe.seed).to(device)
     loader = cached_loader(recipe, parts, folder, device, log.note)
     if recipe.labels and parts.teacher is not None:  # without labels validation asks the teacher
         parts.distiller.release_teacher()
@@ -236,6 +237,8 @@ def prepare(
     opened = data.notes
     for note in opened:
         log.note(f"data {data.name}: {note}")
+    if (fits := batch_size_of(recipe, data)) < recipe.batch_size:
+        log.note(f"batch size {recipe.batch_size}: there are {data.train_count} training images; each batch has {fits}")
     rehearse(recipe, data)
     if (folder / "recipe.yaml").is_file():  # a run's folder, and not that of a cache
         keep_or_compare(folder, data)
@@ -280,7 +283,7 @@ def prepare(
 
 def _steps(parts: Parts) -> int:
     """Batches an epoch."""
-    return len(parts.data.train_loader(batch_size=parts.recipe.batch_size, seed=parts.recipe.seed))
+    return len(parts.data.train_loader(batch_size=batch_size_of(parts.recipe, parts.data), seed=parts.recipe.seed))
 
 
 def train_teacher(recipe: Recipe, folder: Path, *, said: set[str] | None = None) -> None:
