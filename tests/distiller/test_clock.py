@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tiny
 from limbeck import Distiller, LogitTerm, fit
-from limbeck.distiller import Clock, clock
+from limbeck.distiller import Clock, module
 from limbeck.logs.runlog import RunLog
 from limbeck.storage.checkpoint import Counters
 from limbeck.tasks import Classification, LabelFree
@@ -43,7 +43,7 @@ class Slow(nn.Module):
 @pytest.fixture(autouse=True)
 def _planted_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slow, "now", 0.0)
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: Slow.now))
 
 
 def slow(task: Classification | LabelFree | None = None) -> Distiller:
@@ -72,7 +72,7 @@ def test_a_teacher_that_sleeps_is_timed_by_the_clock_of_the_process(
 ) -> None:
     """A machine that is busy may take longer, but never less."""
     monkeypatch.setattr(Slow, "sleeps", True)
-    monkeypatch.setattr(clock, "time", time)
+    monkeypatch.setattr(module, "time", time)
     began = time.perf_counter()
     fit(slow(), tiny.Loader(20, 4), epochs=1, log=RunLog(tmp_path), cpu=True)
     assert 5 * PAUSE <= sum(times(tmp_path)) < time.perf_counter() - began

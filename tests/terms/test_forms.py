@@ -14,7 +14,7 @@ from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.projectors import Ridge
-from limbeck.terms import Form, Loss, chunked, forms
+from limbeck.terms import Form, Loss, chunked, feature
 from reference_terms import captured
 
 N, D_S, D_T = 9, 3, 4  # maps of 2 x 2 positions, so 36 rows
@@ -262,7 +262,7 @@ def test_moments_are_taken_from_twice_as_many_rows_as_channels_on(projector: str
 
 
 def test_blocks_are_taken_for_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "CHUNKED_ELEMENTS", 20 * D_T)
+    monkeypatch.setattr(feature, "CHUNKED_ELEMENTS", 20 * D_T)
     for norm in ROW_BY_ROW_OR_BATCH:
         term = term_of_vectors(projectors.linear(D_S, D_T), norm, "log_sum")
         assert used(term, 20) is Form.DIRECT

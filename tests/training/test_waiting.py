@@ -82,7 +82,7 @@ def test_a_gpu_is_read_from_at_records_only(
     """Epochs of 40 and of 80 steps differ in the records that 40 steps bring, three reads each, and in nothing else."""
     monkeypatch.setattr("limbeck.training.fit.Meter", GpuMeter)
     monkeypatch.setattr("limbeck.training.fit.Guard", gpu_guard)
-    monkeypatch.setattr("limbeck.losses.powers.is_read_at_once", lambda x: False)
+    monkeypatch.setattr("limbeck.losses.features.is_read_at_once", lambda x: False)
     counted: list[int] = []
     for steps in (40, 80):
         loader = Fixed(list(tiny.Loader(4, 4)) * (steps * options.get("accumulate", 1)))

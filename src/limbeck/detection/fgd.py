@@ -11,8 +11,8 @@ from limbeck.detection.foreground import touched
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
-from limbeck.losses.inputs import product
-from limbeck.rivals.maps import as_map, at_least_float32
+from limbeck.losses.inputs import at_least_float32, product
+from limbeck.rivals.maps import as_map
 
 
 class Weights(NamedTuple):

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck.diagnostics.inputs import at_least_float32, check_finite
+from limbeck.diagnostics.inputs import check_finite
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Taps
+from limbeck.losses.inputs import at_least_float32
 
 
 def translation_error(

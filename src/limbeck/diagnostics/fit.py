@@ -3,8 +3,9 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limbeck.diagnostics.inputs import at_least_float32, check_finite
+from limbeck.diagnostics.inputs import check_finite
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 
 
 def top1_agreement(student_logits: Float[Tensor, "n k"], teacher_logits: Float[Tensor, "n k"]) -> Float[Tensor, ""]:

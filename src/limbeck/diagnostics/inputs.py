@@ -16,11 +16,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return a.to(dtype) @ b.to(dtype)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions as float32, the others as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def check_shapes(name: str, c_s: Tensor, *wide: Tensor) -> None:
     """Refuse relations and projectors that do not fit each other."""
     if c_s.ndim != 2 or c_s.shape[0] != c_s.shape[1]:

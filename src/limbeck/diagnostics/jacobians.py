@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck.diagnostics.inputs import at_least_float32, check_finite
+from limbeck.diagnostics.inputs import check_finite
 from limbeck.diagnostics.spectrum import singular_values
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 
 
 def local_jacobians(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Tensor, "n d_s d_t"]:

@@ -5,8 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.diagnostics.dynamics import discrete_step
-from limbeck.diagnostics.inputs import at_least_float32, check_shapes, check_step, narrow, product, same_shape
+from limbeck.diagnostics.inputs import check_shapes, check_step, narrow, product, same_shape
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest
 
 

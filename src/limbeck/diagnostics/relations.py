@@ -3,8 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.diagnostics.inputs import at_least_float32, product
+from limbeck.diagnostics.inputs import product
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 
 
 def self_relation(z_s: Float[Tensor, "*n d_s"], *, centered: bool = False) -> Float[Tensor, "d_s d_s"]:

@@ -3,8 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.diagnostics.inputs import at_least_float32, check_step
+from limbeck.diagnostics.inputs import check_step
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 
 
 def column_norm_step(

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck import losses
-from limbeck.diagnostics.inputs import at_least_float32, centered_rows, check_finite, narrow, product, standardized
+from limbeck.diagnostics.inputs import centered_rows, check_finite, narrow, product, standardized
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest
 
 

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limbeck.diagnostics.inputs import at_least_float32, check_finite, narrow
+from limbeck.diagnostics.inputs import check_finite, narrow
 from limbeck.errors import UserError
+from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest
 
 

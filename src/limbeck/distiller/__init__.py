@@ -5,10 +5,9 @@ module as evaluation does; a :class:`Clock` times a part of every step. :func:`s
 each process holds a share of it.
 """
 
-from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
-from limbeck.distiller.module import Distiller
+from limbeck.distiller.module import Clock, Distiller
 from limbeck.distiller.sharded import ShardedDistiller, beside, shard_distiller
 
 __all__ = [

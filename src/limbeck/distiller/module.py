@@ -1,20 +1,23 @@
 """Student, frozen teacher, terms and their weights in one trainable module."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.distiller.clock import Clock
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
 from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
-from limbeck.distributed import collectives, sharding
+from limbeck.distributed import collectives
 from limbeck.errors import UserError, did_you_mean
 from limbeck.features.compiler import Compiled
 from limbeck.features.taps import Captured, Taps
 from limbeck.terms import Term
+
+T = TypeVar("T")
 
 
 class Distiller(nn.Module):
@@ -89,9 +92,10 @@ class Distiller(nn.Module):
                     self.term_modules.add_module(name, term)
                 except KeyError as error:  # a dot in it, or the name of a method of ModuleDict
                     raise UserError(f'a term cannot be called "{name}": no module can have that name') from error
-        self._student_taps = Taps(student, [tap for term in self.terms.values() for tap in term.student_taps])
+        student_taps = [tap for term in self.terms.values() for tap in term.student_taps]
+        self._student_taps = Taps(student, student_taps, called="student")
         teacher_taps = [tap for term in self.terms.values() for tap in term.teacher_taps]
-        self._teacher_taps = Taps(self.teacher.model, teacher_taps) if self.teacher is not None else None
+        self._teacher_taps = Taps(teacher, teacher_taps, called="teacher") if teacher is not None else None
         self._teacher_type = narrow_type(teacher) if teacher is not None else None
         self._calls: dict[str, Compiled] = {}
         self.progress = 0.0
@@ -162,10 +166,12 @@ class Distiller(nn.Module):
         parts: dict[str, Tensor] = {}
         rows = None
         if task_loss is not None:
-            count = len(student.output)
-            # A mean over no rows is no number; the sum over none is 0, and reaches every parameter, as DDP wants it.
-            task_loss = task_loss if count or collectives.world_size() == 1 else student.output.sum()
-            parts[TASK], rows = collectives.share_of_mean(task_loss, count, student.output.device)
+            if collectives.world_size() > 1:
+                count = len(student.output)
+                # A mean over no rows is no number; the sum over none is 0, and reaches every parameter, as DDP wants.
+                task_loss = task_loss if count else student.output.sum()
+                task_loss, rows = collectives.share_of_mean(task_loss, count, student.output.device)
+            parts[TASK] = task_loss
         readings: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             assert teacher is not None
@@ -201,7 +207,7 @@ class Distiller(nn.Module):
         """What the student alone computes on a batch."""
         target, index = self.task.target(batch), self.task.index(batch)
         images = self.task.student_input(batch)
-        return _run(self._student_taps, images, "student")._replace(target=target, index=index)
+        return self._student_taps(images)._replace(target=target, index=index)
 
     def capture_teacher(self, batch: Any) -> Captured | None:
         """What the teacher alone computes on a batch, without gradient; None without a teacher.
@@ -213,15 +219,15 @@ class Distiller(nn.Module):
             if self.terms:
                 raise UserError("the teacher was released, and this batch does not bring what it computed")
             return None
-        self._teacher_taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
         taps = self._teacher_taps
-        with torch.no_grad(), sharding.explained(taps.model):
+        taps.model.eval()  # somebody may hold the bare teacher and have called train() on it
+        with torch.no_grad():
             images = self.task.teacher_input(batch)
             if self._teacher_type is not None and images.is_floating_point():
                 images = images.to(self._teacher_type)
             if not self.training:
-                return _run(taps, images, "teacher")
-            return self.clock(images.device, lambda: _run(taps, images, "teacher"))
+                return taps(images)
+            return self.clock(images.device, lambda: taps(images))
 
     def release_teacher(self) -> None:
         """Let go of the teacher, once all that it computes is in a cache: it moves to no device with the distiller."""
@@ -267,14 +273,57 @@ def _checked_weight(name: str, weight: Any) -> float:
     return weight
 
 
-def _run(taps: Taps, images: Tensor, side: str) -> Captured:
-    """Run a model; images of a number format that it does not compute in are one line."""
-    try:
-        return taps(images)
-    except RuntimeError as error:
-        own = next((p.dtype for p in taps.model.parameters() if p.is_floating_point()), images.dtype)
-        if images.dtype == own or images.dtype in (torch.float16, torch.bfloat16):
-            raise
-        raise UserError(
-            f"the {side} cannot read images of {images.dtype}; expected {own}, as its weights are: images.to({own})"
-        ) from error
+@final
+class Clock:
+    """Adds up the seconds of one part of every step, such as the teacher's forward pass.
+
+    On a CPU they are those of the process. On a CUDA device they are the device's own, between two events that are read
+    once they are past, so that nothing waits for them; what is still to come is counted at a later reading. Other
+    devices are not timed, for the time until a call returns says nothing there, nor is code that is being compiled.
+
+    Example:
+        >>> clock = Clock()
+        >>> clock.seconds is None
+        True
+        >>> clock(torch.device("cpu"), lambda: sum(range(10)))
+        45
+        >>> clock.seconds > 0
+        True
+    """
+
+    def __init__(self) -> None:
+        self._total = 0.0  # only grows, so that another thread than the one that times may read it
+        self._was_called = False
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def __call__(self, device: torch.device, work: Callable[[], T]) -> T:
+        """What ``work`` gives; the seconds that it takes on the device are added."""
+        if torch.compiler.is_compiling() or device.type not in ("cpu", "cuda"):
+            return work()
+        self._was_called = True
+        if device.type == "cuda":
+            return self._between_events(work)
+        started = time.perf_counter()
+        found = work()
+        self._total += time.perf_counter() - started
+        return found
+
+    @property
+    def seconds(self) -> float | None:
+        """The sum of all that is over by now; None where nothing was timed."""
+        self._collect()
+        return self._total if self._was_called else None
+
+    def _between_events(self, work: Callable[[], T]) -> T:
+        self._collect()  # where nobody reads the sum, the events would pile up
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        found = work()
+        after.record()
+        self._pending.append((before, after))
+        return found
+
+    def _collect(self) -> None:
+        while self._pending and self._pending[0][1].query():
+            before, after = self._pending.popleft()
+            self._total += before.elapsed_time(after) / 1000

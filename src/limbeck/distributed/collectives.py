@@ -55,16 +55,12 @@ def losses_explained(advice: str) -> Generator[None, None, None]:
 
 def world_size() -> int:
     """Number of processes that train together; 1 where torch.distributed is not in use."""
-    return dist.get_world_size() if _is_used() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """Index of this process, from 0."""
-    return dist.get_rank() if _is_used() else 0
-
-
-def _is_used() -> bool:
-    return dist.is_available() and dist.is_initialized() and not _alone
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather_rows(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "m *rest"]:

@@ -197,13 +197,20 @@ def explained(module: nn.Module) -> Generator[None, None, None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_sharded(module) or "DTensor" not in str(error):
+        if (told := reason(module, error)) is None:
             raise
-        kind = type(module).__name__.removeprefix("FSDP")
-        raise UserError(
-            f"shard: {kind} cannot be cut up, for it reads the weights of a part instead of calling it "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(told) from error
+
+
+def reason(module: nn.Module, error: RuntimeError) -> str | None:
+    """Why a sharded module fails, where it computes with a part's weights that nothing has put together."""
+    if not is_sharded(module) or "DTensor" not in str(error):
+        return None
+    kind = type(module).__name__.removeprefix("FSDP")
+    return (
+        f"shard: {kind} cannot be cut up, for it reads the weights of a part instead of calling it "
+        f"({str(error).splitlines()[0]})"
+    )
 
 
 def units_of(module: nn.Module) -> list[nn.Module]:

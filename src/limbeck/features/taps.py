@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from limbeck.distributed import sharding
 from limbeck.errors import UserError, did_you_mean
 from limbeck.features.compiler import Compiled
 
@@ -56,6 +57,7 @@ class Taps:
     Args:
         model: Any module whose forward returns one tensor.
         names: Taps to read; may be empty.
+        called: What messages call the model.
 
     Raises:
         UserError: If a name is no submodule of the model; the message gives the nearest one.
@@ -69,14 +71,15 @@ class Taps:
         (torch.Size([5, 2]), torch.Size([5, 3]))
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str] = (), *, called: str = "model") -> None:
         self.model = model
         self.names = tuple(dict.fromkeys(names))
+        self._called = called
         self._features: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, bool]] = {}
         self.compiled: Compiled | None = None
         modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
-        self._points: list[tuple[nn.Module, _Reader, bool]] = []
+        self._points: list[tuple[nn.Module, _Reader]] = []
         for name in self.names:
             if name == OUTPUT:
                 continue
@@ -84,8 +87,7 @@ class Taps:
             if path not in modules or path == "":
                 kind = type(model).__name__
                 raise UserError(f'no submodule "{path}" in {kind}{did_you_mean(path, modules)}')
-            reader = _Reader(name, self._features, self._versions)
-            self._points.append((modules[path], reader, name.endswith(INPUT_SUFFIX)))
+            self._points.append((modules[path], _Reader(name, self._features, self._versions)))
 
     def compile(self) -> None:
         """From now on run the model compiled by ``torch.compile``; it is compiled in the first call of each kind.
@@ -102,27 +104,26 @@ class Taps:
 
         Raises:
             UserError: If a tap did not run, ran twice, gave no tensor, was overwritten in place, or lies in a part that
-                runs without gradient in a pass with gradients.
+                runs without gradient in a pass with gradients; if the model does not compute in the images' format.
         """
-        with _lock_of(self.model):  # the hooks would fire in another thread's pass
-            return self._read(x)
-
-    def _read(self, x: Tensor) -> Captured:
-        handles: list[RemovableHandle] = []
-        try:
-            for module, reader, reads_input in self._points:
-                if reads_input:  # before the module runs: it may overwrite its input
-                    handles.append(module.register_forward_pre_hook(reader.read_input))
-                else:
-                    handles.append(module.register_forward_hook(reader.read_output))
-            run = self._run if self.compiled is None else self.compiled
-            output, features = run(x)
-            versions = dict(self._versions)
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._features.clear()  # or they would live until the next call
-            self._versions.clear()
+        with _locks.setdefault(self.model, threading.RLock()):  # the hooks would fire in another thread's pass
+            handles: list[RemovableHandle] = []
+            try:
+                for module, reader in self._points:  # an input is read before the module runs: it may overwrite it
+                    register = module.register_forward_pre_hook if reader.of_input else module.register_forward_hook
+                    handles.append(register(reader.read))
+                run = self._run if self.compiled is None else self.compiled
+                output, features = run(x)
+                versions = dict(self._versions)
+            except RuntimeError as error:
+                if (reason := sharding.reason(self.model, error) or self._reason(x)) is None:
+                    raise
+                raise UserError(reason) from error
+            finally:
+                for handle in handles:
+                    handle.remove()
+                self._features.clear()  # or they would live until the next call
+                self._versions.clear()
         if not isinstance(output, Tensor):
             kind = type(self.model).__name__
             raise UserError(f"{kind} returned {_describe(output)}; expected one tensor: wrap it so that it returns one")
@@ -138,6 +139,15 @@ class Taps:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "compiled": None}  # compiled code belongs to this model, not to the copy's
+
+    def _reason(self, x: Tensor) -> str | None:
+        """Why the model cannot read images of a number format that it does not compute in."""
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        if x.dtype == own or x.dtype in (torch.float16, torch.bfloat16):
+            return None
+        return (
+            f"the {self._called} cannot read images of {x.dtype}; expected {own}, as its weights are: images.to({own})"
+        )
 
     def _check(self, features: dict[str, Tensor], versions: dict[str, tuple[int, bool]]) -> None:
         for name in self.names:
@@ -157,33 +167,24 @@ class Taps:
 
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-
-
-def _lock_of(model: nn.Module) -> threading.RLock:
-    """One for each model, whoever taps it: threads that share one take turns."""
-    return _locks.setdefault(model, threading.RLock())
+"""One for each model, whoever taps it: threads that share one take turns."""
 
 
 class _Reader:
-    """The hooks of one tap; what they read goes into dictionaries that all taps of a model share."""
+    """The hook of one tap; what it reads goes into dictionaries that all taps of a model share."""
 
     def __init__(self, name: str, features: dict[str, Tensor], versions: dict[str, tuple[int, bool]]) -> None:
+        self.of_input = name.endswith(INPUT_SUFFIX)
         self._name = name
         self._features = features
         self._versions = versions
 
-    def read_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not inputs:
-            kind = type(module).__name__
-            raise UserError(f'tap "{self._name}": {kind} was called without a positional input; tap its output')
-        self._keep(inputs[0])
-
-    def read_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        del module, inputs
-        self._keep(output)
-
-    def _keep(self, value: Any) -> None:
+    def read(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
         name = self._name
+        if self.of_input and not inputs:
+            kind = type(module).__name__
+            raise UserError(f'tap "{name}": {kind} was called without a positional input; tap its output')
+        value = inputs[0] if self.of_input else output
         if not isinstance(value, Tensor):
             raise UserError(f'tap "{name}" gave {_describe(value)}; expected one tensor: tap a submodule inside it')
         if name in self._features:

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.losses.deviations import deviation_directions
-from limbeck.losses.divergences import kl_per_row
 from limbeck.losses.inputs import pair, positive, product
+from limbeck.losses.logits import deviation_directions, kl_per_row
 
 
 def pearson_distance(

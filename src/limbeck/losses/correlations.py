@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import UserError
+from limbeck.losses.features import log_sum_of_powers
 from limbeck.losses.inputs import pair
-from limbeck.losses.powers import log_sum_of_powers
 
 
 def correlation(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"]) -> Float[Tensor, " d"]:

@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.losses.divergences import softmax_kl
 from limbeck.losses.inputs import pair, positive
+from limbeck.losses.logits import softmax_kl
 
 
 def feature_kl(z_s: Float[Tensor, "*n d"], z_t: Float[Tensor, "*n d"], *, temperature: float) -> Float[Tensor, ""]:

@@ -26,6 +26,16 @@ def positive(name: str, argument: str, value: float) -> None:
         raise UserError(f"{name}: {argument} is {value}; expected a number above 0")
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions as float32, the others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def is_read_at_once(x: Tensor) -> bool:
+    """Whether a number can be read, and a branch taken by it, without waiting for a device."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def in_one_precision(name: str, x_s: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides in their common precision, at least float32; their shapes may differ."""
     if not (x_s.is_floating_point() and x_t.is_floating_point()):

@@ -8,10 +8,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.losses.deviations import deviation_directions
-from limbeck.losses.divergences import kl_per_row, softmax_kl
-from limbeck.losses.inputs import pair, positive
-from limbeck.losses.powers import is_read_at_once
+from limbeck.losses.features import unit_rows
+from limbeck.losses.inputs import is_read_at_once, pair, positive
+
+# Deviations no larger than this share of the row's largest element are the rounding of float32, not a pattern.
+ROUNDING = 1e-6
+# Rows that are smaller throughout are constant as well: dividing by less would make gradients overflow in float32.
+SMALLEST = 1e-20
 
 
 def kl_divergence(
@@ -285,3 +288,26 @@ def _decouple(y: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     labelled = y.gather(-1, label) - total
     rest = others.logsumexp(-1, keepdim=True) - total
     return torch.cat([labelled, rest], -1), F.log_softmax(others, -1)
+
+
+def softmax_kl(name: str, y_s: Tensor, y_t: Tensor, *, temperature: float) -> Tensor:
+    """``T^2 mean_n KL( softmax(y_t[n] / T) || softmax(y_s[n] / T) )``, checks included."""
+    positive(name, "temperature", temperature)
+    y_s, y_t = pair(name, y_s, y_t)
+    rows = kl_per_row(F.log_softmax(y_s / temperature, -1), F.log_softmax(y_t / temperature, -1))
+    return rows.mean() * temperature**2
+
+
+def kl_per_row(log_p_s: Tensor, log_p_t: Tensor) -> Tensor:
+    """``KL(p_t || p_s)`` over the last dimension, from log-probabilities."""
+    return F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(-1)
+
+
+def deviation_directions(x: Tensor) -> Tensor:
+    """Direction of each row's deviations from its mean, of length 1: zero, without gradient, for a constant row.
+
+    The inner product of two such directions is Pearson's correlation.
+    """
+    # In units of the largest element, so that no square overflows. The unit cancels, so it needs no gradient.
+    x = x / x.detach().abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
+    return unit_rows(x - x.mean(-1, keepdim=True), eps=ROUNDING * math.sqrt(x.shape[-1]))

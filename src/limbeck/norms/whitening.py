@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.losses.inputs import product
-from limbeck.norms.inputs import check_eps, check_width, prepare
 from limbeck.norms.roots import inverse_square_root, whitened_by_factor, widest
 from limbeck.norms.running import Running
+from limbeck.norms.scaling import check_eps, check_width, prepare
 
 # As an absolute floor, in the units of a variance. It takes over from eps where the channels' mean variance falls below
 # FLOOR / eps, 0.01 by default, and keeps the gradient for constant features at most a thousandfold.

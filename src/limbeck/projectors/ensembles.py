@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limbeck.projectors.sizes import check_at_least_one
+from limbeck.projectors.layers import check_at_least_one
 
 
 def ensemble(d_s: int, d_t: int, *, count: int = 3, activation: Callable[[], nn.Module] = nn.ReLU) -> "Ensemble":

@@ -1,13 +1,12 @@
 """Projectors made of plain layers: none at all, one linear layer, several, and one of low rank."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.projectors.sizes import check_at_least_one
 
 
 def identity() -> nn.Identity:
@@ -174,3 +173,10 @@ def low_rank(d_s: int, d_t: int, *, rank: int) -> nn.Sequential:
     with torch.no_grad():
         second.weight.mul_(math.sqrt(3))
     return nn.Sequential(first, second)
+
+
+def check_at_least_one(name: str, sizes: Mapping[str, int]) -> None:
+    """Refuse widths, depths and counts of nothing."""
+    for argument, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}: {argument} is {size}; expected at least 1")

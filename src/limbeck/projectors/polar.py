@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from limbeck.losses.inputs import product
 from limbeck.norms.roots import inverse_square_root, widest
-from limbeck.projectors.sizes import check_at_least_one
+from limbeck.projectors.layers import check_at_least_one
 
 
 def orthogonal(d_s: int, d_t: int) -> nn.Linear:

@@ -11,7 +11,7 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.norms.roots import widest
 from limbeck.norms.running import Running
-from limbeck.projectors.sizes import check_at_least_one
+from limbeck.projectors.layers import check_at_least_one
 
 
 @final

@@ -13,8 +13,7 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.losses.inputs import product
-from limbeck.rivals.maps import at_least_float32
+from limbeck.losses.inputs import at_least_float32, product
 
 
 @final

@@ -12,7 +12,8 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.rivals.maps import BatchNorm2d, at_least_float32, to_common_size
+from limbeck.losses.inputs import at_least_float32
+from limbeck.rivals.maps import BatchNorm2d, to_common_size
 from limbeck.terms import Loss, mean_of_rows
 
 

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from limbeck.losses.inputs import at_least_float32
 
 
 def as_map(name: str, tap: str, x: Tensor, channels: int) -> Float[Tensor, "n c h w"]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
-from limbeck.rivals.maps import BatchNorm2d, as_map, at_least_float32
+from limbeck.losses.inputs import at_least_float32
+from limbeck.rivals.maps import BatchNorm2d, as_map
 from limbeck.terms import Loss, mean_of_rows
 
 

@@ -13,7 +13,8 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.rivals.maps import at_least_float32, to_common_size
+from limbeck.losses.inputs import at_least_float32
+from limbeck.rivals.maps import to_common_size
 
 
 @final

@@ -13,15 +13,15 @@ from limbeck.features.taps import Captured
 IGNORED = -100  # cross entropy leaves an image with this label out
 
 
-def image_index(batch: Sequence[Any]) -> Tensor | None:
-    """The images' numbers in the training set, if the batch carries them as its third item."""
-    third = batch[2] if len(batch) > 2 else None
+def image_index(batch: Tensor | Sequence[Any]) -> Tensor | None:
+    """The numbers of a batch's images: its third item ``(n,)``, if it has one as :class:`limbeck.data.Batch` does."""
+    third = batch[2] if not isinstance(batch, Tensor) and len(batch) > 2 else None
     return third if isinstance(third, Tensor) and third.dtype == torch.int64 and third.ndim == 1 else None
 
 
-def teacher_output(batch: Sequence[Any]) -> Captured | None:
-    """What the teacher computed on the batch before, if the batch carries it as its fourth item."""
-    fourth = batch[3] if len(batch) > 3 else None
+def teacher_output(batch: Tensor | Sequence[Any]) -> Captured | None:
+    """What the teacher computed: a batch's fourth item, if it has one as :class:`limbeck.cache.TaughtBatch` does."""
+    fourth = batch[3] if not isinstance(batch, Tensor) and len(batch) > 3 else None
     return fourth if isinstance(fourth, Captured) else None
 
 
@@ -73,13 +73,8 @@ class Classification(nn.Module):
             )
         return batch[1]
 
-    def index(self, batch: Sequence[Any]) -> Tensor | None:
-        """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
-        return image_index(batch)
-
-    def teacher_output(self, batch: Sequence[Any]) -> Captured | None:
-        """The fourth item of the batch where it is the teacher's, as in :class:`limbeck.cache.TaughtBatch`."""
-        return teacher_output(batch)
+    index = staticmethod(image_index)
+    teacher_output = staticmethod(teacher_output)
 
     def loss(self, output: Tensor, batch: Sequence[Any]) -> Tensor:
         """Mean cross entropy of logits ``(n, k)``, in at least float32.

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from limbeck.features.taps import Captured
 from limbeck.tasks.classification import image_index, teacher_output
 
 
@@ -37,13 +36,8 @@ class LabelFree(nn.Module):
         """None: labels are not read even where there are some."""
         del batch
 
-    def index(self, batch: Tensor | Sequence[Any]) -> Tensor | None:
-        """The third item of the batch where it is numbers ``(n,)``, as in :class:`limbeck.data.Batch`."""
-        return None if isinstance(batch, Tensor) else image_index(batch)
-
-    def teacher_output(self, batch: Tensor | Sequence[Any]) -> Captured | None:
-        """The fourth item of the batch where it is the teacher's, as in :class:`limbeck.cache.TaughtBatch`."""
-        return None if isinstance(batch, Tensor) else teacher_output(batch)
+    index = staticmethod(image_index)
+    teacher_output = staticmethod(teacher_output)
 
     def loss(self, output: Tensor, batch: Tensor | Sequence[Any]) -> None:
         """None: there is no task loss."""

@@ -5,12 +5,10 @@ through a projector, and :class:`RelationTerm`, for losses that take any two wid
 :class:`LabelledLogitTerm`. :func:`mean_of_rows` is for terms of your own on several processes.
 """
 
-from limbeck.terms.feature import FeatureTerm, Sides
-from limbeck.terms.forms import Form
+from limbeck.terms.feature import FeatureTerm, Form, Sides
 from limbeck.terms.interface import CorrelationLoss, LabelledLoss, Loss, Term
-from limbeck.terms.logits import LabelledLogitTerm, LogitTerm
+from limbeck.terms.logits import LabelledLogitTerm, LogitTerm, mean_of_rows
 from limbeck.terms.relation import RelationTerm
-from limbeck.terms.rows import mean_of_rows
 
 __all__ = [
     "CorrelationLoss",

@@ -1,6 +1,8 @@
 """The term of a feature: tap, pool, project, normalize, compare, in the form that suits the batch."""
 
 import contextlib
+import enum
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,21 +15,35 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.projectors import Ridge
+from limbeck.losses.inputs import at_least_float32
+from limbeck.projectors import Ensemble, Ridge
 from limbeck.terms import moments
-from limbeck.terms.chunked import chunked
-from limbeck.terms.forms import (
-    COMBINE,
-    Form,
-    LastLinear,
-    are_batch,
-    choose,
-    input_width,
-    last_linear,
-    refuse_dead_bias,
-    unwrapped,
-)
-from limbeck.terms.interface import CorrelationLoss, Loss, at_least_float32
+from limbeck.terms.chunked import Combine, chunked
+from limbeck.terms.interface import CorrelationLoss, Loss
+
+# Which losses are a mean, a sum or a LogSum over rows, so that they can be computed in blocks.
+COMBINE: dict[object, Combine] = {
+    losses.squared_error: Combine.SUM,
+    losses.mean_squared_error: Combine.MEAN,
+    losses.l1: Combine.MEAN,
+    losses.smooth_l1: Combine.MEAN,
+    losses.cosine: Combine.MEAN,
+    losses.log_sum: Combine.LOG_SUM,
+}
+BY_ROWS_OR_BATCH = (nn.Identity, norms.L2, norms.LayerNorm, norms.GroupNorm, norms.BatchNorm)
+
+# From benchmarks/loss_cost.py: rows for each student channel from which moments are quicker than the direct form, and
+# elements of the projected feature from which blocks of it are.
+MOMENTS_ROWS = 2
+CHUNKED_ELEMENTS = 2**22
+
+
+class Form(enum.Enum):
+    """How a term computes its loss; the value and the gradient are the same."""
+
+    DIRECT = "direct"  # project all rows, normalize, compare
+    MOMENTS = "moments"  # from covariances, without the projected features
+    CHUNKED = "chunked"  # block of rows by block of rows
 
 
 class Sides(NamedTuple):
@@ -141,7 +157,7 @@ class FeatureTerm(nn.Module):
         if correlation_loss is not None and not both_batch:
             raise UserError("a correlation_loss needs BatchNorm as student_norm and as teacher_norm")
         if isinstance(teacher_norm if inverted else student_norm, norms.BatchNorm):
-            refuse_dead_bias(projector)
+            _refuse_dead_bias(projector)
         other = student_norm if inverted else teacher_norm
         keeps_statistics = isinstance(other, (norms.ZCA, norms.Cholesky)) and other.running is not None
         if isinstance(projector, Ridge) and keeps_statistics:
@@ -200,104 +216,99 @@ class FeatureTerm(nn.Module):
             return Sides(z_s, z_t, source, projected, self.student_norm(a), self.teacher_norm(t))
 
     def _compare(self, x: Tensor, y: Tensor) -> Tensor:
-        reads = input_width(self.projector)
+        reads, last = _ends(self.projector)
         if reads is not None and reads != x.shape[-1]:
             tap = self.teacher_taps[0] if self.inverted else self.student_taps[0]
             raise UserError(
                 f'tap "{tap}" is {tuple(x.shape)} before the projector, which reads {reads} channels; '
                 f"build it for {x.shape[-1]}"
             )
-        last = last_linear(self.projector)
-        width = last.linear.out_features if last is not None else None
-        self.used = self._choose(x, y, last)
-        if width is not None and (*x.shape[:-1], width) != y.shape:
-            raise self._misfit((*x.shape[:-1], width), y)
+        self.used = self._suitable(x, y, last)
+        if last is not None and (*x.shape[:-1], last.out_features) != y.shape:
+            raise self._misfit((*x.shape[:-1], last.out_features), y)
         if last is None or self.used is Form.DIRECT:
-            return self._directly(x, y)
-        for norm in (self.student_norm, self.teacher_norm):
-            if isinstance(norm, norms.BatchNorm) and norm.d != width:  # what the norm would say, were it called
-                raise UserError(f"BatchNorm: got {tuple(y.shape)}; expected (n, {norm.d})")
-        x = last.body(x)
-        with torch.autocast(x.device.type, enabled=False):
-            if self.used is Form.CHUNKED:
-                return self._chunked(x, y, last.linear)
-            return self._from_moments(x, y, last.linear)
+            value, elements, correlation = self._directly(x, y)
+        else:
+            value, elements, correlation = self._without_projected(x, y, last)
+        self.readings = {} if correlation is None else {"correlation": correlation}
+        if unwrapped(self.loss or self.correlation_loss) in (losses.log_sum, losses.log_correlation):
+            self.readings["log_mean"] = value.detach() - math.log(elements)
+        return value
 
-    def _directly(self, x: Tensor, y: Tensor) -> Tensor:
+    def _suitable(self, x: Tensor, y: Tensor, last: nn.Linear | None) -> Form:
+        """The quickest form that applies; on several processes without a look at the rows, which may differ there."""
+        both = (self.student_norm, self.teacher_norm)
+        loss = unwrapped(self.loss)
+        by_moments = (
+            last is not None
+            and loss in (None, losses.mean_squared_error)
+            and all(isinstance(norm, norms.BatchNorm) for norm in both)
+        )
+        in_blocks = (
+            last is not None
+            and not self.inverted
+            and not y.requires_grad
+            and loss in COMBINE
+            and all(isinstance(norm, BY_ROWS_OR_BATCH) for norm in both)
+        )
+        if self.form is not None:
+            if not {Form.DIRECT: True, Form.MOMENTS: by_moments, Form.CHUNKED: in_blocks}[self.form]:
+                raise UserError(f"the {self.form.value} form does not apply to {self.extra_repr()}")
+            return self.form
+        rows, alone = x.shape[:-1].numel(), collectives.world_size() == 1
+        if by_moments and (not alone or (last is not None and rows > MOMENTS_ROWS * last.in_features)):
+            return Form.MOMENTS
+        if in_blocks and (not alone or rows * y.shape[-1] > CHUNKED_ELEMENTS):
+            return Form.CHUNKED
+        return Form.DIRECT
+
+    def _directly(self, x: Tensor, y: Tensor) -> "_Compared":
         x = self.projector(x)
         if x.shape != y.shape:
             raise self._misfit(x.shape, y)
         with torch.autocast(x.device.type, enabled=False):
-            # Gathered in at least float32, since the sums of the norms are taken over all of it.
-            x, y = (collectives.gather_rows(at_least_float32(side)) for side in (x, y))
+            x, y = at_least_float32(x), at_least_float32(y)
+            if collectives.world_size() > 1:  # wide, since the sums of the norms are taken over all of it
+                x, y = collectives.gather_rows(x), collectives.gather_rows(y)
             a, t = (y, x) if self.inverted else (x, y)
             a, t = self.student_norm(a), self.teacher_norm(t)
             if self.correlation_loss is not None:
-                return self._read_correlation(losses.correlation(a, t))
+                c = losses.correlation(a, t)
+                return _Compared(self.correlation_loss(c), c.numel(), c.detach().mean())
             assert self.loss is not None
-            value = self.loss(a, t)
-            mean = (a.detach() * t.detach()).mean() if self._both_batch() else None
-            self._read_loss(value, a.numel(), mean)
-            return value
+            both_batch = isinstance(self.student_norm, norms.BatchNorm) and isinstance(
+                self.teacher_norm, norms.BatchNorm
+            )
+            mean = (a.detach() * t.detach()).mean() if both_batch else None
+            return _Compared(self.loss(a, t), a.numel(), mean)
 
-    def _from_moments(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-        m = moments.moments(x, y)
-        before, behind = self.student_norm, self.teacher_norm
-        if self.inverted:
-            before, behind = behind, before
-        assert isinstance(before, norms.BatchNorm)
-        assert isinstance(behind, norms.BatchNorm)
-        if self.correlation_loss is not None:
-            return self._read_correlation(moments.correlation(m, linear.weight, eps_s=before.eps, eps_t=behind.eps))
-        value, c = moments.mean_squared_error(m, linear.weight, eps_s=before.eps, eps_t=behind.eps)
-        self._read_loss(value, m.count * y.shape[-1], c.detach().mean())
-        return value
-
-    def _chunked(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-        assert self.loss is not None
-        value, product, rows = chunked(
-            self.loss,
-            COMBINE[unwrapped(self.loss)],
-            x,
-            y,
-            linear.weight,
-            bias=linear.bias,
-            student_norm=self.student_norm,
-            teacher_norm=self.teacher_norm,
+    def _without_projected(self, x: Tensor, y: Tensor, last: nn.Linear) -> "_Compared":
+        """From moments or in blocks: what comes before the last layer runs as it is, and that layer does not run."""
+        before, behind = (
+            (self.teacher_norm, self.student_norm) if self.inverted else (self.student_norm, self.teacher_norm)
         )
-        self._read_loss(value, rows * y.shape[-1], product if self._both_batch() else None)
-        return value
-
-    def _choose(self, x: Tensor, y: Tensor, last: LastLinear | None) -> Form:
-        return choose(
-            x,
-            y,
-            last,
-            loss=self.loss,
-            student_norm=self.student_norm,
-            teacher_norm=self.teacher_norm,
-            inverted=self.inverted,
-            form=self.form,
-            name=self.extra_repr,
-        )
-
-    def _both_batch(self) -> bool:
-        return are_batch(self.student_norm, self.teacher_norm)
-
-    def _read_correlation(self, c: Tensor) -> Tensor:
-        assert self.correlation_loss is not None
-        value = self.correlation_loss(c)
-        self.readings = {"correlation": c.detach().mean()}
-        if unwrapped(self.correlation_loss) is losses.log_correlation:
-            self.readings["log_mean"] = value.detach() - math.log(c.numel())
-        return value
-
-    def _read_loss(self, value: Tensor, elements: int, correlation: Tensor | None) -> None:
-        self.readings = {}
-        if unwrapped(self.loss) is losses.log_sum:
-            self.readings["log_mean"] = value.detach() - math.log(elements)
-        if correlation is not None:
-            self.readings["correlation"] = correlation
+        for norm in (before, behind):
+            if isinstance(norm, norms.BatchNorm) and norm.d != last.out_features:  # what it would say, were it called
+                raise UserError(f"BatchNorm: got {tuple(y.shape)}; expected (n, {norm.d})")
+        if isinstance(self.projector, nn.Sequential):
+            x = self.projector[:-1](x)
+        both_batch = isinstance(before, norms.BatchNorm) and isinstance(behind, norms.BatchNorm)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.used is Form.CHUNKED:
+                assert self.loss is not None
+                combine = COMBINE[unwrapped(self.loss)]
+                value, product, rows = chunked(
+                    self.loss, combine, x, y, last.weight, bias=last.bias, student_norm=before, teacher_norm=behind
+                )
+                return _Compared(value, rows * y.shape[-1], product if both_batch else None)
+            assert isinstance(before, norms.BatchNorm)
+            assert isinstance(behind, norms.BatchNorm)
+            m = moments.moments(x, y)
+            if self.correlation_loss is not None:
+                c = moments.correlation(m, last.weight, eps_s=before.eps, eps_t=behind.eps)
+                return _Compared(self.correlation_loss(c), c.numel(), c.detach().mean())
+            value, c = moments.mean_squared_error(m, last.weight, eps_s=before.eps, eps_t=behind.eps)
+            return _Compared(value, m.count * y.shape[-1], c.detach().mean())
 
     def _misfit(self, projected: tuple[int, ...], other: Tensor) -> UserError:
         student, teacher = f'"{self.student_taps[0]}" of the student', f'"{self.teacher_taps[0]}" of the teacher'
@@ -311,6 +322,36 @@ class FeatureTerm(nn.Module):
         """The taps and the loss, for ``print``."""
         compared = self.loss if self.loss is not None else self.correlation_loss
         return f"{self.student_taps[0]} -> {self.teacher_taps[0]}, loss={_name(compared)}"
+
+
+class _Compared(NamedTuple):
+    """A loss, how many elements it is of, and the mean correlation of the two sides where both are batch-normalized."""
+
+    loss: Tensor
+    elements: int
+    correlation: Tensor | None
+
+
+def _ends(projector: nn.Module) -> tuple[int | None, nn.Linear | None]:
+    """How many channels a projector reads, where its first layer says so, and its last layer where that is linear."""
+    first = projector
+    while inner := first.members if isinstance(first, Ensemble) else first if isinstance(first, nn.Sequential) else ():
+        first = inner[0]
+    reads = getattr(first, "in_features", None)
+    last = projector[-1] if isinstance(projector, nn.Sequential) and len(projector) > 0 else projector
+    return reads if isinstance(reads, int) else None, last if isinstance(last, nn.Linear) else None
+
+
+def _refuse_dead_bias(projector: nn.Module) -> None:
+    """Refuse a projector whose last layer has a bias that a batch norm behind it takes off again."""
+    last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1:]
+    if last and last[0].bias is not None and list(projector.modules())[-1] is last[0]:  # pyright: ignore[reportUnnecessaryComparison]
+        raise UserError("the projector's last bias is cancelled by the batch norm behind it; build it with bias=False")
+
+
+def unwrapped(function: object) -> object:
+    """A function without the arguments that were bound to it."""
+    return function.func if isinstance(function, functools.partial) else function  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _name(function: object) -> str:

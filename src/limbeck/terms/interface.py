@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from limbeck.features.taps import Captured
@@ -32,8 +31,3 @@ class Term(Protocol):
     def __call__(self, student: Captured, teacher: Captured) -> Tensor:
         """The unweighted loss, a scalar."""
         ...
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions as float32, the others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

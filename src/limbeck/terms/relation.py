@@ -6,7 +6,8 @@ from torch import Tensor
 from limbeck.distributed import collectives
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.terms.interface import Loss, at_least_float32
+from limbeck.losses.inputs import at_least_float32
+from limbeck.terms.interface import Loss
 
 
 class RelationTerm:
