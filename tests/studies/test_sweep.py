@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -91,14 +93,16 @@ def test_the_best_is_found_and_confirmed_beside_the_recipe_as_given(
     assert best["settings"]["alpha"] == 2
     assert 0.5 < best["settings"]["feature_weight"] < 2
     assert best["chosen with"] == max(trial["last"] for trial in record["trials"])
-    first, second, third = record["rows"]
+    first, second, third = record["choice"]
     assert (first["method"], first["n"], first["paired"]) == ("as given", 3, None)
     assert second["method"] == best["row"]
     assert second["paired"]["mean"] == pytest.approx(best["chosen with"] - quality(BASE))
     assert third["mean"] <= second["mean"]
-    assert record["by seed"]["as given"] == {str(seed): quality(BASE.changed({"seed": seed})) for seed in (1, 2, 3)}
-    assert all(name.endswith(("seed1", "seed2", "seed3")) for name in made[30:])
-    assert len(made) == 30 + 3 * 3
+    assert [(row["method"], row["n"]) for row in record["rows"]] == [("as given", 3), (best["row"], 3)]
+    assert record["by seed"]["as given"] == {str(seed): quality(BASE.changed({"seed": seed})) for seed in range(1, 7)}
+    assert all(name.endswith(("seed1", "seed2", "seed3")) for name in made[30:39])
+    assert all(name.endswith(("seed4", "seed5", "seed6")) for name in made[39:])
+    assert len(made) == 30 + 3 * 3 + 2 * 3
     assert set(record["importance"]) == {"feature_weight", "alpha"}
     assert sum(record["importance"].values()) == pytest.approx(1)
     kept = Recipe.from_yaml(tmp_path / "out" / "best.yaml")
@@ -110,6 +114,31 @@ def test_the_best_is_found_and_confirmed_beside_the_recipe_as_given(
     assert said[1] == f"as given: feature_weight {BASE.feature_weight}, alpha 4."
     assert "Every seed differs by the same" in said[2]  # the fake runs of this test have no luck
     assert said[-1] == "The validation images chose among 30 settings; on others expect less."
+
+
+def test_what_is_concluded_is_of_seeds_that_chose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that change nothing, and luck by seed and setting: the best of four on three seeds is a lucky one."""
+
+    def luck(recipe: Recipe) -> float:
+        return 0.5 + 0.1 * random.Random(f"{recipe.alpha} {recipe.seed}").random()
+
+    pretend(monkeypatch, luck)
+    plan_ = plan(("alpha=1,2,3,5,6",), sampler="grid", pruner="none", confirm=4, seeds=3)
+    record = sweep(plan_, tmp_path, say=quiet)
+    best = record["best"]
+    assert best["row"] != "as given"
+    winner = BASE.changed(best["settings"])
+    mean = {
+        seeds: fmean(luck(winner.changed({"seed": seed})) for seed in seeds) for seeds in (range(1, 4), range(4, 7))
+    }
+    assert best["chose"] == pytest.approx(mean[range(1, 4)])
+    assert best["chose"] == max(row["mean"] for row in record["choice"])
+    assert best["mean"] == pytest.approx(confirmed)
+    assert best["mean"] < best["chose"]
+    assert [row["method"] for row in record["rows"]] == ["as given", best["row"]]
+    assert f"{100 * best['mean']:.2f}% on seeds that chose nothing." in " ".join(sentences(record))
+    text = markdown(record)
+    assert text.index("The seeds that chose:") < text.index("Seeds that chose nothing:")
 
 
 def test_a_grid_takes_each_combination_once_and_passes_over_contradictions(
@@ -184,7 +213,8 @@ def test_what_was_stopped_goes_on_and_draws_as_if_it_had_not_been(
         assert broken[name] == whole[name], name
     more = sweep(plan(trials=16, seeds=4), tmp_path / "broken", say=quiet)
     assert more["trials"][:14] == whole["trials"]
-    assert [row["n"] for row in more["rows"]] == [4] * 4
+    assert [row["n"] for row in more["choice"]] == [4] * 4
+    assert [row["n"] for row in more["rows"]] == [4] * 2
 
 
 def test_a_trial_of_another_process_is_left_to_it_and_waited_for(
@@ -275,7 +305,7 @@ def test_the_recipe_as_given_is_no_discovery(tmp_path: Path, monkeypatch: pytest
     record = sweep(plan(("alpha=1,4",), sampler="grid", pruner="none"), tmp_path, say=quiet)
     assert (record["best"]["row"], record["best"]["settings"]) == ("as given", {})
     assert Recipe.from_yaml(tmp_path / "best.yaml") == BASE
-    assert "best: the recipe as given (alpha 4), 90.00%: no setting that was confirmed on other seeds is better." in (
+    assert "best: the recipe as given (alpha 4), 90.00%: no setting that was tried on other seeds is better." in (
         sentences(record)
     )
     assert "| as given (alpha 4) |" in markdown(record)

@@ -27,6 +27,7 @@ DESCRIPTION = """Search for good settings of a recipe; confirm the best on other
 
 Given again, it goes on; in several terminals the trials are divided."""
 
+HEAD_OF_ROWS = ("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec")
 SHOWN = 10  # trials in the printed table; sweep.md has all
 
 
@@ -113,9 +114,16 @@ def _planned(plan: Plan) -> list[str]:
         f"{plan.trials} trials of {plan.recipe.epochs} epochs by {plan.sampler}, stopped early by {plan.pruner}, "
         f"not before epoch {plan.min_epochs}; seed {plan.recipe.seed}"
     )
-    seeds = f"seeds {plan.recipe.seed + 1} to {plan.recipe.seed + plan.seeds}" if plan.seeds else "no other seeds"
-    lines.append(f"then the best {plan.confirm} and the recipe as given with {seeds}")
+    if not plan.seeds:
+        return [*lines, "nothing is confirmed on other seeds"]
+    lines.append(f"then the best {plan.confirm} and the recipe as given with seeds {_ends(plan.choosing)}")
+    if plan.confirming:
+        lines.append(f"then the best of these, and the recipe as given, with seeds {_ends(plan.confirming)}")
     return lines
+
+
+def _ends(seeds: range) -> str:
+    return f"{seeds.start} to {seeds.stop - 1}"
 
 
 def _sweep(plan: Plan, folder: Path, command: str) -> int:
@@ -127,12 +135,16 @@ def _sweep(plan: Plan, folder: Path, command: str) -> int:
         raise
     from limbeck.studies.sweep_text import sentences
 
-    for row in record["rows"]:
+    for row in (*record["choice"], *record["rows"]):
         for name in row["runs"]:
             write_report(folder / name)
     _print_trials(record)
+    if record["choice"]:
+        say("the seeds that chose:")
+        print_table({**record, "rows": record["choice"]}, head=HEAD_OF_ROWS)
+        say("seeds that chose nothing:")
     if record["rows"]:
-        print_table(record, head=("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec"))
+        print_table(record, head=HEAD_OF_ROWS)
     for line in sentences(record):
         say(line)
     say(f"all trials: {folder / 'sweep.md'}")

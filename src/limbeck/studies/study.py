@@ -45,7 +45,7 @@ class Plan:
         min_epochs: Epochs that every trial gets.
         trials: How many settings are tried.
         confirm: How many of the best are trained again with other seeds.
-        seeds: How many other seeds.
+        seeds: How many other seeds; if several settings are trained with them, the best gets as many further ones.
     """
 
     recipe: Recipe
@@ -56,6 +56,16 @@ class Plan:
     trials: int
     confirm: int
     seeds: int
+
+    @property
+    def choosing(self) -> range:
+        """Seeds on which the best settings are compared with the recipe as it was given."""
+        return range(self.recipe.seed + 1, self.recipe.seed + 1 + self.seeds)
+
+    @property
+    def confirming(self) -> range:
+        """Seeds for the best of several alone; of one there is nothing to choose, and those above confirm it."""
+        return range(self.choosing.stop, self.choosing.stop + (self.seeds if self.confirm > 1 else 0))
 
     def record(self) -> dict[str, Any]:
         """What decides the trials, as JSON."""

@@ -1,8 +1,9 @@
 """Search for good settings of a recipe, and confirm the best on other seeds beside the recipe as it was given.
 
 Trials have one seed, and bad ones are stopped early. That the best of many is good is partly luck: its figure flatters,
-on the seed that chose it. What is concluded is therefore taken from seeds that chose nothing. The validation images
-have chosen all the same.
+on the seeds that chose it. The best few are therefore compared with the recipe as it was given on other seeds, and the
+best of these once more on seeds that chose nothing; what is concluded is taken from those. The validation images have
+chosen all the same.
 """
 
 import time
@@ -19,7 +20,7 @@ from limbeck.storage.untrusted import read_object
 from limbeck.studies.compare import Say
 from limbeck.studies.space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.studies.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
-from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, save_record
+from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, save_record, winner_of
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -186,19 +187,13 @@ def _stop_where_all_fail(trials: Trials, folder: Path) -> None:
 def _confirm(
     plan: Plan, folder: Path, trials: Trials, *, said: set[str], say: Say, save: Callable[[Confirmed], object]
 ) -> Confirmed:
-    """Train the best settings, and the recipe as it is, with the seeds that chose nothing."""
+    """Train the best settings, and the recipe as it is, with other seeds, and what these choose with further ones."""
     from limbeck.studies.pool import run_each
 
-    best = chosen(plan, trials)
+    best = {row_name(trial.number): trial for trial in chosen(plan, trials)}
     if not best or plan.seeds == 0:
         return {}
-    first = plan.recipe.seed + 1
     cells: dict[tuple[str, int], tuple[Path, Recipe]] = {}
-    for seed in range(first, first + plan.seeds):  # seed by seed, so that a stopped sweep has pairs to compare
-        cells[AS_GIVEN, seed] = (folder / f"as-given-seed{seed}", plan.recipe.changed({"seed": seed}))
-        for trial in best:
-            recipe = trials.recipe(trials.settings(trial)).changed({"seed": seed})
-            cells[row_name(trial.number), seed] = (folder / trial_name(trial.number, seed), recipe)
 
     def gathered() -> Confirmed:
         found: Confirmed = {}
@@ -207,7 +202,20 @@ def _confirm(
             found.setdefault(row, {}).update({} if summary is None else {seed: {**summary, "run": place.name}})
         return found
 
-    run_each(dict(cells.values()), say=say, what="confirming", said=said, on_run=lambda failed: save(gathered()))
+    def train(rows: Sequence[str], seeds: range, what: str) -> None:
+        wanted: dict[tuple[str, int], tuple[Path, Recipe]] = {}
+        for seed in seeds:  # seed by seed, so that a stopped sweep has pairs to compare
+            wanted[AS_GIVEN, seed] = (folder / f"as-given-seed{seed}", plan.recipe.changed({"seed": seed}))
+            for row in rows:
+                recipe = trials.recipe(trials.settings(best[row])).changed({"seed": seed})
+                wanted[row, seed] = (folder / trial_name(best[row].number, seed), recipe)
+        cells.update(wanted)
+        run_each(dict(wanted.values()), say=say, what=what, said=said, on_run=lambda failed: save(gathered()))
+
+    train(list(best), plan.choosing, "choosing" if plan.confirming else "confirming")
+    winner = winner_of(gathered(), plan, list(best))
+    if plan.confirming and winner is not None and winner != AS_GIVEN:
+        train([winner], plan.confirming, "confirming")
     return gathered()
 
 

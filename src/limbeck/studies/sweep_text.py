@@ -46,8 +46,10 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
     summaries = [summary for runs in confirmed.values() for summary in runs.values()]
     summaries += [found for trial in trials.all() if (found := read_summary(trials.place(trial.number))) is not None]
     metric = str(summaries[0]["metric"]) if summaries else "top1"
-    rows = summarize(confirmed, metric, AS_GIVEN)
-    best = chosen(plan, trials)
+    best = [row_name(trial.number) for trial in chosen(plan, trials)]
+    choice = summarize(_of_seeds(confirmed, plan.choosing), metric, AS_GIVEN)
+    confirming = _of_seeds(confirmed, plan.confirming)
+    rows = summarize(confirming, metric, AS_GIVEN) if confirming else choice
     found = [_trial(trial, trials, plan) for trial in trials.all()]
     return {
         "command": command,
@@ -58,11 +60,12 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
         "as given": {axis.name: getattr(plan.recipe, axis.name) for axis in plan.space},
         "trials": found,
         "importance": importance(trials.study, plan.space, plan.recipe.seed) if len(found) >= plan.trials else {},
+        "choice": choice if confirming else [],
         "rows": rows,
         "by seed": {
             row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
         },
-        "best": _best(found, rows, [row_name(trial.number) for trial in best]),
+        "best": _best(found, rows, choice, winner_of(confirmed, plan, best)),
         "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
         "in common": check(
             folder,
@@ -93,20 +96,38 @@ def _trial(trial: "FrozenTrial", trials: Trials, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _best(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], candidates: Sequence[str]
-) -> dict[str, Any] | None:
-    """The settings with the highest mean over the seeds that confirm, else on the one that chose; None without any.
+def _of_seeds(confirmed: Confirmed, seeds: range) -> Confirmed:
+    """The runs of some seeds; rows without any are missing."""
+    found = {row: {seed: run for seed, run in runs.items() if seed in seeds} for row, runs in confirmed.items()}
+    return {row: runs for row, runs in found.items() if runs}
 
-    The recipe as it was given is among them: a trial has to beat it.
+
+def winner_of(confirmed: Confirmed, plan: Plan, candidates: Sequence[str]) -> str | None:
+    """The row with the highest mean over the seeds that choose, the recipe as given among them; None without any.
+
+    Before these are trained it is the first of the candidates, which the seed of the trials chose.
     """
-    means = {row["method"]: row["mean"] for row in rows if row["method"] in (AS_GIVEN, *candidates)}
-    if candidates and AS_GIVEN in means and means[AS_GIVEN] == max(means.values()):
-        return {"row": AS_GIVEN, "settings": {}, "chosen with": None, "mean": means[AS_GIVEN]}
-    name = max(means, key=lambda each: means[each]) if means else next(iter(candidates), None)
+    found = _of_seeds(confirmed, plan.choosing)
+    metric = next((str(run["metric"]) for runs in found.values() for run in runs.values()), "top1")
+    means = {row["method"]: row["mean"] for row in summarize(found, metric, AS_GIVEN)}
+    means = {name: means[name] for name in (AS_GIVEN, *candidates) if name in means}
+    return max(means, key=lambda each: means[each]) if means and candidates else next(iter(candidates), None)
+
+
+def _best(
+    found: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    choice: Sequence[Mapping[str, Any]],
+    name: str | None,
+) -> dict[str, Any] | None:
+    """The winner: its settings, and its means on its trial's seed, on seeds that chose it, on others."""
+    means, chose = ({row["method"]: row["mean"] for row in table} for table in (rows, choice))
+    if name == AS_GIVEN:
+        return {"row": AS_GIVEN, "settings": {}, "chosen with": None, "chose": None, "mean": means[AS_GIVEN]}
     for trial in found:
         if row_name(trial["trial"]) == name:
-            return {"row": name, "settings": trial["settings"], "chosen with": trial["last"], "mean": means.get(name)}
+            own = {"settings": trial["settings"], "chosen with": trial["last"]}
+            return {"row": name, **own, "chose": chose.get(name), "mean": means.get(name)}
     return None
 
 
@@ -170,14 +191,15 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     elif best["row"] == AS_GIVEN:
         lines.append(
             f"best: the recipe as given ({described(record['as given'])}), {figure(metric, best['mean'])}: no setting "
-            "that was confirmed on other seeds is better."
+            "that was tried on other seeds is better."
         )
     elif best["mean"] is None:
         lines.append(f"best: {best['row']} ({described(best['settings'])}); not confirmed on other seeds.")
     else:
+        chose = "" if best.get("chose") is None else f"{figure(metric, best['chose'])} on the seeds that chose it, "
         lines.append(
             f"best: {best['row']} ({described(best['settings'])}): {figure(metric, best['chosen with'])} on the seed "
-            f"that chose it, {figure(metric, best['mean'])} on the others."
+            f"of its trial, {chose}{figure(metric, best['mean'])} on seeds that chose nothing."
         )
     if record.get("in common"):
         lines.append(f"all runs: {record['in common']}.")
@@ -200,9 +222,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         *(f"| {' | '.join(cells_of(trial, metric))} |" for trial in ranked(record)),
         "",
     ]
-    if record["rows"]:
-        lines += [f"| {' | '.join(CONFIRMED)} |", "|---" * len(CONFIRMED) + "|"]
-        lines += [f"| {' | '.join(_confirmed(row, record))} |" for row in record["rows"]] + [""]
+    for title, rows in (("The seeds that chose:", record["choice"]), ("Seeds that chose nothing:", record["rows"])):
+        if rows:
+            lines += [title, "", f"| {' | '.join(CONFIRMED)} |", "|---" * len(CONFIRMED) + "|"]
+            lines += [f"| {' | '.join(_confirmed(row, record))} |" for row in rows] + [""]
     return "\n".join([*lines, *(f"- {line}" for line in sentences(record))]) + "\n"
 
 
