@@ -1,4 +1,4 @@
-"""Runs with a fault that was made on purpose, and healthy ones: what `limbeck.diagnostics.verdict` says of each.
+"""Runs with a fault that was made on purpose, and healthy ones: what `limbeck.report.verdict` says of each.
 
     python benchmarks/faults.py --out FOLDER            # on the digits: minutes on one core
     python benchmarks/faults.py --out FOLDER --read RUN...   # the verdicts of other, healthy runs as well
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limbeck.diagnostics.verdict import verdicts
 from limbeck.logs.records import Record, mapping, number
 from limbeck.models import InputSpec, build
 from limbeck.models.small import SmallCNN
 from limbeck.recipes.published import digits
 from limbeck.recipes.recipe import Recipe
+from limbeck.report.verdict import verdicts
 from limbeck.runs.run import run
 from limbeck.storage.checkpoint import save_json
 

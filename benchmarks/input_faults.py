@@ -20,8 +20,8 @@ from torch import Tensor
 from limbeck.assembly.build import load_student
 from limbeck.assembly.probing import OTHER_STATISTICS, input_record
 from limbeck.data import Batch, Data, DataSpec, open_data
-from limbeck.diagnostics.verdict import verdicts
 from limbeck.models import InputSpec, InputTransform, Model
+from limbeck.report.verdict import verdicts
 from limbeck.storage.checkpoint import save_json
 
 PROBED = 128  # images, as in a run

@@ -18,8 +18,8 @@ from typing import Any
 
 import jinja2
 
-from limbeck.diagnostics.intervals import Interval, interval, paired
 from limbeck.errors import UserError
+from limbeck.report.intervals import Interval, interval, paired
 from limbeck.studies import sweep_text, table_text
 from limbeck.studies.reproduce import TUNING_SEED
 from limbeck.studies.table_text import grid, spread

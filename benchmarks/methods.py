@@ -44,13 +44,13 @@ from torch import nn
 from limbeck.assembly.build import build_data, build_optimizer, build_parts, build_rate
 from limbeck.assembly.teacher import build_teacher
 from limbeck.data import Data
-from limbeck.diagnostics.intervals import Interval, interval, paired
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured, Taps
 from limbeck.models import InputTransform, Model
 from limbeck.recipes.recipe import GROUPS, Recipe
 from limbeck.recipes.validation import TEACHER_SETTINGS
+from limbeck.report.intervals import Interval, interval, paired
 from limbeck.runs.run import device_of, train_teacher
 from limbeck.runs.summary import count_parameters
 from limbeck.storage.checkpoint import save_text, save_weights

@@ -1,7 +1,9 @@
-"""Slow twins of the dynamics of a projector: plain loops over Python floats, see ``reference.py``."""
+"""The dynamics of a projector that docs/maths.md states and no run computes, and slow twins of what runs do compute."""
 
+import torch
 from torch import Tensor
 
+from limbeck.diagnostics import gradient_flow
 from reference import Rows, rows
 
 
@@ -41,3 +43,25 @@ def memory_shares(w_0: Tensor, c_s: Tensor, c_st: Tensor, *, lr: float, decay: f
     whole = {(i, j): sum(part[i][j] for part in parts) for i, j in cells}
     square = sum(value**2 for value in whole.values())
     return [sum(part[i][j] * whole[i, j] for i, j in cells) / square for part in parts]
+
+
+def momentum_step(
+    w: Tensor, velocity: Tensor, c_s: Tensor, c_st: Tensor, *, lr: float, decay: float, momentum: float = 0.9
+) -> tuple[Tensor, Tensor]:
+    velocity = momentum * velocity + lr * gradient_flow(c_s, c_st, w) - decay * w
+    return w + velocity, velocity
+
+
+def memory_lengths(c_s: Tensor, *, lr: float, decay: float) -> Tensor:
+    """Steps after which all but 1/e of a batch is forgotten, by eigendirection of C_s."""
+    return -1 / (1 - decay - lr * torch.linalg.eigvalsh(c_s).clamp(min=0)).abs().log()
+
+
+def column_norm_step(w: Tensor, g: Tensor, *, lr: float, decay: float) -> Tensor:
+    """Squared column norms after a step of SGD behind a batch norm."""
+    return (1 - decay) ** 2 * w.square().sum(0) + lr**2 * g.square().sum(0)
+
+
+def equilibrium_column_norms(w: Tensor, g: Tensor, *, lr: float, decay: float) -> Tensor:
+    """Where :func:`column_norm_step` rests."""
+    return (lr**2 * w.square().sum(0) * g.square().sum(0) / (2 * decay - decay**2)) ** 0.25

@@ -67,9 +67,8 @@ LIGHT = [
     "cli",
     "recipes",
     "data.spec",
-    "diagnostics",
-    "diagnostics.verdict",
     "report",
+    "report.verdict",
     "report.run",
     "cli.report",
 ]

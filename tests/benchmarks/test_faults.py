@@ -11,9 +11,9 @@ import pytest
 
 from limbeck.data import open_data
 from limbeck.data.spec import DataSpec
-from limbeck.diagnostics.verdict import verdicts
 from limbeck.recipes.published import digits
 from limbeck.recipes.recipe import Recipe
+from limbeck.report.verdict import verdicts
 from limbeck.runs.run import run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ MEASURES: dict[str, Callable[[Callable[[Any], Any]], object]] = {
     "column_normalized": lambda to: diagnostics.column_normalized(to(X)),
     "effective_rank": lambda to: diagnostics.effective_rank(to(X[0].abs())),
     "condition": lambda to: diagnostics.condition(to(X[0].abs())),
-    "local_spectrum": lambda to: diagnostics.local_spectrum(to(mlp()), to(X[:3])),
+    "local_jacobians": lambda to: diagnostics.local_jacobians(to(mlp()), to(X[:3])),
     "fixed_point_distances": lambda to: diagnostics.fixed_point_distances(
         to(X[:12]), to(diagnostics.self_relation(X)), to(diagnostics.cross_relation(X, Y)), ridge=1.0
     ),

@@ -18,10 +18,6 @@ FUNCTIONS = (
     "equivariance",
     "fit",
     "fixed_points",
-    "jacobians",
-    "memory",
-    "relations",
-    "scale",
     "similarity",
     "spectrum",
 )

@@ -209,19 +209,6 @@ def test_local_jacobians_of_a_perceptron_leave_out_what_is_off() -> None:
     assert len({tuple((projector[:-1](row[None])[0] > 0).tolist()) for row in x}) > 5  # rows differ
 
 
-def test_local_spectrum_of_a_linear_projector_is_its_spectrum() -> None:
-    layer = projectors.linear(5, 7, bias=True)
-    spectrum = diagnostics.singular_values(layer.weight.detach().T)
-    close(diagnostics.local_spectrum(layer, torch.randn(3, 5)), spectrum, rtol=1e-6, atol=1e-7)
-
-
-def test_local_spectrum_is_the_mean_over_rows_of_numpys() -> None:
-    projector, x = projectors.mlp(5, 7, hidden=3).double(), noise(6, 5)
-    each = [np.linalg.svd(j.numpy(), compute_uv=False) for j in diagnostics.local_jacobians(projector, x)]
-    close(diagnostics.local_spectrum(projector, x), torch.from_numpy(np.mean(each, 0)))
-    assert diagnostics.local_spectrum(projector, x)[3:].tolist() == [0, 0]  # not wider than what is in between
-
-
 def test_local_jacobians_touch_nothing_and_need_no_gradient() -> None:
     projector = projectors.mlp(5, 7, hidden=6)
     x = torch.randn(2, 5)
@@ -280,13 +267,9 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: diagnostics.local_jacobians(nn.Identity(), torch.ones(0, 3)),
         "local_jacobians: x is (0, 3); expected (n, d_s)",
     ),
-    "no rows": (
-        lambda: diagnostics.local_spectrum(nn.Identity(), torch.ones(0, 3)),
-        "local_spectrum: x is (0, 3); expected (n, d_s)",
-    ),
     "a bad row": (
-        lambda: diagnostics.local_spectrum(nn.Identity(), torch.tensor([[math.inf]])),
-        "local_spectrum: x has values that are not finite",
+        lambda: diagnostics.local_jacobians(nn.Identity(), torch.tensor([[math.inf]])),
+        "local_jacobians: x has values that are not finite",
     ),
 }
 

@@ -135,7 +135,7 @@ def test_its_figures_are_those_of_the_records(cnn: Trained):
 
 def test_its_verdict_is_that_on_its_log(cnn: Trained):
     """A teacher of random weights is far off: what the rules see of it has to be on the page."""
-    from limbeck.diagnostics.verdict import verdicts
+    from limbeck.report.verdict import verdicts
 
     lines = (cnn.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     found = verdicts([json.loads(line) for line in lines])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from limbeck.diagnostics.verdict import Verdict
 from limbeck.logs.records import number, numbers
 from limbeck.report import write_report
 from limbeck.report.behavior import balance_charts
@@ -20,6 +19,7 @@ from limbeck.report.record import RunRecord
 from limbeck.report.result import wilson
 from limbeck.report.run import run_charts
 from limbeck.report.samples import samples
+from limbeck.report.verdict import Verdict
 from report.planted import (
     CHARTS,
     EVIL,

@@ -10,14 +10,14 @@ import torch
 import tiny
 from limbeck.assembly import probing
 from limbeck.cli import main
-from limbeck.diagnostics import Probe, fixed_point, fixed_point_distances, input_rules, verdict
+from limbeck.diagnostics import Probe, fixed_point, fixed_point_distances
 from limbeck.diagnostics import probe as probe_module
 from limbeck.diagnostics.probe_terms import record_dynamics
 from limbeck.errors import UserError
 from limbeck.logs.runlog import RunLog
 from limbeck.recipes.recipe import Recipe
+from limbeck.report import input_rules, verdict, write_report
 from limbeck.report import run as report_module
-from limbeck.report import write_report
 from limbeck.runs import run as run_module
 from limbeck.runs.claim import claim
 from limbeck.runs.run import run
@@ -51,7 +51,7 @@ def test_a_run_has_its_student_whatever_of_its_looks_fails(
 
     monkeypatch.setattr(Probe, "_look", look)
     monkeypatch.setattr(report_module, "title", fail)
-    monkeypatch.setattr("limbeck.diagnostics.verdict.verdicts", fail)
+    monkeypatch.setattr("limbeck.report.verdict.verdicts", fail)
     assert main(["distill", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(folder)]) == 0
     assert seen[0] is False
     assert seen[-1] is True  # the student is written before the last look

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from limbeck.diagnostics.intervals import interval, summarize
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
+from limbeck.report.intervals import interval, summarize
 from limbeck.studies.compare import compare, conclusions, plan, read_record
 
 BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epochs=3, seed=0)

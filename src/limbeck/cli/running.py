@@ -104,7 +104,7 @@ def verdict_lines(folder: Path) -> list[str]:
 
     None on other processes than the first.
     """
-    from limbeck.diagnostics.verdict import Verdict, follows, verdicts
+    from limbeck.report.verdict import Verdict, follows, verdicts
     from limbeck.storage.untrusted import records_of
 
     log = folder / "log.jsonl"

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.diagnostics.dynamics import agreement
 from limbeck.diagnostics.inputs import check_finite, check_shapes, frobenius, product, same_shape
-from limbeck.diagnostics.memory import agreement
 from limbeck.errors import UserError
 from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest

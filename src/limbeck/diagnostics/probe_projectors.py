@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from limbeck.diagnostics.jacobians import local_jacobians
 from limbeck.diagnostics.spectrum import (
     condition,
     effective_rank,
+    local_jacobians,
     participation_ratio,
     share_below,
     share_small,

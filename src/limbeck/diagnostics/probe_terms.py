@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import losses, norms
-from limbeck.diagnostics.dynamics import pull
+from limbeck.diagnostics.dynamics import cross_relation, initial_share, pull, self_relation
 from limbeck.diagnostics.fixed_points import fixed_point_distances
-from limbeck.diagnostics.memory import initial_share
 from limbeck.diagnostics.probe_projectors import (
     Record,
     jacobians,
@@ -24,7 +23,6 @@ from limbeck.diagnostics.probe_projectors import (
     record_spectrum,
 )
 from limbeck.diagnostics.recall import Look
-from limbeck.diagnostics.relations import cross_relation, self_relation
 from limbeck.diagnostics.similarity import (
     channel_correlations,
     cka,

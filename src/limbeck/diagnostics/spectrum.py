@@ -12,7 +12,7 @@ directions as strong as the strongest, :func:`participation_ratio` those that ca
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.diagnostics.inputs import check_finite, narrow
 from limbeck.errors import UserError
@@ -268,3 +268,38 @@ def _relative(name: str, s: Tensor) -> Tensor:
     _check_spectrum(name, s)
     s = at_least_float32(s)
     return s / torch.where(s.max() > 0, s.max(), 1)
+
+
+def local_jacobians(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Tensor, "n d_s d_t"]:
+    """Jacobian of a projector at each row: the linear map that it is near that row, in the layout of W.
+
+    For a linear projector each is W. Of a perceptron with ReLU it is the product of its matrices with the hidden
+    channels that are off at this row taken out.
+
+    Args:
+        projector: Any module that maps rows one by one, in eval mode if it has a norm that would mix them.
+        x: Student features, in front of the projector, in the precision of its parameters (half precisions are taken
+            to float32).
+
+    Returns:
+        A matrix for each row. Together they have ``n d_s d_t`` numbers: give few rows.
+
+    Raises:
+        UserError: If there are no rows or they are not finite.
+
+    Deviates from: the paper, which shows the spectrum of linear projectors alone.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> torch.equal(local_jacobians(layer, torch.randn(5, 3))[4], layer.weight.T)
+        True
+    """
+    if x.ndim != 2 or x.numel() == 0:
+        raise UserError(f"local_jacobians: x is {tuple(x.shape)}; expected (n, d_s)")
+    check_finite("local_jacobians", x=x)
+    with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):  # with gradient, whoever calls
+        leaf = at_least_float32(x.detach().clone()).requires_grad_()
+        y = projector(leaf)
+        units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None].expand(-1, len(x), -1)
+        (slopes,) = torch.autograd.grad(y, leaf, units, is_grads_batched=True)  # of every row by itself
+    return slopes.permute(1, 2, 0)

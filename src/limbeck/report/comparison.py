@@ -9,12 +9,12 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from limbeck.diagnostics.intervals import conclusions, interval_of
 from limbeck.logs.records import COMPARISON_FILE, is_share, mapping, number
 from limbeck.report import words
 from limbeck.report.chart import Chart
 from limbeck.report.contrast import cost_charts, mean_curves, spread_charts
 from limbeck.report.groups import Comparison, MethodRow, gather, read_comparison, seed_of
+from limbeck.report.intervals import conclusions, interval_of
 from limbeck.report.page import REPORT_FILE, write_page
 from limbeck.report.record import RunRecord, read_run
 from limbeck.report.result import Figure, cell

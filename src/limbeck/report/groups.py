@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from limbeck.diagnostics.intervals import summarize
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE, Record, mapping, number, records
 from limbeck.recipes.recipe import NOT_COMPARED
 from limbeck.recipes.validation import TEACHER_SETTINGS, in_words
 from limbeck.report import words
 from limbeck.report.curves import best_epoch, run_metric, teacher_figure
+from limbeck.report.intervals import summarize
 from limbeck.report.record import RunRecord, read_json, read_run
 from limbeck.report.result import last_value, run_seconds
 
@@ -211,7 +211,7 @@ def gather(runs: Sequence[tuple[str, RunRecord]], command: str = "") -> Comparis
 
 
 def _entry(name: str, run: RunRecord, metric: str) -> dict[str, Any] | None:
-    """A run as `limbeck.diagnostics.intervals.summarize` wants it."""
+    """A run as `limbeck.report.intervals.summarize` wants it."""
     last, best, seconds = last_value(run, metric), best_epoch(run, metric), run_seconds(run)
     if last is None:
         return None

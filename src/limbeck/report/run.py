@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.diagnostics.verdict import Verdict, follows, verdicts
 from limbeck.errors import reason_of
 from limbeck.logs.records import Record, mapping
 from limbeck.report import words
@@ -25,6 +24,7 @@ from limbeck.report.result import cost, epoch_table, figures, headline, setting,
 from limbeck.report.samples import Sample, samples
 from limbeck.report.slider import MOST_FRAMES
 from limbeck.report.spectrum import spectrum_charts
+from limbeck.report.verdict import Verdict, follows, verdicts
 
 FINDING_ORDER = ("error", "warning", "note", "ok")
 

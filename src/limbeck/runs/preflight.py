@@ -14,11 +14,11 @@ from torch import Tensor
 from limbeck.assembly.build import CARD, Parts, batch_size_of
 from limbeck.assembly.features import tap_shape
 from limbeck.detection.assembly import build_detection_task, detector_of
-from limbeck.diagnostics.term_rules import AT_FIRST, LOGITS
 from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.distributed import sharding
 from limbeck.errors import UserError
 from limbeck.models import Model
+from limbeck.report.term_rules import AT_FIRST, LOGITS
 from limbeck.storage.untrusted import read_object
 from limbeck.terms import FeatureTerm, Form, Term
 from limbeck.training.bad_batch import OF_TEACHER, at_fault, images_in_words, listed, numbers_of, retrace

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.diagnostics import intervals
-from limbeck.diagnostics.intervals import interval_of, summarize
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE, figure, is_share, mapping
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.values import LOGIT_METHODS, Method
+from limbeck.report import intervals
+from limbeck.report.intervals import interval_of, summarize
 from limbeck.storage.untrusted import read_object
 
 BASELINE = "alone"

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.diagnostics.intervals import summarize
 from limbeck.logs.records import figure, is_share, number
 from limbeck.recipes.reading import read_summary
+from limbeck.report.intervals import summarize
 from limbeck.storage.untrusted import records_of
 from limbeck.studies.compare import conclusions
 from limbeck.studies.space import described

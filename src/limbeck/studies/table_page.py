@@ -6,10 +6,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from limbeck.diagnostics.intervals import Interval
 from limbeck.report.chart import Chart, Line, Span
 from limbeck.report.dots import dot_chart
 from limbeck.report.draw import line_chart
+from limbeck.report.intervals import Interval
 from limbeck.report.page import write_page
 from limbeck.report.words import Format
 from limbeck.studies.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of, unit_of

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from limbeck.diagnostics.intervals import Interval, interval
 from limbeck.errors import shown
+from limbeck.report.intervals import Interval, interval
 from limbeck.studies.reproduce import Plan
 from limbeck.studies.tables import table
 from limbeck.studies.verdicts import Cell, judge

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from limbeck.diagnostics.intervals import Interval, holm, paired
+from limbeck.report.intervals import Interval, holm, paired
 from limbeck.studies.probed import Points
 from limbeck.studies.tables import Claim
 
@@ -56,7 +56,7 @@ class Verdict:
         measure: What is compared; empty for the figure of the table.
         difference: Of the last epochs, seed by seed, in the table's unit; None where no seed has both.
         verdict: "holds", "does not hold" or "not decided": by whether the difference is shown among all claims of the
-            table (:func:`limbeck.diagnostics.intervals.holm`), and on which side of zero it is.
+            table (:func:`limbeck.report.intervals.holm`), and on which side of zero it is.
     """
 
     pair: str

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from limbeck.diagnostics.evidence import Evidence, Verdict, percent
 from limbeck.logs.records import Record, mapping, number
+from limbeck.report.evidence import Evidence, Verdict, percent
 
 # Each threshold with what was seen on both its sides, by benchmarks/faults.py and, at the first batch norm, by
 # benchmarks/input_faults.py (docs/results.md). Healthy images of one class alone are further off than mixed ones.

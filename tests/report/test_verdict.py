@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.diagnostics import evidence, input_rules, term_rules, verdict
-from limbeck.diagnostics.evidence import percent
-from limbeck.diagnostics.verdict import RULES, Verdict, follows, verdicts
+from limbeck.report import evidence, input_rules, term_rules, verdict
+from limbeck.report.evidence import percent
+from limbeck.report.verdict import RULES, Verdict, follows, verdicts
 
 Log = dict[str, dict[str, Any]]
 DAMAGE = (None, "0.5", math.nan, math.inf, [0.5], [], {}, {"mean": 0.5}, True, 10**400)
@@ -581,10 +581,8 @@ def test_no_rule_needs_torch_by_itself():
             elif isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             for name in names:
-                own = name.startswith(
-                    ("limbeck.logs.records.", "limbeck.errors.", "limbeck.diagnostics.evidence.")
-                ) or (
-                    module is verdict and name in ("limbeck.diagnostics.input_rules", "limbeck.diagnostics.term_rules")
+                own = name.startswith(("limbeck.logs.records.", "limbeck.errors.", "limbeck.report.evidence.")) or (
+                    module is verdict and name in ("limbeck.report.input_rules", "limbeck.report.term_rules")
                 )
                 assert own or name.split(".")[0] in sys.stdlib_module_names, (module.__name__, name)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from limbeck.diagnostics.intervals import Interval, holm, interval, paired, summarize
 from limbeck.errors import UserError
+from limbeck.report.intervals import Interval, holm, interval, paired, summarize
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8))

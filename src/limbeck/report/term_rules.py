@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from statistics import median
 
-from limbeck.diagnostics.evidence import Evidence, Verdict, percent
 from limbeck.logs.records import mapping, number
+from limbeck.report.evidence import Evidence, Verdict, percent
 
 # Each threshold with what was seen on both its sides, by benchmarks/faults.py (docs/results.md).
 COLLAPSED = 0.1  # effective rank over the number of directions: fault 0.06; healthy 0.25 and more

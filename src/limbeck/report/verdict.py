@@ -7,10 +7,10 @@ A rule that lacks its figures says nothing. Nothing here needs torch.
 
 from collections.abc import Callable, Iterator, Sequence
 
-from limbeck.diagnostics import input_rules, term_rules
-from limbeck.diagnostics.evidence import Evidence, Verdict
 from limbeck.errors import reason_of
 from limbeck.logs.records import Record
+from limbeck.report import input_rules, term_rules
+from limbeck.report.evidence import Evidence, Verdict
 
 __all__ = ["Verdict", "follows", "verdicts"]
 
