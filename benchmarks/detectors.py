@@ -31,9 +31,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from limbeck.detection import DetectionBatch
 from limbeck.detection.assembly import build_detection_distiller
+from limbeck.detection.kind import random_boxes
 from limbeck.detection.models import build_detector
 from limbeck.recipes.published import named
-from limbeck.studies.cost import random_boxes
 from limbeck.terms import FeatureTerm, Form
 
 PAIRS = ("coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "coco-fasterrcnn-r101-r50")

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from limbeck import losses
-from limbeck.assembly.build import Parts, build_data, build_parts
+from limbeck.assembly.build import build_data, build_parts
 from limbeck.assembly.caching import build_reduction
 from limbeck.assembly.rivals import WEIGHTS, build_rival_terms
+from limbeck.assembly.tasks import Parts
 from limbeck.data import Data
 from limbeck.errors import UserError
 from limbeck.models import InputSpec, Model, build

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from limbeck.assembly.build import build_distiller, build_model
+from limbeck.detection.assembly import build_detection_distiller
+from limbeck.detection.models import build_detector
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.export import export
@@ -56,15 +57,15 @@ def test_its_features_teach(alone: Recipe, teacher: Path, tmp_path: Path, studen
 
 def test_queries_cannot_be_compared_one_by_one(alone: Recipe, teacher: Path):
     recipe = alone.changed({"student": NAME, "teacher": NAME, "teacher_weights": str(teacher), "method": "kd"})
-    student, other = (build_model(recipe, NAME, num_classes=2, size=64) for _ in range(2))
+    student, other = (build_detector(NAME, num_classes=2, size=64) for _ in range(2))
     with pytest.raises(UserError, match=r"the heads of rtdetr-32/transformers/r18vd and .* cannot be compared"):
-        build_distiller(recipe, student, other, None)
+        build_detection_distiller(recipe, student, other)
 
 
 def test_it_is_handed_on_as_weights_of_transformers_own_model(teacher: Path):
     written = export(teacher, format="safetensors")
     assert written.parity == 0
-    config = build_model(Recipe.from_yaml(teacher / "recipe.yaml"), NAME, num_classes=2, size=64).module.plain.config
+    config = build_detector(NAME, num_classes=2, size=64).module.plain.config
     transformers.RTDetrForObjectDetection(config).load_state_dict(load_file(written.path), strict=True)
     with pytest.raises(UserError, match="has one fixed batch as onnx; use --format safetensors"):
         export(teacher, format="onnx")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from detection import boxes
 from limbeck import cli
-from limbeck.assembly.build import build_data, build_distiller, build_model, build_parts, load_student
+from limbeck.assembly.build import build_data, build_parts, load_student
 from limbeck.detection import DenseHeadTerm, Detections, FGDTerm, ForegroundTerm, RegionTerm, Truth
-from limbeck.detection.assembly import paired_levels
+from limbeck.detection.assembly import build_detection_distiller, paired_levels
 from limbeck.detection.boxes import choose, judge
 from limbeck.detection.models import build_detector
 from limbeck.errors import UserError
@@ -161,9 +161,9 @@ def _run_until_second_epoch(recipe: Recipe, folder: Path) -> None:
 
 def built(recipe: Recipe) -> Any:
     student, teacher = (
-        build_model(recipe, name, num_classes=2, size=64) for name in (str(recipe.student), str(recipe.teacher))
+        build_detector(name, num_classes=2, size=64) for name in (str(recipe.student), str(recipe.teacher))
     )
-    return build_distiller(recipe, student, teacher, None)
+    return build_detection_distiller(recipe, student, teacher)
 
 
 def test_levels_are_paired_by_stride(alone: Recipe, teacher: Path):
@@ -395,10 +395,9 @@ def test_the_named_recipes_are_built_with_their_models(name: str):
     """At their widths, with classes of COCO; the schedule is that of ReviewKD in epochs."""
     recipe = named(name)
     student, teacher = (
-        build_model(recipe, model, num_classes=80, size=recipe.size)
-        for model in (str(recipe.student), str(recipe.teacher))
+        build_detector(model, num_classes=80, size=recipe.size) for model in (str(recipe.student), str(recipe.teacher))
     )
-    distiller = build_distiller(recipe, student, teacher, None)
+    distiller = build_detection_distiller(recipe, student, teacher)
     strides = [int(term.removeprefix("feature-s")) for term in distiller.terms]
     assert strides == ([4, 8, 16] if name == "small-boxes" else [4, 8, 16, 32])
     if name != "small-boxes":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from limbeck import models
-from limbeck.assembly.build import build_distiller
+from limbeck.assembly.tasks import kind_of
 from limbeck.cli import main
 from limbeck.models import Model
 from limbeck.recipes import NAMED, Recipe, named
@@ -85,7 +85,8 @@ def test_a_recipe_is_whole_at_full_size(name: str) -> None:
     student, teacher = at_full_size(recipe)
     for model in (student, teacher):
         assert model is None or count(model.module) == known(model)[0]
-    distiller = build_distiller(recipe, student, teacher, None)  # its own parts have memory: a projector is small
+    # Its own parts have memory: a projector is small.
+    distiller = kind_of(recipe.task).build_distiller(recipe, student, teacher, None)
     if isinstance(term := distiller.terms["feature"] if recipe.uses_features else None, FeatureTerm):
         assert teacher is not None
         assert term.projector(torch.empty(2, known(student)[1])).shape == (2, known(teacher)[1])

@@ -1,6 +1,7 @@
 """What only looks at a run ends nothing: each part is made to fail, and the run has its student."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 import tiny
 from limbeck.assembly import probing
+from limbeck.assembly.classification import KIND
 from limbeck.cli import main
 from limbeck.diagnostics import Probe, fixed_point, fixed_point_distances
 from limbeck.diagnostics import probe as probe_module
@@ -41,8 +43,8 @@ def test_a_run_has_its_student_whatever_of_its_looks_fails(
     folder = tmp_path / "run"
     given = small.changed({"teacher_weights": str(next((finished.parent / "teachers").iterdir())), "epochs": 1})
     (tmp_path / "recipe.yaml").write_text(given.to_yaml())
-    for name in ("record_checks", "Disagreements", "drawn_boxes"):
-        monkeypatch.setattr(run_module, name, fail)
+    kind = replace(KIND, record_checks=fail, find_samples=lambda *_: fail)
+    monkeypatch.setattr(run_module, "kind_of", lambda task: kind)
     seen: list[bool] = []
 
     def look(self: Probe, batch: Any, step: int, epoch: float) -> Any:
@@ -56,7 +58,7 @@ def test_a_run_has_its_student_whatever_of_its_looks_fails(
     assert seen[0] is False
     assert seen[-1] is True  # the student is written before the last look
     assert (folder / "summary.json").is_file()
-    wanted = ["the check of images and inputs", "the choice of samples.json", "the probe", "boxes.json"]
+    wanted = ["the check of images and inputs", "the probe", "samples.json"]
     found = [note for note in notes(folder) if note.startswith("warning: ") and REASON in note]
     assert found == [f"warning: {what} {REASON}" for what in wanted]
     shown = capfd.readouterr()
@@ -65,16 +67,20 @@ def test_a_run_has_its_student_whatever_of_its_looks_fails(
     assert f"student: {folder / 'student.safetensors'}" in shown.out
 
 
-def test_a_probe_that_cannot_be_made_costs_the_probe(
+def test_a_probe_or_samples_that_cannot_be_made_cost_no_more(
     small: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For instance since three images are left to look at."""
-    monkeypatch.setattr(
-        run_module, "build_probe", lambda *_, **__: (_ for _ in ()).throw(UserError("the batch has 3 images"))
-    )
+
+    def refuse(*_: object) -> Any:
+        raise UserError("the batch has 3 images")
+
+    kind = replace(KIND, build_probe=refuse, find_samples=refuse)
+    monkeypatch.setattr(run_module, "kind_of", lambda task: kind)
     given = small.changed({"method": "alone", "teacher": None, "epochs": 1})
     run(given, tmp_path)
-    assert "warning: the probe failed, the run continues (the batch has 3 images)" in notes(tmp_path)
+    for what in ("the probe", "the choice of samples.json"):
+        assert f"warning: {what} failed, the run continues (the batch has 3 images)" in notes(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["record_feature_term", "record_balance", "record_outputs", "record_soundness"])

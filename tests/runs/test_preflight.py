@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from limbeck import models
-from limbeck.assembly.build import Parts, build_data, build_optimizer, build_parts
+from limbeck.assembly.build import build_data, build_optimizer, build_parts
+from limbeck.assembly.tasks import Parts
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.inspection import check
 from limbeck.runs.preflight import Finding, _check_balance, preflight
@@ -78,21 +79,21 @@ def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:
 def test_logits_that_dominate_a_student_with_weights_are_a_warning() -> None:
     """18 times as hard: such a run ended at 7%, and the student alone at 19%. A fresh student bears it."""
     norms, weights = {"task": 32.7, "logit": 36.3}, {"task": 1.0, "logit": 16.0}
-    (finding,) = _check_balance(norms, weights, 200.0, tuned=True)
+    (finding,) = _check_balance(norms, weights, 200.0, 10.0)
     assert finding.level == "warning"
     assert finding.advice.startswith(
         "logit pulls 18 times as hard as task; such runs have ended below the student alone"
     )
-    assert [each.level for each in _check_balance(norms, weights, 200.0)] == ["ok"]
+    assert [each.level for each in _check_balance(norms, weights, 200.0, 200.0)] == ["ok"]
 
 
 def test_a_frozen_trunk_is_advised_no_weight() -> None:
     """It was advised one of 8e+30."""
-    (finding,) = _check_balance({"task": 0.3, "feature": 0.0}, {"task": 1.0, "feature": 8.0}, 100.0)
+    (finding,) = _check_balance({"task": 0.3, "feature": 0.0}, {"task": 1.0, "feature": 8.0}, 100.0, 100.0)
     assert finding.level == "warning"
     assert "feature gives the student no gradient, whatever its weight" in finding.advice
     (finding,) = _check_balance(
-        {"task": 0.0, "feature": 0.1, "logit": 0.2}, dict.fromkeys(("task", "feature", "logit"), 1.0), 100.0
+        {"task": 0.0, "feature": 0.1, "logit": 0.2}, dict.fromkeys(("task", "feature", "logit"), 1.0), 100.0, 100.0
     )
     assert finding.advice == "task gives the student no gradient, whatever its weight: nothing before it trains"
 

@@ -18,10 +18,10 @@ import tiny
 from data.images import folder as make_images
 from detection import boxes
 from limbeck import models
-from limbeck.assembly.build import build_model
+from limbeck.assembly.tasks import kind_of
+from limbeck.detection import kind
 from limbeck.recipes import NAMED, Recipe, named
 from limbeck.recipes.published.detection import DETECTION
-from limbeck.runs import preflight
 from limbeck.runs.export import export
 from limbeck.runs.run import run
 
@@ -150,7 +150,7 @@ def narrow(model: str, width: int) -> str:
 def test_two_steps_a_resume_and_an_export_of_a_detector(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "LEAST_PRECISION", 0.0)  # of an untrained teacher
+    monkeypatch.setattr(kind, "LEAST_PRECISION", 0.0)  # of an untrained teacher
     (tmp_path / "images").mkdir()
     boxes.write_coco(tmp_path / "images", train=8, val=4)
     recipe = named(name)
@@ -180,7 +180,7 @@ def test_two_steps_a_resume_and_an_export_of_a_detector(
         }
     )
     torch.manual_seed(1)
-    teacher = build_model(small, str(small.teacher), num_classes=2, size=small.size)
+    teacher = kind_of(small.task).build_model(str(small.teacher), num_classes=2, size=small.size)
     weights = {key: value.contiguous() for key, value in teacher.module.state_dict().items()}
     save_file(weights, tmp_path / "teacher.safetensors")
     run_twice(small, tmp_path)

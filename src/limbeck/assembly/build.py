@@ -1,32 +1,22 @@
-"""From a recipe's words to objects: data, models, terms, optimizer.
+"""From a recipe's words to objects: data, student, what it is trained with; its task's kind builds the rest.
 
-Words choose code here and in `limbeck.assembly.choices`, and nowhere below.
+Words choose code here, in `limbeck.assembly.choices` and in each task's kind, and nowhere below.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from limbeck import models
-from limbeck.assembly.choices import build_logit_term
-from limbeck.assembly.features import build_feature_terms
-from limbeck.assembly.rivals import build_rival_terms, rival_weight
-from limbeck.data import Data, open_data
-from limbeck.data.spec import DataSpec
-from limbeck.detection.assembly import build_detection_data, build_detection_distiller
-from limbeck.detection.data import DetectionData
-from limbeck.detection.models import build_detector
+from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.distiller import Distiller
 from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError
-from limbeck.models import InputTransform, Model
+from limbeck.models import Model
 from limbeck.recipes.recipe import Recipe
 from limbeck.storage.checkpoint import load_weights
 from limbeck.storage.untrusted import read_object
-from limbeck.tasks import Classification, LabelFree
-from limbeck.terms import Term
 from limbeck.training.guard import Skip
 from limbeck.training.optim import Rate, adamw, cosine, named, sgd, step_decay
 
@@ -36,85 +26,9 @@ LOWERED = 0.5  # of the learning rate; what a GradScaler does to its scale
 CARD = "student.json"  # in a run folder: how to build the student and feed it
 
 
-AnyData = Data | DetectionData
-"""Images with classes, or with boxes."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a run is made of.
-
-    Attributes:
-        recipe: The recipe that it was made from.
-        data: The images.
-        student: The student with its input statistics.
-        teacher: The teacher, or None for a model that learns alone.
-        distiller: Both with the terms between them.
-    """
-
-    recipe: Recipe
-    data: AnyData
-    student: Model
-    teacher: Model | None
-    distiller: Distiller
-
-
 def build_data(recipe: Recipe) -> AnyData:
-    """Open the recipe's images, large enough for the larger of the two input sizes."""
-    if recipe.detects:
-        return build_detection_data(recipe)
-    size = recipe.size
-    if recipe.teacher_size is not None and recipe.method != "alone":
-        size = max(size, recipe.teacher_size) if size is not None else None
-    return open_data(
-        DataSpec(
-            source=recipe.data,
-            val=recipe.val,
-            val_share=recipe.val_share,
-            size=size,
-            augmentation=recipe.augmentation,
-            flip=recipe.flip,
-            subset=recipe.subset,
-            train_limit=recipe.train_limit,
-            labels=recipe.labels,
-            label_file=recipe.label_file,
-            on_missing_classes=recipe.on_missing_classes,
-            skip_bad_images=recipe.skip_bad_images,
-            workers=recipe.workers,
-        )
-    )
-
-
-def build_model(
-    recipe: Recipe,
-    name: str,
-    *,
-    num_classes: int,
-    size: int | None,
-    weights: str | None = None,
-    pretrained: bool = False,
-    allow_new_head: bool = False,
-    frozen_norms: bool = False,
-) -> Model:
-    """A model of the recipe's task by its name; see `limbeck.models.build` and `limbeck.detection.models`."""
-    if not recipe.detects:
-        return models.build(
-            name,
-            num_classes=num_classes,
-            size=size,
-            weights=weights,
-            pretrained=pretrained,
-            allow_new_head=allow_new_head,
-        )
-    return build_detector(
-        name,
-        num_classes=num_classes,
-        size=size,
-        weights=weights,
-        pretrained=pretrained,
-        allow_new_head=allow_new_head,
-        frozen_norms=frozen_norms,
-    )
+    """Open the images of the recipe's task."""
+    return kind_of(recipe.task).open_data(recipe)
 
 
 def batch_size_of(recipe: Recipe, data: AnyData) -> int:
@@ -139,8 +53,7 @@ def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model
     """The student, seeded, with random weights, the hub's, or those of ``student_weights``."""
     assert recipe.student is not None
     torch.manual_seed(recipe.seed)
-    student = build_model(
-        recipe,
+    student = kind_of(recipe.task).build_model(
         recipe.student,
         num_classes=student_classes(recipe, data, teacher),
         size=student_size(recipe, data),
@@ -156,64 +69,16 @@ def build_student(recipe: Recipe, data: AnyData, teacher: Model | None) -> Model
 
 def build_parts(recipe: Recipe, data: AnyData, teacher: Model | None) -> Parts:
     """Student, terms and distiller for data and a teacher that are there already."""
+    kind = kind_of(recipe.task)
     student = build_student(recipe, data, teacher)
-    distiller = build_distiller(recipe, student, teacher, data)
-    if not recipe.detects:
-        student = _freeze_unused(student, [tap for term in distiller.terms.values() for tap in term.student_taps])
-    return Parts(recipe, data, student, teacher, distiller)
-
-
-def _freeze_unused(student: Model, taps: list[str]) -> Model:
-    """The student, those parameters frozen that neither its output nor a tap depends on, with a note that says so."""
-    unused = models.unused_parameters(student, taps)
+    distiller = kind.build_distiller(recipe, student, teacher, data)
+    unused = kind.unused_parameters(student, [tap for term in distiller.terms.values() for tap in term.student_taps])
     for name in unused:
         student.module.get_parameter(name).requires_grad_(False)
-    if not unused:
-        return student
-    return replace(student, notes=(*student.notes, f"frozen, for its forward pass does not use them: {named(unused)}"))
-
-
-def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: AnyData | None) -> Distiller:
-    """The terms between two models that are there already.
-
-    Args:
-        recipe: What teaches the student, and how.
-        student: The student.
-        teacher: The teacher, or None.
-        data: Only rivals look at the images, for how many they are and their labels.
-    """
-    if recipe.detects:
-        return build_detection_distiller(recipe, student, teacher)
-    task = build_task(recipe, student, teacher)
-    terms: dict[str, Term] = {}
-    weights: dict[str, Any] = {"task": recipe.task_weight}
-    if teacher is not None and recipe.uses_features:
-        terms |= build_feature_terms(recipe, student, teacher)
-        weights |= dict.fromkeys(terms, recipe.full_feature_weight / len(terms))
-    if teacher is not None and recipe.has_logit_term:
-        terms["logit"] = build_logit_term(recipe)
-        weights["logit"] = recipe.full_logit_weight
-    if teacher is not None and recipe.rival is not None:
-        if not isinstance(data, Data):
-            raise UserError(
-                f"method {recipe.rival} needs images; expected one of alone, kd, projector, stages, stages+kd"
-            )
-        rivals = build_rival_terms(recipe, student, teacher, data)
-        terms |= rivals
-        weights |= dict.fromkeys(rivals, rival_weight(recipe))
-    frozen = teacher.module if teacher is not None and terms else None
-    return Distiller(student.module, frozen, task, terms=terms, weights=weights)
-
-
-def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classification | LabelFree:
-    """Classification, or its label-free form, with each model's own input statistics."""
-    student_input = InputTransform(student.input)
-    teacher_input = InputTransform(teacher.input) if teacher is not None else None
-    if not recipe.labels:
-        return LabelFree(student_input=student_input, teacher_input=teacher_input)
-    return Classification(
-        student_input=student_input, teacher_input=teacher_input, label_smoothing=recipe.label_smoothing
-    )
+    if unused:
+        note = f"frozen, for its forward pass does not use them: {named(unused)}"
+        student = replace(student, notes=(*student.notes, note))
+    return Parts(recipe, data, student, teacher, distiller)
 
 
 def build_optimizer(recipe: Recipe, distiller: Distiller) -> torch.optim.Optimizer:
@@ -265,10 +130,8 @@ def load_student(folder: Path) -> Model:
         raise UserError(f"{folder / CARD} has no numbers of classes and pixels") from None
     if not (0 <= classes <= _MOST_CLASSES and 1 <= size <= _MOST_SIDE):
         raise UserError(f"{folder / CARD} names {classes} classes and {size} pixels a side, which no run has")
-    if card.get("task") == "detection":
-        student = build_detector(str(card["model"]), num_classes=classes, size=size)
-    else:
-        student = models.build(str(card["model"]), num_classes=classes, size=size)
+    build = kind_of(str(card.get("task"))).build_model
+    student = build(str(card["model"]), num_classes=classes, size=size)
     try:
         sharding.load(student.module, load_weights(folder / "student.safetensors"))
     except RuntimeError as error:  # one line for each name that does not fit

@@ -9,8 +9,10 @@ from typing import Any
 import PIL
 import torch
 
-from limbeck.assembly.build import Parts, batch_size_of
+from limbeck.assembly.build import batch_size_of
+from limbeck.assembly.probing import plain
 from limbeck.assembly.rivals import PAIRS
+from limbeck.assembly.tasks import Parts
 from limbeck.assembly.teacher import slug
 from limbeck.cache import (
     Cache,
@@ -28,7 +30,7 @@ from limbeck.cache import (
     verify,
     views_of,
 )
-from limbeck.data import Data, Loader
+from limbeck.data import Loader
 from limbeck.distributed import collectives
 from limbeck.features import pooling
 from limbeck.models import Model
@@ -74,8 +76,7 @@ def plan_recipe_cache(recipe: Recipe, parts: Parts, folder: Path, device: torch.
     contents.require(parts.distiller)
     # More views than epochs would never be read.
     views = min(recipe.cache_views, recipe.epochs)
-    assert isinstance(parts.data, Data)  # the recipe allows no cache of boxes
-    loader = parts.data.train_loader(
+    loader = plain(parts).train_loader(
         batch_size=batch_size_of(recipe, parts.data), seed=recipe.seed, views=views, view_seed=recipe.cache_seed
     )
     teacher = LiveTeacher(parts.distiller, device, PRECISIONS[recipe.precision])

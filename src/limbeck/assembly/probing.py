@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.assembly.build import Parts, build_model
+from limbeck.assembly.tasks import Parts, kind_of
 from limbeck.data import Data
 from limbeck.data.loader import Batch
 from limbeck.diagnostics import Probe, block_equivariance, confidence_under, first_norm_shift
@@ -36,9 +36,9 @@ OTHER_STATISTICS = {
 
 
 def build_probe(
-    recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog, *, step: float, steps: int
+    recipe: Recipe, parts: Parts, optimizer: Optimizer, log: RunLog, step: float, steps: float
 ) -> Probe | None:
-    """The probe of a run, whose teacher must still be there; None where the recipe wants none, and of detectors.
+    """The probe of a run, whose teacher must still be there; None where the recipe wants none.
 
     It measures on images that are not trained on: a fixed choice of the validation images, or of the training images
     where there are none. On "auto" they are so few that its first and its last look take about a hundredth of the run;
@@ -52,8 +52,9 @@ def build_probe(
         step: Seconds of a forward and a backward pass of one batch.
         steps: Of the run.
     """
-    if not recipe.probes or not isinstance(parts.data, Data):
+    if not recipe.probes:
         return None
+    data = plain(parts)
     longest, count = within_budget(recipe, len(parts.distiller.terms), step=step, steps=steps)
     if recipe.probe == "auto" and (before := measured_before(log)) is not None:
         count = before
@@ -62,9 +63,9 @@ def build_probe(
             f"the probe measures {count} images in place of {recipe.probe_images}, to take about 2% of the run; "
             "--probe STEPS measures all of them"
         )
-    held_back = held_back_batch(parts.data, count)
+    held_back = held_back_batch(data, count)
     device = next(parts.student.module.parameters()).device
-    has_val = recipe.labels and parts.data.val_count > 0
+    has_val = recipe.labels and data.val_count > 0
     return Probe(
         parts.distiller,
         held_back,
@@ -72,7 +73,7 @@ def build_probe(
         longest=longest,
         log=log,
         optimizer=optimizer,
-        train_batch=parts.data.sample("train", count) if has_val else None,
+        train_batch=data.sample("train", count) if has_val else None,
         blocks=vit_blocks(parts.student),
         compare_outputs=parts.teacher is not None and shares_classes(recipe, parts.student, parts.teacher),
         untrained=None if recipe.labels or collectives.rank() > 0 else untrained(recipe, parts.student).to(device),
@@ -84,10 +85,11 @@ def untrained(recipe: Recipe, student: Model) -> nn.Module:
     assert recipe.student is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
-        return build_model(recipe, recipe.student, num_classes=student.num_classes, size=student.input.size).module
+        build = kind_of(recipe.task).build_model
+        return build(recipe.student, num_classes=student.num_classes, size=student.input.size).module
 
 
-def within_budget(recipe: Recipe, terms: int, *, step: float, steps: int) -> tuple[float, int]:
+def within_budget(recipe: Recipe, terms: int, *, step: float, steps: float) -> tuple[float, int]:
     """Seconds that a look may take, and the images that it measures.
 
     These are a power of two, so that runs alike measure the same ones, or as many as the recipe says.
@@ -105,6 +107,12 @@ def measured_before(log: RunLog) -> int | None:
     looks = [record for record in _records(log) if record.get("kind") == "probe"]
     count = number(looks[0], "images") if looks else None
     return int(count) if count is not None and count >= 2**LEAST_POWER else None
+
+
+def plain(parts: Parts) -> Data:
+    """The images of a run of classification, which alone comes here."""
+    assert isinstance(parts.data, Data)
+    return parts.data
 
 
 def held_back_batch(data: Data, count: int) -> Batch:
@@ -138,15 +146,16 @@ def record_checks(recipe: Recipe, parts: Parts, log: RunLog, device: torch.devic
 
     A run that goes on has it already, unless it was killed before its start.
     """
-    if not recipe.probes or collectives.rank() > 0 or not isinstance(parts.data, Data):
+    if not recipe.probes or collectives.rank() > 0:
         return
+    data = plain(parts)
     there = {str(record.get("kind")) for record in _records(log)}
     if "start" in there or "inputs" in there:
         return
-    found = parts.data.duplicates() if "data" not in there else None
+    found = data.duplicates() if "data" not in there else None
     if found is not None:
         log.write("data", **asdict(found))
-    images = held_back_batch(parts.data, recipe.probe_images).images.to(device)
+    images = held_back_batch(data, recipe.probe_images).images.to(device)
     record = {}
     if parts.teacher is not None:
         record["teacher"] = input_record(parts.teacher, images)

@@ -38,11 +38,6 @@ AberHu/Knowledge-Distillation-Zoo (example_train_script.sh), which has the paper
 another loss. DKD's are inside of its loss (megvii-research/mdistiller). DIST: 2, of its configuration of CIFAR
 (hunto/image_classification_sota, dist_cifar.yaml). ReviewKD has one for each pair: ``review_weight``."""
 
-DETECTOR_WEIGHTS: dict[str, float] = {"fitnet": 0.01, "review": 2.0, "fgd": 1.0, "pkd": 3.0}
-"""Of detectors. ReviewKD: its configuration of MobileNetV2 (1.2 for ResNet18, 1.0 for ResNet50). PKD: mmrazor's 6 of
-half a mean squared error. FitNet: 0.01, our runs (docs/results/detection.md): at 1 it pulls a hundred times as hard as
-the task. FGD: its own, inside of the term."""
-
 RISING: tuple[Rival, ...] = ("dkd", "review")
 """Those whose authors raise the weight over the first epochs."""
 
@@ -143,8 +138,6 @@ def full_weight(recipe: Recipe) -> float:
     assert recipe.rival is not None
     if recipe.rival_weight is not None:
         return recipe.rival_weight
-    if recipe.detects:
-        return DETECTOR_WEIGHTS[recipe.rival]
     return recipe.review_weight if recipe.rival == "review" else WEIGHTS[recipe.rival]
 
 

@@ -7,17 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import models
-from limbeck.assembly.build import (
-    CARD,
-    AnyData,
-    Parts,
-    batch_size_of,
-    build_data,
-    build_model,
-    build_parts,
-    is_run,
-    student_size,
-)
+from limbeck.assembly.build import CARD, batch_size_of, build_data, build_parts, is_run, student_size
+from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.distributed.processes import first_sees
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
@@ -79,12 +70,12 @@ def build_teacher(
     """
     if recipe.teacher is None:
         return None
+    kind = kind_of(recipe.task)
     size = recipe.teacher_size or recipe.size or data.size
     classes = teacher_classes(recipe, data)
     teacher = None
     try:
-        teacher = build_model(
-            recipe,
+        teacher = kind.build_model(
             recipe.teacher,
             num_classes=classes,
             size=size,
@@ -95,8 +86,7 @@ def build_teacher(
         reason = "its head does not fit these labels"
     except WeightsUnavailable as unavailable:
         reason = str(unavailable)
-    # A trunk that was trained on other images is no detector: its pyramid is random.
-    needs_head = recipe.uses_logits or recipe.fit_teacher or recipe.detects
+    needs_head = recipe.uses_logits or recipe.fit_teacher or not kind.teaches_headless
     if teacher is not None and not (teacher.new_head and needs_head):
         say(f"teacher {recipe.teacher}: weights {teacher.weights}")
         return teacher
@@ -114,7 +104,7 @@ def build_teacher(
         how = "fine-tuning" if teacher is not None else "training"
         say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
         train(own, run)
-    return build_model(recipe, recipe.teacher, num_classes=classes, size=size, weights=str(run))
+    return kind.build_model(recipe.teacher, num_classes=classes, size=size, weights=str(run))
 
 
 def teacher_classes(recipe: Recipe, data: AnyData) -> int:
@@ -157,7 +147,8 @@ def rehearse(recipe: Recipe, data: AnyData) -> Parts:
     teacher = None
     if recipe.teacher is not None:
         size = recipe.teacher_size or student_size(recipe, data)
-        teacher = build_model(recipe, recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
+        build = kind_of(recipe.task).build_model
+        teacher = build(recipe.teacher, num_classes=teacher_classes(recipe, data), size=size)
         if recipe.labels:
             teacher_recipe(recipe)
     data.train_loader(batch_size=batch_size_of(recipe, data), seed=recipe.seed)

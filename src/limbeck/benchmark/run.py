@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import models
-from limbeck.assembly.build import build_distiller, build_optimizer, build_task
+from limbeck.assembly.build import build_optimizer
+from limbeck.assembly.classification import build_distiller, build_task
 from limbeck.assembly.settings import Settled, settle
 from limbeck.benchmark.loops import Step, by_hand, repeated, with_fit
 from limbeck.benchmark.peers import peers

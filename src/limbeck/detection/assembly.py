@@ -7,7 +7,6 @@ from torch import nn
 
 from limbeck import losses
 from limbeck.assembly.choices import build_feature_term
-from limbeck.assembly.rivals import full_weight
 from limbeck.detection import DenseHeadTerm, Detection, Detector, FGDTerm, ForegroundTerm, Level, RegionTerm
 from limbeck.detection.data import DetectionData, DetectionSpec, open_detection, open_for_scoring
 from limbeck.detection.fgd import Weights
@@ -31,6 +30,12 @@ FGD = {
 }
 """Weights and temperature of FGD's code for each kind of detector (ResNet101 to ResNet50); SSDlite and RT-DETR, which
 it has not, as RetinaNet."""
+
+
+WEIGHTS: dict[str, float] = {"fitnet": 0.01, "review": 2.0, "fgd": 1.0, "pkd": 3.0}
+"""Of detectors. ReviewKD: its configuration of MobileNetV2 (1.2 for ResNet18, 1.0 for ResNet50). PKD: mmrazor's 6 of
+half a mean squared error. FitNet: 0.01, our runs (docs/results/detection.md): at 1 it pulls a hundred times as hard as
+the task. FGD: its own, inside of the term."""
 
 
 def build_detection_data(
@@ -182,6 +187,12 @@ def _level_term(recipe: Recipe, ours: Level, theirs: Level, pool: pooling.Pool) 
             f'channels, the teacher\'s {theirs.width}; use "linear"'
         )
     return build_feature_term(recipe, (ours.tap, theirs.tap), (ours.width, theirs.width), (pool, pool))
+
+
+def full_weight(recipe: Recipe) -> float:
+    """The weight of a rival's terms: the recipe's own, else that of ``WEIGHTS``."""
+    assert recipe.rival is not None
+    return WEIGHTS[recipe.rival] if recipe.rival_weight is None else recipe.rival_weight
 
 
 def build_rivals(recipe: Recipe, pairs: list[tuple[Level, Level]], name: str) -> dict[str, Term]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from limbeck.assembly.build import Parts
+from limbeck.assembly.tasks import Parts
 from limbeck.detection import DetectionBatch, Detections, Truth, best_cut, match, measure_precision
 from limbeck.detection.assembly import build_detection_task
 from limbeck.detection.data import DetectionData
@@ -53,11 +53,12 @@ def drawn_boxes(parts: Parts, student: nn.Module, device: torch.device) -> dict[
         device: Where the models are.
 
     Returns:
-        None where the run is none of detection, the recipe turns the probe off or shares its models out, nothing is
+        None where the recipe turns the probe off or shares its models out, nothing is
         validated, or this is not the first process.
     """
     data = parts.data
-    if not isinstance(data, DetectionData) or not parts.recipe.probes or not data.val_count:
+    assert isinstance(data, DetectionData)
+    if not parts.recipe.probes or not data.val_count:
         return None
     models = {"student": (parts.student, student)}
     if (teacher := parts.teacher) is not None and _same_classes(parts, teacher):

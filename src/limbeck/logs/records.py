@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, cast
 
+from limbeck.recipes.values import TASKS
+
 COMPARISON_FILE = "comparison.json"
 """In the folder of a comparison: its plan and, at the end, its figures."""
 
@@ -11,7 +13,7 @@ Record = Mapping[str, Any]
 
 LARGEST = 1e150  # of a number that can be drawn: a difference of two must not overflow
 
-HIGHER = ("top1", "ap")
+HIGHER = tuple(place.headline for place in TASKS.values())
 """Metrics that a run is judged by, the higher the better; where none of them was measured it is the loss."""
 
 

@@ -410,11 +410,6 @@ class Settings(BaseModel):
         return chosen if self.logit_weight is None else self.logit_weight
 
     @property
-    def detects(self) -> bool:
-        """Whether the task is detection."""
-        return self.task == "detection"
-
-    @property
     def rival(self) -> Rival | None:
         """The method, or its second half, where it is a rival of the projector."""
         if self.method == "projector+dkd":

@@ -271,7 +271,7 @@ def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, 
     found: dict[str, object] = {}
     if recipe.teacher_weights is None and changes.get("milestones", recipe.milestones) != recipe.milestones:
         raise UserError("milestones: the teacher's would follow them; sweep the schedule with --teacher-weights")
-    if "size" in kept and not recipe.detects:
+    if "size" in kept and not unread("teacher_size", recipe.model_dump(), READS):
         kept.remove("size")
         if recipe.teacher_size is None:
             if recipe.size is None:

@@ -12,7 +12,7 @@ TEACHER_SETTINGS = (
 """What a model that is trained alone has none of: all of these are None."""
 
 ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
-"""First words of the names of detectors; `limbeck.detection.models`, which imports torch, has the same."""
+"""First words of the names of detectors; the module that builds them, which imports torch, has the same."""
 
 
 def default_method(values: Mapping[str, object]) -> Method:
@@ -155,7 +155,7 @@ DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "revi
 
 def _check_task(recipe: Settings) -> str | None:
     detectors = [name for name in ("student", "teacher") if _names_detector(getattr(recipe, name))]
-    if not recipe.detects:
+    if recipe.task != "detection":
         if detectors:
             return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
         if recipe.method in ("fgd", "pkd"):

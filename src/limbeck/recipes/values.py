@@ -1,10 +1,31 @@
 """Types of the recipe's settings: the words that each may be, and the numbers that are allowed."""
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field
 
 TaskName = Literal["classification", "detection"]
+
+
+class Place(NamedTuple):
+    """Where a task is.
+
+    Attributes:
+        kind: The module whose ``KIND`` answers what assembly and runs ask of it (`limbeck.assembly.tasks.Kind`).
+        headline: The metric that its runs are judged by, the higher the better.
+    """
+
+    kind: str
+    headline: str
+
+
+TASKS: Mapping[str, Place] = {
+    "classification": Place("limbeck.assembly.classification", "top1"),
+    "detection": Place("limbeck.detection.kind", "ap"),
+}
+"""The one list of tasks; each is in a folder of its own, whose modules are loaded when they are asked for."""
+
 Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
 Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", "stages", "stages+kd", Rival]
 STAGE_METHODS: tuple[Method, ...] = ("stages", "stages+kd")

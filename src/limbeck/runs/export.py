@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck import models
-from limbeck.assembly.build import load_student
-from limbeck.detection.models import Decoded, OneStage, Queries, TwoStage, build_detector
+from limbeck.assembly.build import CARD, load_student
+from limbeck.assembly.tasks import BuildModel, Program, kind_of
 from limbeck.distiller import evaluating
 from limbeck.distributed import sharding
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.storage.checkpoint import load_weights, replacing, save_weights
+from limbeck.storage.untrusted import read_object
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
@@ -64,34 +64,22 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out")
     size = student.input.size
-    module, outputs = _handed_on(student, format)
+    kind = kind_of(str(read_object(run / CARD, "model").get("task")))
+    program = Program(student.module) if format == "safetensors" else kind.program(student, format)
+    module = program.module
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_BATCH, 3)]
     with evaluating(module):
         match format:
             case "safetensors":
-                again = _write_safetensors(student, path)
+                again = _write_safetensors(student, path, kind.build_model)
             case "onnx":
-                again = _write_onnx(module, path, batches[0], outputs)
+                again = _write_onnx(program, path, batches[0])
             case "torch-export":
                 again = _write_program(module, path, batches[0])
         parity = max(_difference(again(batch), module(batch)) for batch in batches)
     mean, std = ([round(v, 4) for v in values] for values in (student.input.mean, student.input.std))
     note = f"input n x 3 x {size} x {size}, RGB in [0, 1] less {mean}, divided by {std}"
-    if len(outputs) > 1:
-        note += "; outputs boxes (pixels of the input) and scores of every place, without non-maximum suppression"
-    return Exported(path, parity, note)
-
-
-def _handed_on(student: Model, format: Format) -> tuple[nn.Module, list[str]]:
-    """The module that is written, and names of its outputs; of a one-stage detector its decoded form."""
-    if format == "safetensors" or not isinstance(student.module, OneStage | Queries | TwoStage):
-        return student.module, ["output"]
-    if isinstance(student.module, TwoStage):
-        raise UserError(f"{student.name} has two stages, which {format} does not hold; use --format safetensors")
-    if isinstance(student.module, Queries):
-        raise UserError(f"{student.name}: transformers' code has one fixed batch as {format}; use --format safetensors")
-    frame = (student.input.size, student.input.size)
-    return Decoded(student.module, frame), ["boxes", "scores"]
+    return Exported(path, parity, note + program.note)
 
 
 def _difference(ours: Outputs, theirs: Outputs) -> float:
@@ -100,15 +88,14 @@ def _difference(ours: Outputs, theirs: Outputs) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
-def _write_safetensors(student: Model, path: Path) -> Callable[[Tensor], Outputs]:
+def _write_safetensors(student: Model, path: Path, build: BuildModel) -> Callable[[Tensor], Outputs]:
     save_weights(student.module.state_dict(), path)
-    build = build_detector if isinstance(student.module, OneStage | Queries | TwoStage) else models.build
     fresh = build(student.name, num_classes=student.num_classes, size=student.input.size)
     sharding.load(fresh.module, load_weights(path))
     return fresh.module.eval()
 
 
-def _write_onnx(module: nn.Module, path: Path, example: Tensor, outputs: list[str]) -> Callable[[Tensor], Outputs]:
+def _write_onnx(written: Program, path: Path, example: Tensor) -> Callable[[Tensor], Outputs]:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f'ONNX needs the package {package}: pip install "limbeck[export]"')
@@ -118,12 +105,12 @@ def _write_onnx(module: nn.Module, path: Path, example: Tensor, outputs: list[st
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         batch = torch.export.Dim("batch", min=1)
         program = torch.onnx.export(
-            module,
+            written.module,
             (example,),
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=outputs,
+            output_names=list(written.outputs),
             dynamic_shapes=({0: batch},),
         )
         assert program is not None

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.assembly.build import AnyData
-from limbeck.data import Data
+from limbeck.assembly.tasks import AnyData
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.logs.records import Record
@@ -58,7 +57,7 @@ def record_of(data: AnyData) -> dict[str, Any]:
         "train": data.train_count,
         "val": data.val_count,
         "size": data.size,
-        "cropped": (data.cropped if isinstance(data, Data) else None) or "no random crops",
+        "cropped": data.cropped or "no random crops",
         "bits": data.bits,
         "classes": list(data.classes),
         "fingerprint": data.fingerprint,

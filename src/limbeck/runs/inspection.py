@@ -8,22 +8,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.assembly.build import CARD, AnyData, batch_size_of, build_data, build_optimizer, build_parts, load_student
+from limbeck.assembly.build import CARD, batch_size_of, build_data, build_optimizer, build_parts, load_student
+from limbeck.assembly.tasks import AnyData, kind_of
 from limbeck.assembly.teacher import build_teacher, rehearse
-from limbeck.data import DataSpec, open_for_scoring
 from limbeck.data.folders import difference
-from limbeck.detection.assembly import build_detection_data, build_detection_task
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.logs.loggers import require_loggers
-from limbeck.models import InputTransform, Model
+from limbeck.models import Model
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.values import TASKS
 from limbeck.runs.images import RECORD, changes_of, record_of
 from limbeck.runs.preflight import Finding, preflight
 from limbeck.runs.run import device_of
 from limbeck.runs.summary import count_parameters
 from limbeck.storage.untrusted import read_object
-from limbeck.tasks import Classification
 from limbeck.training.evaluation import evaluate as score
 
 
@@ -113,10 +112,7 @@ def evaluate(
         raise UserError(f"the student has {student.num_classes} classes and {opened.name} has {len(opened.classes)}")
     device = device_of(recipe)
     student.module.to(device)
-    if recipe.detects:
-        task = build_detection_task(student, None).to(device)
-    else:
-        task = Classification(student_input=InputTransform(student.input)).to(device)
+    task = kind_of(recipe.task).build_scorer(student, device)
     say(f"images: {opened.val_count} of {opened.name}")
     if data is not None:
         for note in opened.notes:
@@ -131,7 +127,8 @@ def _recipe_of(folder: Path, card: dict[str, Any], data: str | None) -> Recipe:
         return Recipe.from_yaml(written)
     if data is None:
         raise UserError(f"{folder} has no recipe.yaml, which names the images of its student; give --data")
-    kind = {"task": "detection"} if card.get("task") == "detection" else {}
+    task = str(card.get("task"))
+    kind = {"task": task} if task in TASKS else {}
     return Recipe.model_validate({"data": data, "student": str(card["model"]), "method": "alone", **kind})
 
 
@@ -149,21 +146,8 @@ def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, cla
     about = read_object(place, "size" if place.name == RECORD else "input")
     size = int(about["size"] if place.name == RECORD else about["input"]["size"])
     bits = int(about.get("bits") or 16)
-    if recipe.detects:
-        changes = {"data": data, "val": None, "size": size, "classes": ()}
-        return build_detection_data(recipe.changed(changes), scored=classes, bits=bits)
-    return open_for_scoring(
-        DataSpec(
-            source=data,
-            size=size,
-            augmentation="none",
-            label_file=label_file,
-            skip_bad_images=recipe.skip_bad_images,
-            workers=recipe.workers,
-        ),
-        classes,
-        bits=bits,
-    )
+    open_for_scoring = kind_of(recipe.task).open_for_scoring
+    return open_for_scoring(recipe, data, size=size, classes=classes, bits=bits, label_file=label_file)
 
 
 def _model_line(model: Model) -> str:

@@ -11,16 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.assembly.build import CARD, Parts, batch_size_of
-from limbeck.assembly.features import tap_shape
-from limbeck.detection.assembly import build_detection_task, detector_of
+from limbeck.assembly.build import CARD, batch_size_of
+from limbeck.assembly.tasks import Parts, kind_of
 from limbeck.distiller import TASK, Distiller, StepResult
 from limbeck.distributed import sharding
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.report.term_rules import AT_FIRST, LOGITS
+from limbeck.report.term_rules import LOGITS
 from limbeck.storage.untrusted import read_object
-from limbeck.terms import FeatureTerm, Form, Term
+from limbeck.terms import FeatureTerm, Form
 from limbeck.training.bad_batch import OF_TEACHER, at_fault, images_in_words, listed, numbers_of, retrace
 from limbeck.training.evaluation import evaluate, to_device
 from limbeck.training.optim import check_gradients, check_optimizer
@@ -29,13 +28,6 @@ Level = Literal["ok", "note", "warning", "error"]
 
 # Ratios of a term's weighted gradient norm to the task's before training, beyond which one of the two hardly counts.
 TOO_LIGHT = 1 / 30
-TOO_HEAVY = AT_FIRST  # the best of their tables began at up to 164: docs/log.md
-# With a student that starts from weights, logits that pulled 18 times as hard ended at 7%, the student alone at 19%.
-HEAVY_FOR_TUNING = 10.0
-TOO_HEAVY_FOR_BOXES = 30.0  # detectors lose from a few times on: the same page, the table of COCO
-
-LEAST_PRECISION = 0.005
-"""Average precision at IoU 0.50 below which a teacher of boxes has nothing to teach. Chosen."""
 
 FORMS = {
     Form.DIRECT: "direct: all rows are projected and normalized, the quickest for few rows",
@@ -104,26 +96,11 @@ def preflight(
 
 def _teacher_scores(parts: Parts, device: torch.device) -> dict[str, float]:
     """The teacher's own accuracy, where its classes are the data's."""
-    teacher, task = parts.teacher, parts.distiller.task
+    teacher = parts.teacher
     if teacher is None or not parts.recipe.labels or teacher.new_head or teacher.num_classes != len(parts.data.classes):
         return {}
     loader = parts.data.val_loader(batch_size=parts.recipe.batch_size)
-    if parts.recipe.detects:
-        return evaluate(teacher.module.to(device), build_detection_task(teacher, None).to(device), loader, device)
-    return evaluate(teacher.module, _AsTeacher(task), loader, device)
-
-
-class _AsTeacher:
-    """A task that feeds a model what the teacher reads, to score the teacher by the same code as the student."""
-
-    def __init__(self, task: Any) -> None:
-        self.student_input = task.teacher_input
-        self.teacher_input = task.teacher_input
-        self.target = task.target
-        self.index = task.index
-        self.teacher_output = task.teacher_output
-        self.loss = task.loss
-        self.score = task.score
+    return evaluate(teacher.module.to(device), kind_of(parts.recipe.task).build_scorer(teacher, device), loader, device)
 
 
 def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) -> list[Finding]:
@@ -140,17 +117,12 @@ def _check_teacher(parts: Parts, teacher: Model, scores: Mapping[str, float]) ->
         findings.append(Finding("error", "teacher weights", "random", "give --teacher-weights FILE or RUN"))
     else:
         findings.append(Finding("ok", "teacher weights", teacher.weights))
-    if "ap" in scores:
-        return [*findings, _check_precision(scores, parts.data.val_count, teacher)]
-    if "top1" not in scores:
+    if not scores:
         return [*findings, Finding("note", "teacher accuracy", "not measured: its head is not for these labels")]
-    top1, chance = scores["top1"], 1 / len(parts.data.classes)
-    text = f"top-1 {100 * top1:.2f}% on {parts.data.val_count} validation images (chance {100 * chance:.2f}%)"
-    if top1 < 1.5 * chance:
-        findings.append(Finding("error", "teacher accuracy", text + ": no better than guessing", _cure(teacher)))
-    else:
-        findings.append(Finding("ok", "teacher accuracy", text))
-    return findings
+    text, fault = kind_of(parts.recipe.task).judge_teacher(scores, parts.data)
+    if fault:
+        return [*findings, Finding("error", "teacher accuracy", f"{text}: {fault}", _cure(teacher))]
+    return [*findings, Finding("ok", "teacher accuracy", text)]
 
 
 def _cure(teacher: Model) -> str:
@@ -161,13 +133,6 @@ def _cure(teacher: Model) -> str:
             f'Limbeck trained it, as "{run}": train it for longer, or at another rate (--teacher-epochs, --teacher-lr)'
         )
     return "check its weights, the order of its labels and its input statistics"
-
-
-def _check_precision(scores: Mapping[str, float], images: int, teacher: Model) -> Finding:
-    text = f"AP {100 * scores['ap']:.2f}%, AP50 {100 * scores['ap50']:.2f}% on {images} validation images"
-    if scores["ap50"] < LEAST_PRECISION:
-        return Finding("error", "teacher accuracy", text + ": it finds nothing", _cure(teacher))
-    return Finding("ok", "teacher accuracy", text)
 
 
 def _check_inputs(student: Model, teacher: Model) -> list[Finding]:
@@ -194,31 +159,14 @@ def _check_labels(parts: Parts) -> list[Finding]:
 
 
 def _check_shapes(parts: Parts) -> list[Finding]:
-    findings: list[Finding] = []
-    for name, term in parts.distiller.terms.items():
-        if not (term.student_taps and term.teacher_taps) or parts.teacher is None:
-            continue
-        if parts.recipe.detects:
-            findings.append(Finding("ok", f"shapes of {name}", _levels(term, parts.student, parts.teacher)))
-            continue
-        s, t = term.student_taps[0], term.teacher_taps[0]
-        text = f'"{s}" {_shape(tap_shape(parts.student, s))} to "{t}" {_shape(tap_shape(parts.teacher, t))}'
-        findings.append(Finding("ok", f"shapes of {name}", text))
-    return findings
-
-
-def _levels(term: Term, student: Model, teacher: Model) -> str:
-    """The levels of a term, with stride and width; frames are too large to be run for this alone."""
-    known = [{level.tap: level for level in (*m.levels, *m.stages)} for m in map(detector_of, (student, teacher))]
-    pairs = zip(term.student_taps, term.teacher_taps, strict=True)
-    return "; ".join(
-        f'"{s}" of stride {known[0][s].stride}, {known[0][s].width} channels, to "{t}", {known[1][t].width} channels'
-        for s, t in pairs
-    )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(["n", *(str(d) for d in shape[1:])])
+    if parts.teacher is None:
+        return []
+    describe = kind_of(parts.recipe.task).describe_taps
+    return [
+        Finding("ok", f"shapes of {name}", describe(term, parts.student, parts.teacher))
+        for name, term in parts.distiller.terms.items()
+        if term.student_taps and term.teacher_taps
+    ]
 
 
 def _check_first_step(
@@ -254,9 +202,9 @@ def _check_first_step(
     for name, term in distiller.terms.items():
         if isinstance(term, FeatureTerm):
             findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
-    heavy = TOO_HEAVY_FOR_BOXES if parts.recipe.detects else TOO_HEAVY
-    tuned = parts.student.weights != "random" and not parts.recipe.detects
-    return findings + _check_balance(norms, distiller.current_weights(), heavy, tuned=tuned), seconds
+    kind = kind_of(parts.recipe.task)
+    of_logits = kind.too_heavy if parts.student.weights == "random" else kind.too_heavy_when_tuned
+    return findings + _check_balance(norms, distiller.current_weights(), kind.too_heavy, of_logits), seconds
 
 
 def _not_finite(distiller: Distiller, batch: Any, bad: list[str], parts: Mapping[str, Tensor]) -> Finding:
@@ -300,7 +248,7 @@ def _gradient_norms(distiller: Distiller, batch: Any) -> tuple[dict[str, float],
 
 
 def _check_balance(
-    norms: Mapping[str, float], weights: Mapping[str, float], heavy: float, *, tuned: bool = False
+    norms: Mapping[str, float], weights: Mapping[str, float], heavy: float, of_logits: float
 ) -> list[Finding]:
     """Compare each term's weighted gradient with the task's, or with the largest where there is no task.
 
@@ -308,7 +256,7 @@ def _check_balance(
         norms: Of each part, unweighted.
         weights: Of each part.
         heavy: Ratio above which a term may be too heavy.
-        tuned: The student starts from weights, which logits that dominate have ruined (:data:`HEAVY_FOR_TUNING`).
+        of_logits: The same of logits, which have ruined students that start from weights.
     """
     weighted = {name: norm * weights[name] for name, norm in norms.items() if weights[name] > 0}
     if len(weighted) < 2:
@@ -322,7 +270,7 @@ def _check_balance(
             advice.append(f"{unfelt} gives the student no gradient, whatever its weight: nothing before it trains")
             continue
         ratio = weighted[name] / weighted[against]
-        most = min(heavy, HEAVY_FOR_TUNING) if tuned and name in LOGITS else heavy
+        most = of_logits if name in LOGITS else heavy
         if ratio > most:
             advice.append(
                 f"{name} pulls {ratio:.2g} times as hard as {against}; such runs have ended below the student alone. "

@@ -11,8 +11,6 @@ from torch import nn
 
 from limbeck.assembly.build import (
     CARD,
-    AnyData,
-    Parts,
     batch_size_of,
     build_data,
     build_optimizer,
@@ -22,14 +20,10 @@ from limbeck.assembly.build import (
     is_run,
 )
 from limbeck.assembly.caching import cached_loader
-from limbeck.assembly.probing import build_probe, record_checks
 from limbeck.assembly.settings import settle
+from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.assembly.teacher import build_teacher, rehearse
-from limbeck.cache import CachedLoader
-from limbeck.data import Loader
 from limbeck.data.folders import some
-from limbeck.detection.boxes import BOXES, drawn_boxes
-from limbeck.detection.data import DetectionLoader
 from limbeck.distributed import collectives
 from limbeck.distributed.processes import first_sees, meet
 from limbeck.distributed.sharding import shard_frozen
@@ -43,7 +37,6 @@ from limbeck.runs.comparable import together
 from limbeck.runs.images import keep_or_compare
 from limbeck.runs.lock import only_run_in
 from limbeck.runs.preflight import Finding, Preflight, first_batch, preflight
-from limbeck.runs.samples import SAMPLES, Disagreements
 from limbeck.runs.summary import (
     Summary,
     changes_since_start,
@@ -60,6 +53,7 @@ from limbeck.storage.checkpoint import Checkpoints, save_json, save_text, save_w
 from limbeck.storage.untrusted import read_object
 from limbeck.training.compiling import explaining
 from limbeck.training.fit import fit
+from limbeck.training.loading import ShardedLoader
 from limbeck.training.precision import PRECISIONS, apply_settings
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -135,15 +129,16 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device, said)
             optimizer = build_optimizer(recipe, parts.distiller)
+            kind = kind_of(recipe.task)
             with log.guarded("the check of images and inputs"):
-                record_checks(recipe, parts, log, device)
-            probe = disagreements = None
+                kind.record_checks(recipe, parts, log, device)
+            probe = find = None
             with log.guarded("the probe"):
                 step, steps = checked.step_seconds / collectives.world_size(), recipe.epochs * _steps(parts)
                 # It asks the teacher, who may be released below.
-                probe = build_probe(recipe, parts, optimizer, log, step=step, steps=steps)
-            with log.guarded(f"the choice of {SAMPLES}"):
-                disagreements = Disagreements(recipe, parts, device)
+                probe = kind.build_probe(recipe, parts, optimizer, log, step, steps)
+            with log.guarded(f"the choice of {kind.samples_file}"):
+                find = kind.find_samples(recipe, parts, device)
             loader = _train_loader(recipe, parts, folder, log, device)
             attach_loggers(recipe, folder, log)
         except UserError:
@@ -200,23 +195,17 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
         summary = summarize(
             parts, checked, result, log, device, origins, memory=peak_memory(device) if is_own else None
         )
-        with log.guarded(BOXES):
-            boxes = drawn_boxes(parts, result.student, device)
-            if boxes is not None:
-                save_json(boxes, folder / BOXES)
+        with log.guarded(kind.samples_file):
+            if find is not None and (samples := find(result.student)) is not None:
+                save_json(samples, folder / kind.samples_file)
         if collectives.rank() == 0:
-            with log.guarded(SAMPLES):
-                if disagreements is not None and (samples := disagreements.of(result.student)) is not None:
-                    save_json(samples, folder / SAMPLES)
             log.write("end", summary=summary)
             save_json(summary, folder / "summary.json")  # last: what says that the run is done
     collectives.barrier()
     return summary
 
 
-def _train_loader(
-    recipe: Recipe, parts: Parts, folder: Path, log: RunLog, device: torch.device
-) -> Loader | DetectionLoader | CachedLoader:
+def _train_loader(recipe: Recipe, parts: Parts, folder: Path, log: RunLog, device: torch.device) -> ShardedLoader:
     """The training images, with the teacher's outputs where they are kept."""
     if recipe.cache_views is None:
         return parts.data.train_loader(batch_size=batch_size_of(recipe, parts.data), seed=recipe.seed).to(device)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.assembly.build import Parts
 from limbeck.assembly.settings import name_of
+from limbeck.assembly.tasks import Parts
 from limbeck.cache import digest_of
 from limbeck.distiller import Distiller
 from limbeck.distributed import collectives

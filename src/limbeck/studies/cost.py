@@ -6,21 +6,17 @@ from functools import partial
 
 import torch
 
-from limbeck import models
-from limbeck.assembly.build import build_data, build_distiller, build_optimizer
-from limbeck.detection import DetectionBatch
-from limbeck.detection.assembly import detector_of
-from limbeck.detection.models import build_detector
+from limbeck.assembly.build import build_data, build_optimizer
+from limbeck.assembly.tasks import kind_of
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.run import device_of
 from limbeck.runs.summary import device_name
 from limbeck.studies.reproduce import Plan
+from limbeck.training.evaluation import to_device
 
 STEPS = 3  # that are timed, behind one that is not
-FEW = 8  # images above SMALL pixels on a CPU, where a batch of them takes as long as its images one by one
-SMALL = 64
-OBJECTS = 7  # of an image of COCO on average
+SMALL = 64  # pixels up to which a CPU, too, gets whole batches
 SIZES = {"imagenet": (1_281_167, 1000, 224), "cifar10": (50_000, 10, 32), "cifar100": (50_000, 100, 32)}
 """Training images, classes and pixels of sources that need not be there for an estimate."""
 SIZES |= {"fashion-mnist": (60_000, 10, 28)}
@@ -90,19 +86,14 @@ def _seconds(recipe: Recipe, classes: int, side: int, device: torch.device) -> f
     """Seconds of a training step, for each of its images."""
     if recipe.student is None:
         raise UserError("a table needs a student")
-    build = models.build if not recipe.detects else partial(build_detector, frozen_norms=recipe.frozen_norms)
-    student = build(recipe.student, num_classes=classes, size=side)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = build(recipe.teacher, num_classes=classes, size=recipe.teacher_size or side)
-    few = 1 if recipe.detects else FEW
-    count = min(recipe.batch_size, few) if device.type == "cpu" and side > SMALL else recipe.batch_size
-    distiller = build_distiller(recipe, student, teacher, None).to(device).train()
+    kind = kind_of(recipe.task)
+    build = partial(kind.build_model, num_classes=classes, frozen_norms=recipe.frozen_norms)
+    student = build(recipe.student, size=side)
+    teacher = build(recipe.teacher, size=recipe.teacher_size or side) if recipe.teacher is not None else None
+    count = min(recipe.batch_size, kind.few) if device.type == "cpu" and side > SMALL else recipe.batch_size
+    distiller = kind.build_distiller(recipe, student, teacher, None).to(device).train()
     optimizer = build_optimizer(recipe, distiller)
-    batch: object = (torch.rand(count, 3, side, side, device=device), torch.randint(classes, (count,), device=device))
-    if recipe.detects:
-        drawn = random_boxes(count, _frame(recipe, side, detector_of(student).divisor), classes)
-        batch = DetectionBatch(*(column.to(device) for column in drawn))
+    batch = to_device(kind.random_batch(recipe, student, count, side=side, classes=classes), device)
     began = 0.0
     for step in range(STEPS + 1):
         if step == 1:
@@ -112,31 +103,6 @@ def _seconds(recipe: Recipe, classes: int, side: int, device: torch.device) -> f
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return (_now(device) - began) / STEPS / count
-
-
-def _frame(recipe: Recipe, side: int, divisor: int) -> tuple[int, int]:
-    """Height and width of a frame: of photographs 3 to 4, as most of COCO's are; or a square one."""
-    longest = side if recipe.longest is None else min(recipe.longest, side * 4 // 3)
-    height, width = (max(pixels // divisor, 1) * divisor for pixels in (side, longest))
-    return height, width
-
-
-def random_boxes(count: int, frame: tuple[int, int], classes: int) -> DetectionBatch:
-    """Images of noise with boxes of the sizes that occur in photographs."""
-    height, width = frame
-    side = torch.tensor([float(width), float(height)])
-    corner = 0.6 * side * torch.rand(count, OBJECTS, 2)
-    extent = side * (0.05 + 0.35 * torch.rand(count, OBJECTS, 2))
-    return DetectionBatch(
-        images=torch.rand(count, 3, height, width),
-        boxes=torch.cat([corner, corner + extent], -1),
-        labels=torch.randint(classes, (count, OBJECTS)),
-        crowd=torch.zeros(count, OBJECTS, dtype=torch.bool),
-        areas=extent.prod(-1),
-        sizes=torch.tensor([frame] * count),
-        scales=torch.ones(count, 2),
-        index=torch.arange(count),
-    )
 
 
 def _now(device: torch.device) -> float:

@@ -163,9 +163,9 @@ def weighted(recipe: Recipe, factor: float) -> dict[str, object]:
     if recipe.has_logit_term:
         changes["logit_weight"] = recipe.full_logit_weight * factor
     if recipe.rival is not None:
-        from limbeck.assembly.rivals import full_weight
+        from limbeck.assembly.tasks import kind_of
 
-        changes["rival_weight"] = full_weight(recipe) * factor
+        changes["rival_weight"] = kind_of(recipe.task).rival_weight(recipe) * factor
     return changes
 
 

@@ -141,6 +141,11 @@ class DetectionData:
         )
 
     @property
+    def cropped(self) -> None:
+        """None: no random crops are taken."""
+        return None
+
+    @property
     def train_count(self) -> int:
         """Training images."""
         return len(self._parts["train"])

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from limbeck.assembly.build import Parts
-from limbeck.assembly.probing import shares_classes
-from limbeck.data import Data
+from limbeck.assembly.probing import plain, shares_classes
+from limbeck.assembly.tasks import Parts
 from limbeck.data.loader import Batch
 from limbeck.distiller import evaluating
 from limbeck.distributed import collectives
@@ -42,10 +41,9 @@ class Disagreements:
         self._parts = parts
         self._device = device
         self._teacher: Tensor | None = None
-        data = parts.data if isinstance(parts.data, Data) else None  # of boxes there is nothing to compare like this
-        self._data = data
-        wanted = recipe.probes and recipe.labels and parts.data.val_count > 0 and collectives.rank() == 0
-        if data is None or not wanted or parts.teacher is None:
+        self._data = data = plain(parts)
+        wanted = recipe.probes and recipe.labels and data.val_count > 0 and collectives.rank() == 0
+        if not wanted or parts.teacher is None:
             return
         if shares_classes(recipe, parts.student, parts.teacher):
             transform = InputTransform(parts.teacher.input).to(device)
@@ -62,7 +60,7 @@ class Disagreements:
             Classes, and up to 24 samples: those on which the two disagree and, last, some that both get wrong. None
             where there is nothing to compare.
         """
-        if self._teacher is None or self._data is None:
+        if self._teacher is None:
             return None
         batch = self._data.sample("val", SEARCHED)
         assert batch.target is not None
@@ -73,7 +71,7 @@ class Disagreements:
         differ = [int(i) for i in surest if ours[i] != theirs[i]][:DISAGREEING]
         wrong = [int(i) for i in surest if ours[i] == theirs[i] != batch.target[i]][:BOTH_WRONG]
         return {
-            "classes": list(self._parts.data.classes),
+            "classes": list(self._data.classes),
             "samples": [self._sample(batch, i, found[i], self._teacher[i]) for i in (*differ, *wrong)],
         }
 
