@@ -28,11 +28,11 @@ from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
-from limbeck.terms import CorrelationLoss, Form, Loss
+from limbeck.terms import CorrelationLoss, Loss, LossForm
 
 N, D_S, D_T, IN = 24, 6, 8, 3
 STEPS, RATE = 5, 1e-3
-SYMBOL = {Form.DIRECT: "d", Form.MOMENTS: "m", Form.CHUNKED: "c"}
+SYMBOL = {LossForm.DIRECT: "d", LossForm.MOMENTS: "m", LossForm.CHUNKED: "c"}
 
 
 class Side(NamedTuple):
@@ -112,14 +112,14 @@ PRECISIONS = {"float32": False, "bf16 autocast": True}
 class Outcome(NamedTuple):
     """Of one run: what it was, and why it did not train."""
 
-    form: Form
+    form: LossForm
     feature: str
     precision: str
     refused: str | None = None
     failed: str | None = None
 
 
-def term(projector: str, norm: str, distance: str, form: Form, pool: pooling.Pool) -> FeatureTerm:
+def term(projector: str, norm: str, distance: str, form: LossForm, pool: pooling.Pool) -> FeatureTerm:
     projection, side = PROJECTORS[projector], NORMS[norm]
     source, target = (D_T, projection.d_s) if projection.inverted else (projection.d_s, D_T)
     return FeatureTerm(
@@ -152,7 +152,7 @@ def fault(value: Tensor, student: nn.Module, subject: FeatureTerm) -> str | None
     return None
 
 
-def train(projector: str, norm: str, distance: str, form: Form, feature: str, precision: str) -> Outcome | None:
+def train(projector: str, norm: str, distance: str, form: LossForm, feature: str, precision: str) -> Outcome | None:
     """Five steps; None if the form does not apply."""
     torch.manual_seed(0)
     outcome = Outcome(form, feature, precision)
@@ -167,8 +167,8 @@ def train(projector: str, norm: str, distance: str, form: Form, feature: str, pr
                 z_s = student(x)
                 z_t = z_t.to(z_s.dtype)  # the teacher runs under autocast as well
                 value = subject(Captured(z_s, {"z": z_s}), Captured(z_t, {"z": z_t}))
-            if subject.used is not form:
-                return outcome._replace(failed=f"took the form {subject.used.value}")
+            if subject.form_used is not form:
+                return outcome._replace(failed=f"took the form {subject.form_used.value}")
             optimizer.zero_grad()
             value.backward()
             wrong = fault(value.detach(), student, subject)
@@ -185,10 +185,10 @@ def train(projector: str, norm: str, distance: str, form: Form, feature: str, pr
 
 def outcomes(projector: str, norm: str, distance: str) -> list[Outcome]:
     """All runs of one combination."""
-    runs = itertools.product(Form, FEATURES, PRECISIONS)
+    runs = itertools.product(LossForm, FEATURES, PRECISIONS)
     found = [train(projector, norm, distance, form, feature, precision) for form, feature, precision in runs]
     ran = [outcome for outcome in found if outcome is not None]
-    trained = {(o.feature, o.precision) for o in ran if o.form is Form.DIRECT and not o.refused}
+    trained = {(o.feature, o.precision) for o in ran if o.form is LossForm.DIRECT and not o.refused}
     # What one form computes, another must not refuse.
     return [o._replace(failed=o.refused) if o.refused and (o.feature, o.precision) in trained else o for o in ran]
 
@@ -201,7 +201,7 @@ def verdict(found: list[Outcome]) -> str:
 
 def cell(found: list[Outcome], reasons: list[str]) -> str:
     """The verdict, the forms and the numbers of the reasons."""
-    forms = [SYMBOL[form] for form in Form if any(o.form is form and not o.refused for o in found)]
+    forms = [SYMBOL[form] for form in LossForm if any(o.form is form and not o.refused for o in found)]
     parts = ["FAIL" if verdict(found) == "FAIL" else "", "ok " + "/".join(forms) if verdict(found) == "ok" else ""]
     numbers: list[int] = []
     for what in dict.fromkeys(o.failed or o.refused for o in found if o.failed or o.refused):

@@ -34,7 +34,7 @@ from limbeck.detection.assembly import build_detection_distiller
 from limbeck.detection.kind import random_boxes
 from limbeck.detection.models import build_detector
 from limbeck.recipes.published import named
-from limbeck.terms import FeatureTerm, Form
+from limbeck.terms import FeatureTerm, LossForm
 
 PAIRS = ("coco-fasterrcnn-r50-mv2", "coco-fasterrcnn-r101-r18", "coco-fasterrcnn-r101-r50")
 FLOOR, BY_HAND, DIRECT, MOMENTS = "student alone", "by hand", "Limbeck, direct", "Limbeck, moments"
@@ -93,7 +93,7 @@ def steps(name: str, batch: DetectionBatch, precision: torch.dtype) -> dict[str,
     by_hand = ByHand(student.module, teacher.module, weight=recipe.full_feature_weight)
     alone = build_detection_distiller(recipe.changed({"method": "alone", "teacher": None}), student, None)
     direct, moments = (build_detection_distiller(recipe, student, teacher) for _ in range(2))
-    for distiller, form in ((direct, Form.DIRECT), (moments, Form.MOMENTS)):
+    for distiller, form in ((direct, LossForm.DIRECT), (moments, LossForm.MOMENTS)):
         for term in distiller.terms.values():
             assert isinstance(term, FeatureTerm)
             term.form = form

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.features.taps import Captured
-from limbeck.terms import Form
+from limbeck.terms import LossForm
 
 SHAPES = [(256, 192, 3024), (1024, 512, 2048), (25_088, 192, 768), (25_088, 384, 3024), (100_352, 384, 3024)]
 POOLED = 2048  # rows up to which losses of pairs of rows are run at all
@@ -35,7 +35,7 @@ CRD_IMAGES, CRD_NEGATIVES, CRD_WIDTH = 50_000, 16_384, 128
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
-def term(d_s: int, d_t: int, form: Form | None, *, elementwise: bool) -> Step:
+def term(d_s: int, d_t: int, form: LossForm | None, *, elementwise: bool) -> Step:
     subject = FeatureTerm(
         "z",
         "z",
@@ -104,12 +104,12 @@ def theirs(d_s: int, d_t: int) -> dict[str, Step]:
 def steps(n: int, d_s: int, d_t: int) -> dict[str, Step]:
     found = {
         "correlation, term's choice": term(d_s, d_t, None, elementwise=False),
-        "correlation, direct": term(d_s, d_t, Form.DIRECT, elementwise=False),
-        "correlation, moments": term(d_s, d_t, Form.MOMENTS, elementwise=False),
+        "correlation, direct": term(d_s, d_t, LossForm.DIRECT, elementwise=False),
+        "correlation, moments": term(d_s, d_t, LossForm.MOMENTS, elementwise=False),
         "correlation, published": published(d_s, d_t, elementwise=False),
         "elementwise, term's choice": term(d_s, d_t, None, elementwise=True),
-        "elementwise, direct": term(d_s, d_t, Form.DIRECT, elementwise=True),
-        "elementwise, chunked": term(d_s, d_t, Form.CHUNKED, elementwise=True),
+        "elementwise, direct": term(d_s, d_t, LossForm.DIRECT, elementwise=True),
+        "elementwise, chunked": term(d_s, d_t, LossForm.CHUNKED, elementwise=True),
         "elementwise, published": published(d_s, d_t, elementwise=True),
     }
     others = theirs(d_s, d_t)

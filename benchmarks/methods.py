@@ -56,7 +56,8 @@ from limbeck.runs.summary import count_parameters
 from limbeck.storage.checkpoint import save_text, save_weights
 from limbeck.tasks import Classification
 from limbeck.training.evaluation import evaluate, to_device, validate
-from limbeck.training.optim import check_finite, check_gradients, check_optimizer, set_rate
+from limbeck.training.fit import set_rate
+from limbeck.training.optim import check_finite, check_gradients, check_optimizer
 from limbeck.training.precision import PRECISIONS, Settings, apply_settings
 
 SHARED = (*GROUPS["data"], "teacher_size", "epochs", "batch_size", "seed", "precision", "memory_format", "device")

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.features.taps import Captured
-from limbeck.terms import Form
+from limbeck.terms import LossForm
 
 BATCHES = (16, 32, 64, 128, 256)
 WIDTHS = (256, 512, 1024, 2048, 4096)
@@ -112,7 +112,7 @@ def by_batch(student: str, teacher: str) -> list[dict[str, float]]:
     return found
 
 
-def term(d_s: int, d_t: int, form: Form | None = None) -> FeatureTerm:
+def term(d_s: int, d_t: int, form: LossForm | None = None) -> FeatureTerm:
     return FeatureTerm(
         "z",
         "z",
@@ -154,7 +154,7 @@ def by_rows() -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     for rows in ROWS:
         record: dict[str, float] = {"rows": rows}
-        for form in (Form.MOMENTS, Form.DIRECT):
+        for form in (LossForm.MOMENTS, LossForm.DIRECT):
             z_s, z_t = torch.randn(rows, D_S, requires_grad=True), torch.randn(rows, D_T)
             step = stepping(term(D_S, D_T, form), z_s, z_t)
             record[f"{form.value}, ms"] = round(1000 * seconds_of(step), 2)
@@ -254,7 +254,7 @@ def process_worker() -> None:
     torch.manual_seed(dist.get_rank())
     rows = 12_544 // world
     z_s, z_t = torch.randn(rows, D_S, requires_grad=True), torch.randn(rows, D_T)
-    step = stepping(term(D_S, D_T, Form.MOMENTS), z_s, z_t)
+    step = stepping(term(D_S, D_T, LossForm.MOMENTS), z_s, z_t)
     step()
     sent = 0
     step()

@@ -24,7 +24,7 @@ from limbeck.features import compiler, pooling
 from limbeck.features.taps import Captured
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.tasks import Classification
-from limbeck.terms import Form, LabelledLogitTerm, RelationTerm
+from limbeck.terms import LabelledLogitTerm, LossForm, RelationTerm
 
 D_S, D_T, SIDE, CLASSES, IMAGES = 3, 4, 4, 5, 24
 STEPS = (8, 5)  # rows of the two batches: the last one of an epoch is odd
@@ -123,14 +123,14 @@ def form_cells() -> dict[str, Cell]:
     """Blocks take gradients on the way: there the graph may break."""
     both, log = (BF16, FP16), losses.log_correlation
     return {
-        "form direct": Cell(lambda: dense(form=Form.DIRECT, loss=log), "maps", both),
-        "form moments": Cell(lambda: dense(form=Form.MOMENTS, loss=log), "maps", both),
-        "form chunked": Cell(lambda: dense(form=Form.CHUNKED, loss=losses.log_sum), "maps", both, whole=False),
+        "form direct": Cell(lambda: dense(form=LossForm.DIRECT, loss=log), "maps", both),
+        "form moments": Cell(lambda: dense(form=LossForm.MOMENTS, loss=log), "maps", both),
+        "form chunked": Cell(lambda: dense(form=LossForm.CHUNKED, loss=losses.log_sum), "maps", both, whole=False),
         "form chosen": Cell(lambda: dense(loss=log), "maps"),
-        "form moments, inverted": Cell(lambda: dense(form=Form.MOMENTS, loss=log, inverted=True), "maps"),
-        "form moments, ZCA before": Cell(lambda: dense(form=Form.MOMENTS, input_norm=norms.ZCA(D_S)), "maps"),
+        "form moments, inverted": Cell(lambda: dense(form=LossForm.MOMENTS, loss=log, inverted=True), "maps"),
+        "form moments, ZCA before": Cell(lambda: dense(form=LossForm.MOMENTS, input_norm=norms.ZCA(D_S)), "maps"),
         "form chunked, LayerNorm": Cell(
-            lambda: dense(form=Form.CHUNKED, norm=norms.LayerNorm, loss=losses.smooth_l1), "maps", whole=False
+            lambda: dense(form=LossForm.CHUNKED, norm=norms.LayerNorm, loss=losses.smooth_l1), "maps", whole=False
         ),
     }
 

@@ -131,7 +131,7 @@ def training(folder: Path, *, images: int = 40, size: int = 8, **more: Any) -> d
         val_batches(20),
         epochs=4,
         optimizer=optimizer,
-        rate=optim.cosine(4, warmup=1),
+        rate=optim.cosine_decay(4, warmup=1),
         clip=1.0,
         ema_decay=0.8,
         log=RunLog(folder),

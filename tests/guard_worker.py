@@ -41,7 +41,7 @@ def stopped(call: Callable[[], Any]) -> str:
 def late(*values: Any, **named: Any) -> Guard:
     """A guard that believes to be on a GPU."""
     guard = Guard(*values, **named)
-    guard._reads_at_once = False
+    guard.reads_at_once = False
     return guard
 
 

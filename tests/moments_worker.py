@@ -159,7 +159,7 @@ def forms() -> dict[str, str]:
         if isinstance(term, FeatureTerm):
             z_s, z_t = own(draw(ROWS, D_S, 2, 2, seed=2), split), own(draw(ROWS, D_T, 2, 2, seed=3), split)
             term(Captured(z_s, {"z": z_s}), Captured(z_t, {"z": z_t}))
-            found[name] = term.used.value
+            found[name] = term.form_used.value
     return found
 
 
@@ -223,7 +223,7 @@ def sharded(*, in_units: bool) -> dict[str, Tensor | str]:
         if "does not support" not in str(error):  # the gloo of older versions scatters no sums
             raise
         return {"unsupported": str(error).splitlines()[0]}
-    forms = {name: term.used.value for name, term in subject.terms.items() if isinstance(term, FeatureTerm)}
+    forms = {name: term.form_used.value for name, term in subject.terms.items() if isinstance(term, FeatureTerm)}
     return found | {f"form {name}": form for name, form in forms.items()}
 
 

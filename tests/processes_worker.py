@@ -151,7 +151,7 @@ def training(folder: Path, terms: str, *, norm: bool = False, labels: bool = Tru
         val_batches(labels=labels),
         epochs=EPOCHS,
         optimizer=optim.sgd(subject, lr=0.05),
-        rate=optim.cosine(EPOCHS, warmup=1),
+        rate=optim.cosine_decay(EPOCHS, warmup=1),
         clip=2.0,
         log=RunLog(folder),
         probe=looking,

@@ -46,7 +46,7 @@ def train(folder: Path, *, stop_after: int | None = None, adamw: bool = False, s
         list(Loader(16, 8, seed=1)),
         epochs=EPOCHS,
         optimizer=optimizer,
-        rate=optim.cosine(EPOCHS, warmup=1),
+        rate=optim.cosine_decay(EPOCHS, warmup=1),
         clip=1.0,
         ema_decay=0.8,
         log=RunLog(folder),

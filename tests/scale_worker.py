@@ -14,7 +14,7 @@ import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, norms, projectors
 from limbeck.distributed import collectives
 from limbeck.tasks import Classification
-from limbeck.terms import Form, RelationTerm
+from limbeck.terms import LossForm, RelationTerm
 from limbeck.training import modules as trained
 from limbeck.training import optim
 
@@ -33,7 +33,7 @@ def whitened() -> FeatureTerm:
         projector=projectors.linear(STUDENT, TEACHER),
         input_norm=norms.BatchNorm(STUDENT),
         loss=losses.mean_squared_error,
-        form=Form.DIRECT,
+        form=LossForm.DIRECT,
     )
 
 
@@ -43,7 +43,7 @@ TERMS: dict[str, Callable[[], Any]] = {
     "moments, mse": lambda: feature(loss=losses.mean_squared_error),
     "blocks, log_sum": lambda: feature(loss=losses.log_sum),
     "blocks, l1": lambda: feature(loss=losses.l1),
-    "direct": lambda: feature(loss=losses.log_sum, form=Form.DIRECT),
+    "direct": lambda: feature(loss=losses.log_sum, form=LossForm.DIRECT),
     "norm in front": whitened,
     "relation": lambda: RelationTerm("fc:input", "fc:input", loss=losses.similarity_preserving),
     "logit": LogitTerm,
@@ -124,7 +124,7 @@ def counted(name: str) -> dict[str, Any]:
         "third": {kind: after[3][kind] - after[2][kind] for kind in after[3]},
         "parameters": sum(p.numel() for p in made.trainable_parameters().values()),
         "buffers": sum(buffer.nbytes for buffer in made.buffers()),
-        "form": term.used.value if isinstance(term, FeatureTerm) else None,
+        "form": term.form_used.value if isinstance(term, FeatureTerm) else None,
     }
 
 

@@ -20,6 +20,7 @@ from limbeck.tasks import Classification
 from limbeck.training import meter, optim
 from limbeck.training.bad_batch import broken_parameters
 from limbeck.training.evaluation import evaluate
+from limbeck.training.fit import gradient_norm
 from limbeck.training.guard import Skip
 from processes_worker import Indexed, Looking, Ragged
 from sharding_worker import CPU, adamw, distiller, training
@@ -101,7 +102,10 @@ def parts_of(spoil: str) -> dict[str, Any]:
     target.grad = torch.zeros_like(target)
     if collectives.rank() == collectives.world_size() - 1:
         sharding.local(target if spoil == "parameter" else target.grad).view(-1)[-1] = torch.nan
-    return {"broken": broken_parameters(subject), "norm": float(sharding.norm([target.grad]))}
+    return {
+        "broken": broken_parameters(subject),
+        "norm": float(gradient_norm([sharding.local(target.grad)], shard=True)),
+    }
 
 
 def left_out(folder: Path, *, shard: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from limbeck.logs.runlog import RunLog
 from limbeck.models import synchronized
 from limbeck.storage.checkpoint import Checkpoints
 from limbeck.tasks import Classification, LabelFree
-from limbeck.terms import Form, RelationTerm
+from limbeck.terms import LossForm, RelationTerm
 from limbeck.training import optim
 from limbeck.training.evaluation import evaluate
 from processes_worker import Ragged, feature, val_batches
@@ -56,7 +56,7 @@ def direct() -> FeatureTerm:
         student_norm=norms.LayerNorm(6),
         teacher_norm=norms.LayerNorm(6),
         loss=losses.smooth_l1,
-        form=Form.DIRECT,
+        form=LossForm.DIRECT,
     )
 
 
@@ -138,7 +138,7 @@ def training(
         val_batches(labels=labels) if val else None,
         epochs=epochs,
         optimizer=make,
-        rate=optim.cosine(EPOCHS, warmup=1),
+        rate=optim.cosine_decay(EPOCHS, warmup=1),
         clip=2.0,
         log=RunLog(folder),
         checkpoints=checkpoints,

@@ -21,7 +21,7 @@ from limbeck.features import pooling
 from limbeck.features.taps import Captured
 from limbeck.rivals import CRDTerm, HintTerm, ReviewTerm, VIDTerm, regressor
 from limbeck.tasks import Classification
-from limbeck.terms import Form
+from limbeck.terms import LossForm
 from limbeck.training import meter
 from limbeck.training.modules import Average
 from losses import compile_worker
@@ -109,7 +109,7 @@ def of_modules() -> dict[str, Callable[[], Any]]:
 
 
 def of_terms() -> dict[str, Callable[[], Any]]:
-    def feature(form: Form | None, **more: Any) -> Callable[[], Any]:
+    def feature(form: LossForm | None, **more: Any) -> Callable[[], Any]:
         term = FeatureTerm(
             "conv2",
             "conv2",
@@ -140,7 +140,7 @@ def of_terms() -> dict[str, Callable[[], Any]]:
         "teacher_norm": lambda: norms.BatchNorm(6),
     }
 
-    def normed(form: Form, **more: Any) -> Callable[[], Any]:
+    def normed(form: LossForm, **more: Any) -> Callable[[], Any]:
         return feature(form, **{name: norm() for name, norm in batch_norms.items()}, **more)
 
     def ridge() -> Callable[[], Any]:
@@ -157,10 +157,10 @@ def of_terms() -> dict[str, Callable[[], Any]]:
         return lambda: term(*sides)
 
     return {
-        "direct": lambda: normed(Form.DIRECT, loss=losses.log_sum),
-        "moments": lambda: normed(Form.MOMENTS, loss=losses.mean_squared_error),
-        "correlation": lambda: normed(Form.MOMENTS, correlation_loss=losses.log_correlation),
-        "chunked": lambda: normed(Form.CHUNKED, loss=losses.log_sum),
+        "direct": lambda: normed(LossForm.DIRECT, loss=losses.log_sum),
+        "moments": lambda: normed(LossForm.MOMENTS, loss=losses.mean_squared_error),
+        "correlation": lambda: normed(LossForm.MOMENTS, correlation_loss=losses.log_correlation),
+        "chunked": lambda: normed(LossForm.CHUNKED, loss=losses.log_sum),
         "ridge": ridge,
         "whitened": lambda: feature(None, input_norm=norms.ZCA(4, momentum=0.1), loss=losses.l1),
         "logits": lambda: term_of(LogitTerm(), LabelledLogitTerm(losses.decoupled_kl)),

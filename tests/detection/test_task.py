@@ -145,7 +145,7 @@ def test_a_small_detector_learns_bright_rectangles_and_the_teacher_keeps_its_byt
     assert result.last["ap50"] > 0.5
     assert result.best["ap"] >= result.last["ap"]
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert term.used.value == "moments"
+    assert term.form_used.value == "moments"
 
 
 class Repeated:

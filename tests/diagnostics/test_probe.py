@@ -30,7 +30,7 @@ from limbeck.features import pooling
 from limbeck.features.taps import Taps
 from limbeck.logs.runlog import RunLog
 from limbeck.tasks import Classification, LabelFree
-from limbeck.terms import Form, RelationTerm
+from limbeck.terms import LossForm, RelationTerm
 from limbeck.training import optim
 
 CPU = torch.device("cpu")
@@ -260,8 +260,8 @@ def test_scores_are_those_of_evaluation() -> None:
     assert not any(name.startswith("teacher") for name in look(subject, held_back, compare_outputs=False)["student"])
 
 
-@pytest.mark.parametrize("form", [Form.DIRECT, Form.MOMENTS, Form.CHUNKED])
-def test_the_form_of_a_term_changes_nothing(form: Form) -> None:
+@pytest.mark.parametrize("form", [LossForm.DIRECT, LossForm.MOMENTS, LossForm.CHUNKED])
+def test_the_form_of_a_term_changes_nothing(form: LossForm) -> None:
     subject = with_term(term(projectors.linear(4, 6), loss=losses.mean_squared_error, form=form))
     subject.term_modules.get_submodule("feature").double()
     subject.double()

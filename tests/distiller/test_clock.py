@@ -102,7 +102,7 @@ def test_a_stop_in_mid_epoch_loses_nothing_of_it(tmp_path: Path) -> None:
     def meter() -> Meter:
         log, counters = RunLog(tmp_path), Counters()
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        guard = Guard(distiller, {}, optimizer, None, log, counters, CPU, autocast=torch.no_grad, scaler=scaler)
+        guard = Guard(distiller, {}, optimizer, None, log, counters, autocast=torch.no_grad, scaler=scaler)
         return Meter(log, counters, 0, CPU, guard, distiller.clock)
 
     meters = [meter()]

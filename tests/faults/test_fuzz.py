@@ -94,5 +94,5 @@ def test_watch_passes_over_a_record_that_no_run_writes(tmp_path: Path, record: d
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     watched = Watched(tmp_path)
     watched.look()
-    assert watched.standing.step == 20
+    assert watched.latest.step == 20
     watched.view(Console())

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor
 
 import planted
-from limbeck.logs.live import BLOCKS, MOST_VALUES, Curve, Screen, Standing, sparkline, table
+from limbeck.logs.live import BLOCKS, MOST_VALUES, Curve, LatestFigures, Screen, sparkline, table
 from limbeck.logs.runlog import RunLog
 from limbeck.logs.sinks import Sink
 from tiny import records
@@ -213,8 +213,8 @@ def test_a_run_that_did_not_begin_leaves_no_log(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def standing(*more: planted.Record) -> Standing:
-    found = Standing()
+def latest(*more: planted.Record) -> LatestFigures:
+    found = LatestFigures()
     for record in (
         planted.start(),
         *(planted.step(20 * n, epoch=1 + (n - 1) // 2, loss=4.0 / n) for n in range(1, 5)),
@@ -227,7 +227,7 @@ def standing(*more: planted.Record) -> Standing:
     return found
 
 
-def drawn(found: Standing, width: int, *, curves: bool = False) -> list[str]:
+def drawn(found: LatestFigures, width: int, *, curves: bool = False) -> list[str]:
     console = Console(width=width, record=True, file=io.StringIO())
     shown = table(found, width=width, curves=curves)
     assert shown is not None
@@ -236,7 +236,7 @@ def drawn(found: Standing, width: int, *, curves: bool = False) -> list[str]:
 
 
 def test_the_table_shows_parts_rates_validation_and_the_last_probe() -> None:
-    rows = [" ".join(row.split()) for row in drawn(standing(), 80)]
+    rows = [" ".join(row.split()) for row in drawn(latest(), 80)]
     assert rows == [
         "training, step 80 validation, epoch 2",
         "loss 1 top1 40.00%",
@@ -255,7 +255,7 @@ def test_no_line_of_the_table_is_longer_than_the_terminal(width: int, curves: bo
     huge = planted.step(123_456_789, epoch=9999, loss=-1.2345e-17)
     huge["parts"] = {"a part with a name that is far too long for the table [bold]": 1e-300}
     probe = planted.probe(123_456_789, terms=("first", "second"))
-    rows = drawn(standing(huge, planted.epoch(9999, 123_456_789), probe), width, curves=curves)
+    rows = drawn(latest(huge, planted.epoch(9999, 123_456_789), probe), width, curves=curves)
     assert max(map(len, rows)) <= min(width, 80)
     text = " ".join(" ".join(rows).split())
     assert "first stable rank 1.312" in text
@@ -266,7 +266,7 @@ def test_no_line_of_the_table_is_longer_than_the_terminal(width: int, curves: bo
 
 
 def test_curves_stand_beside_their_figures() -> None:
-    rows = drawn(standing(), 80, curves=True)
+    rows = drawn(latest(), 80, curves=True)
     assert "loss                         1 █▃▂▁" in rows[1]  # 4, 2, 4/3, 1
     assert "top1                    40.00% █▁" in rows[1]
 
@@ -291,7 +291,7 @@ def test_a_curve_is_thinned_evenly() -> None:
 
 
 def test_the_time_left_is_that_of_the_epochs_so_far() -> None:
-    found = Standing()
+    found = LatestFigures()
     assert found.seconds_left(10) is None
     found.take(planted.start(images=1000))
     found.take(planted.step(20))
@@ -304,7 +304,7 @@ def test_the_time_left_is_that_of_the_epochs_so_far() -> None:
 
 
 def test_records_of_an_own_loop_may_have_less() -> None:
-    found = Standing()
+    found = LatestFigures()
     for kind in ("start", "step", "epoch", "probe", "preflight", "something else"):
         found.take({"kind": kind})
     assert table(found) is None
@@ -313,7 +313,7 @@ def test_records_of_an_own_loop_may_have_less() -> None:
 
 
 def test_the_best_epoch_is_that_of_the_lowest_loss_where_there_is_no_accuracy() -> None:
-    found = Standing()
+    found = LatestFigures()
     for number, loss in enumerate((3.0, 1.0, 2.0), start=1):
         found.take({**planted.epoch(number, number), "val": {"loss": loss}})
     assert (found.last, found.best) == ("2", "1")
@@ -326,7 +326,7 @@ def test_a_screen_shows_the_table_where_the_bar_fits_too(height: int, is_shown: 
     screen = Screen(console)
     screen.begin("epoch 3/4", 20)
     screen.advance(12.0, 0.5)
-    screen.show(standing())  # eight lines
+    screen.show(latest())  # eight lines
     time.sleep(0.3)  # drawn by a thread of its own
     screen.stop()
     text = console.export_text()
@@ -343,8 +343,8 @@ def test_a_resumed_run_shows_what_came_before(tmp_path: Path, capfd: pytest.Capt
         step(log, 40)
         epoch(log, 2, 40)
     assert "epoch 2/3" in capfd.readouterr().err
-    assert log._standing.probed == 20
-    assert log._standing.validation["best (epoch 1)"] == "25.00%"
+    assert log._latest.probed == 20
+    assert log._latest.validation["best (epoch 1)"] == "25.00%"
 
 
 def test_a_damaged_line_is_passed_over_when_a_run_goes_on(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.projectors import Ridge
-from limbeck.terms import Form, Loss, chunked, feature
+from limbeck.terms import Loss, LossForm, chunked, feature
 from reference_terms import captured
 
 N, D_S, D_T = 9, 3, 4  # maps of 2 x 2 positions, so 36 rows
@@ -67,13 +67,13 @@ CORRELATION: dict[str, Callable[[Tensor], Tensor]] = {
 IN_BLOCKS = ("squared_error", "mean_squared_error", "l1", "smooth_l1", "cosine", "log_sum", "log_sum 1.5")
 
 
-def applies(projector: str, norm: str, loss: str, *, inverted: bool = False) -> set[Form]:
+def applies(projector: str, norm: str, loss: str, *, inverted: bool = False) -> set[LossForm]:
     """What the documentation says."""
-    found = {Form.DIRECT}
+    found = {LossForm.DIRECT}
     if projector in ENDS_IN_LINEAR and norm == "batch" and loss in ("mean_squared_error", *CORRELATION):
-        found.add(Form.MOMENTS)
+        found.add(LossForm.MOMENTS)
     if projector in ENDS_IN_LINEAR and norm in ROW_BY_ROW_OR_BATCH and loss in IN_BLOCKS and not inverted:
-        found.add(Form.CHUNKED)
+        found.add(LossForm.CHUNKED)
     return found
 
 
@@ -180,7 +180,7 @@ def test_every_form_that_applies_is_the_loss_written_out(projector: str, norm: s
         for form in applies(projector, norm, loss):
             term = build(projector, norm, loss, form=form)
             found = value_and_gradients(of_term, term, z_s, z_t)
-            assert term.used is form
+            assert term.form_used is form
             expected = expected or value_and_gradients(written_out, term, z_s, z_t)
             assert_equal(found, expected, (loss, form))
             assert found["z_s"].abs().max() > 1e-6, (loss, form)
@@ -190,7 +190,7 @@ def test_every_form_that_applies_is_the_loss_written_out(projector: str, norm: s
 def test_a_form_that_does_not_apply_is_refused(projector: str, norm: str) -> None:
     z_s, z_t = maps(projector)
     for loss in combined(norm):
-        for form in set(Form) - applies(projector, norm, loss):
+        for form in set(LossForm) - applies(projector, norm, loss):
             term = build(projector, norm, loss, form=form)
             with pytest.raises(UserError) as raised:
                 of_term(term, z_s, z_t)
@@ -211,7 +211,7 @@ def test_inverted(projector: str, norm: str) -> None:
             found = value_and_gradients(of_term, term, z_s, z_t)
             expected = expected or value_and_gradients(written_out, term, z_s, z_t)
             assert_equal(found, expected, (loss, form))
-        for form in set(Form) - possible:
+        for form in set(LossForm) - possible:
             with pytest.raises(UserError, match=f"the {form.value} form does not apply"):
                 of_term(build(projector, norm, loss, inverted=True, form=form), z_s, z_t)
 
@@ -229,7 +229,7 @@ def test_a_norm_in_front_of_the_projector(
             in_front = whitening(D_T if inverted else width_of(projector))
             term = build(projector, norm, loss, inverted=inverted, form=form, input_norm=in_front)
             found = value_and_gradients(of_term, term, z_s, z_t)
-            assert term.used is form
+            assert term.form_used is form
             expected = expected or value_and_gradients(written_out, term, z_s, z_t)
             assert_equal(found, expected, (loss, form))
 
@@ -247,9 +247,9 @@ def term_of_vectors(projector: nn.Module, norm: str, loss: str) -> FeatureTerm:
     ).double()
 
 
-def used(term: FeatureTerm, n: int) -> Form:
+def used(term: FeatureTerm, n: int) -> LossForm:
     of_term(term, draw(n, D_S), draw(n, D_T, seed=1))
-    return term.used
+    return term.form_used
 
 
 @pytest.mark.parametrize("loss", ["mean_squared_error", "log_correlation", "correlation_power"])
@@ -257,25 +257,25 @@ def used(term: FeatureTerm, n: int) -> Form:
 def test_moments_are_taken_from_twice_as_many_rows_as_channels_on(projector: str, width: int, loss: str) -> None:
     """The channels are those in front of the last layer."""
     term = term_of_vectors(PROJECTORS[projector](D_S, D_T), "batch", loss)
-    assert used(term, 2 * width) is Form.DIRECT
-    assert used(term, 2 * width + 1) is Form.MOMENTS
+    assert used(term, 2 * width) is LossForm.DIRECT
+    assert used(term, 2 * width + 1) is LossForm.MOMENTS
 
 
 def test_blocks_are_taken_for_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature, "CHUNKED_ELEMENTS", 20 * D_T)
     for norm in ROW_BY_ROW_OR_BATCH:
         term = term_of_vectors(projectors.linear(D_S, D_T), norm, "log_sum")
-        assert used(term, 20) is Form.DIRECT
-        assert used(term, 21) is Form.CHUNKED
+        assert used(term, 20) is LossForm.DIRECT
+        assert used(term, 21) is LossForm.CHUNKED
     squared = term_of_vectors(projectors.linear(D_S, D_T), "batch", "mean_squared_error")
-    assert used(squared, 21) is Form.MOMENTS  # both apply
+    assert used(squared, 21) is LossForm.MOMENTS  # both apply
     for norm, loss in (("ZCA", "log_sum"), ("none", "feature_kl")):
-        assert used(term_of_vectors(projectors.linear(D_S, D_T), norm, loss), 21) is Form.DIRECT
-    assert used(term_of_vectors(projectors.ensemble(D_S, D_T), "none", "log_sum"), 21) is Form.DIRECT
+        assert used(term_of_vectors(projectors.linear(D_S, D_T), norm, loss), 21) is LossForm.DIRECT
+    assert used(term_of_vectors(projectors.ensemble(D_S, D_T), "none", "log_sum"), 21) is LossForm.DIRECT
 
 
 def test_a_teacher_that_wants_a_gradient_is_not_taken_in_blocks() -> None:
-    term = build("linear", "none", "log_sum", form=Form.CHUNKED)
+    term = build("linear", "none", "log_sum", form=LossForm.CHUNKED)
     z_s, z_t = maps("linear")
     with pytest.raises(UserError, match="chunked form does not apply"):
         of_term(term, z_s, z_t.requires_grad_())
@@ -305,9 +305,9 @@ def test_ridge_observes_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inverted", "form"), [*((False, form) for form in (None, *Form)), (True, None), (True, Form.MOMENTS)]
+    ("inverted", "form"), [*((False, form) for form in (None, *LossForm)), (True, None), (True, LossForm.MOMENTS)]
 )
-def test_unequal_widths_are_an_error_in_each_form(inverted: bool, form: Form | None) -> None:
+def test_unequal_widths_are_an_error_in_each_form(inverted: bool, form: LossForm | None) -> None:
     term = build("linear", "batch", "mean_squared_error", inverted=inverted, form=form)
     z_s, z_t = draw(N, D_S + inverted, 2, 2), draw(N, D_T + (not inverted), 2, 2)
     with pytest.raises(UserError) as raised:
@@ -319,15 +319,15 @@ def test_unequal_widths_are_an_error_in_each_form(inverted: bool, form: Form | N
     assert str(raised.value) == message + "expected equal shapes"
 
 
-@pytest.mark.parametrize("form", [None, *Form])
-def test_unequal_rows_are_an_error_in_each_form(form: Form | None) -> None:
+@pytest.mark.parametrize("form", [None, *LossForm])
+def test_unequal_rows_are_an_error_in_each_form(form: LossForm | None) -> None:
     term = build("linear", "batch", "mean_squared_error", form=form)
     with pytest.raises(UserError, match=r"is \(9, 4, 4\) and .* is \(9, 6, 4\); expected equal shapes"):
         of_term(term, draw(N, D_S, 2, 2), draw(N, D_T, 2, 3))
 
 
-@pytest.mark.parametrize("form", Form)
-def test_a_batch_norm_of_another_width_is_an_error_in_each_form(form: Form) -> None:
+@pytest.mark.parametrize("form", LossForm)
+def test_a_batch_norm_of_another_width_is_an_error_in_each_form(form: LossForm) -> None:
     term = build("linear", "batch", "mean_squared_error", form=form)
     for side in ("student_norm", "teacher_norm"):
         other = copy.deepcopy(term)
@@ -337,18 +337,19 @@ def test_a_batch_norm_of_another_width_is_an_error_in_each_form(form: Form) -> N
 
 
 @pytest.mark.parametrize(
-    ("form", "norm"), [*((form, "batch") for form in Form), (Form.DIRECT, "none"), (Form.CHUNKED, "none")]
+    ("form", "norm"),
+    [*((form, "batch") for form in LossForm), (LossForm.DIRECT, "none"), (LossForm.CHUNKED, "none")],
 )
-def test_no_rows_are_an_error_in_each_form(form: Form, norm: str) -> None:
-    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+def test_no_rows_are_an_error_in_each_form(form: LossForm, norm: str) -> None:
+    for loss in ("mean_squared_error", *(() if form is LossForm.MOMENTS else ("log_sum", "squared_error"))):
         with reference.as_a_user(), pytest.raises(UserError, match=r"expected .*at least one|need at least 2"):
             of_term(build("linear", norm, loss, form=form), draw(0, D_S, 2, 2), draw(0, D_T, 2, 2))
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", LossForm)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradient_the_value_is_the_same(form: Form, mode: Callable[[], Any]) -> None:
-    for loss in ("mean_squared_error", *(() if form is Form.MOMENTS else ("log_sum", "squared_error"))):
+def test_without_gradient_the_value_is_the_same(form: LossForm, mode: Callable[[], Any]) -> None:
+    for loss in ("mean_squared_error", *(() if form is LossForm.MOMENTS else ("log_sum", "squared_error"))):
         term = build("mlp", "batch", loss, form=form)
         expected = of_term(term, *maps("mlp")).detach()
         readings = dict(term.readings)
@@ -358,9 +359,9 @@ def test_without_gradient_the_value_is_the_same(form: Form, mode: Callable[[], A
         assert_equal({"value": value} | term.readings, {"value": expected} | readings, loss)
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", LossForm)
 @pytest.mark.parametrize("scale", [1e-3, 1e12, 1e17])
-def test_large_features_in_float32(form: Form, scale: float) -> None:
+def test_large_features_in_float32(form: LossForm, scale: float) -> None:
     """Whose variance is a float32 number, and the product of two variances none."""
     z_s, z_t = (scale * z for z in maps("linear"))
     expected = of_term(build("linear", "batch", "mean_squared_error"), z_s, z_t).item()
@@ -397,7 +398,7 @@ def test_float16_under_a_loss_scale_gives_the_gradients_of_float64(projector: st
     """And no form needs a smaller scale than the direct one. A GradScaler starts at 2^16, which is no float16."""
     z_s, z_t = (z.detach().half() for z in maps(projector))
 
-    def gradients(loss: str, form: Form, dtype: torch.dtype, scale: float) -> Tensor:
+    def gradients(loss: str, form: LossForm, dtype: torch.dtype, scale: float) -> Tensor:
         term = build(projector, norm, loss, form=form)
         term = term.float() if dtype == torch.float16 else term
         x = z_s.clone().to(dtype).requires_grad_()
@@ -408,7 +409,7 @@ def test_float16_under_a_loss_scale_gives_the_gradients_of_float64(projector: st
         return torch.cat(grads) / scale
 
     for loss in combined(norm):
-        largest: dict[Form, float] = {}
+        largest: dict[LossForm, float] = {}
         for form in applies(projector, norm, loss):
             exact = gradients(loss, form, torch.float64, 1.0)
             scale, ours = 2.0**16, gradients(loss, form, torch.float16, 2.0**16)
@@ -416,13 +417,13 @@ def test_float16_under_a_loss_scale_gives_the_gradients_of_float64(projector: st
                 scale /= 2
                 ours = gradients(loss, form, torch.float16, scale)
             largest[form] = scale
-            limit = 0.05 if form is Form.DIRECT else 0.01  # which projects in float16
+            limit = 0.05 if form is LossForm.DIRECT else 0.01  # which projects in float16
             assert float((ours - exact).norm()) < limit * float(exact.norm()), (loss, form, scale)
-        assert all(scale >= largest[Form.DIRECT] for scale in largest.values()), (loss, largest)
+        assert all(scale >= largest[LossForm.DIRECT] for scale in largest.values()), (loss, largest)
 
 
-@pytest.mark.parametrize("form", [Form.DIRECT, Form.CHUNKED])
-def test_a_projector_that_is_bf16_as_a_whole(form: Form) -> None:
+@pytest.mark.parametrize("form", [LossForm.DIRECT, LossForm.CHUNKED])
+def test_a_projector_that_is_bf16_as_a_whole(form: LossForm) -> None:
     term = build("linear with a bias", "none", "smooth_l1", form=form).bfloat16()
     z_s, z_t = (z.bfloat16() for z in maps("linear"))
     value = of_term(term, z_s, z_t)

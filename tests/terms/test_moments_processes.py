@@ -12,7 +12,7 @@ from torch import Tensor
 
 import moments_worker
 import spawned
-from limbeck.terms import Form
+from limbeck.terms import LossForm
 
 pytestmark = pytest.mark.processes
 
@@ -59,11 +59,11 @@ def test_no_process_sends_its_rows_where_it_need_not(several: list[dict[str, Any
     """Whatever their number, and the same form on all of them."""
     for found in several:
         forms = found["forms"]
-        assert {form for name, form in forms.items() if name.startswith("moments")} == {Form.MOMENTS.value}
-        assert {form for name, form in forms.items() if name.startswith("chunked")} == {Form.CHUNKED.value}
+        assert {form for name, form in forms.items() if name.startswith("moments")} == {LossForm.MOMENTS.value}
+        assert {form for name, form in forms.items() if name.startswith("chunked")} == {LossForm.CHUNKED.value}
         # Behind the gathering norm every process has all rows, and chooses by their number.
-        assert forms["ZCA in front"] == forms["Ridge"] == Form.DIRECT.value
-        assert forms["ZCA in front, moments"] == Form.MOMENTS.value
+        assert forms["ZCA in front"] == forms["Ridge"] == LossForm.DIRECT.value
+        assert forms["ZCA in front, moments"] == LossForm.MOMENTS.value
 
 
 def test_logits_are_gathered_only_for_losses_that_are_no_mean_over_rows(several: list[dict[str, Any]]) -> None:
@@ -82,6 +82,6 @@ def test_a_distiller_sharded_by_fsdp_takes_the_same_step(two: list[dict[str, Any
     expected = moments_worker.step(moments_worker.distiller())
     for rank, found in enumerate(two):
         step = dict(found[what])
-        assert step.pop("form moments") == Form.MOMENTS.value
-        assert step.pop("form blocks") == Form.CHUNKED.value
+        assert step.pop("form moments") == LossForm.MOMENTS.value
+        assert step.pop("form blocks") == LossForm.CHUNKED.value
         assert_close(step, expected, f"process {rank}")

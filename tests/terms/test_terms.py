@@ -10,7 +10,7 @@ import reference_terms as twins
 from limbeck import FeatureTerm, LabelledLogitTerm, LogitTerm, losses, norms, projectors
 from limbeck.errors import UserError
 from limbeck.features import pooling
-from limbeck.terms import Form, Term
+from limbeck.terms import LossForm, Term
 from reference_terms import captured
 
 N, D_S, D_T = 7, 3, 5
@@ -22,7 +22,7 @@ def term(
     *,
     correlation: bool = False,
     dtype: torch.dtype = torch.float64,
-    form: Form | None = None,
+    form: LossForm | None = None,
 ) -> FeatureTerm:
     return FeatureTerm(
         "z",
@@ -135,7 +135,7 @@ def test_log_sum_behind_a_partial_is_still_recognised() -> None:
 
 @pytest.mark.parametrize("correlation", [False, True])
 def test_bf16_autocast_gives_float32_norms_and_loss(correlation: bool) -> None:
-    subject = term(correlation=correlation, dtype=torch.float32, form=Form.DIRECT)
+    subject = term(correlation=correlation, dtype=torch.float32, form=LossForm.DIRECT)
     seen: list[torch.dtype] = []
     for norm in (subject.student_norm, subject.teacher_norm):
         norm.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].dtype, output.dtype]))

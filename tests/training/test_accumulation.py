@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tiny
 from limbeck import Distiller, FeatureTerm, LogitTerm, fit, losses, projectors
-from limbeck.distiller import Pull, StepResult
+from limbeck.distiller import StepResult, UpstreamGradients
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.features.taps import Captured
@@ -263,8 +263,8 @@ def test_batches_of_other_sizes_of_images_are_one_line() -> None:
 def test_a_pull_has_the_gradient_of_its_surrogate() -> None:
     whole, _ = split([6])
     subject = with_every_kind_of_term()
-    pull = Pull(None, {"conv2": torch.ones(6, 4, 3, 3, dtype=torch.float64)}, {})
-    result = subject(whole, pull)
+    upstream = UpstreamGradients(None, {"conv2": torch.ones(6, 4, 3, 3, dtype=torch.float64)}, {})
+    result = subject(whole, upstream)
     assert result.parts == {}
     student, _ = subject.capture(whole)
     assert result.loss.item() == pytest.approx(student.features["conv2"].sum().item())

@@ -235,7 +235,7 @@ def test_a_teacher_that_gives_nan_for_some_images_is_named_with_them(
 
     def init(self: Guard, *values: Any, **named: Any) -> None:
         real(self, *values, **named)
-        self._reads_at_once = not late
+        self.reads_at_once = not late
 
     monkeypatch.setattr(Guard, "__init__", init)
     distiller, loader = with_sick_teacher({"term": TERMS[term]()}, 18, 21)

@@ -210,7 +210,7 @@ def test_accumulated_batches_are_one_large_batch_for_the_terms_and_all_else(accu
             [Batch(images.double(), target) for images, target in Loader(16, 8, seed=1)],
             epochs=3,
             optimizer=plain_sgd(subject),
-            rate=optim.cosine(3, warmup=1),
+            rate=optim.cosine_decay(3, warmup=1),
             clip=0.5,
             accumulate=count,
             ema_decay=0.8,

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def measured(folder: Path, subject: Distiller) -> tuple[Meter, Counters, torch.optim.Optimizer]:
     log, counters, optimizer = RunLog(folder, progress=False), Counters(), optim.sgd(subject)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    guard = Guard(subject, {}, optimizer, None, log, counters, CPU, autocast=torch.no_grad, scaler=scaler)
+    guard = Guard(subject, {}, optimizer, None, log, counters, autocast=torch.no_grad, scaler=scaler)
     return Meter(log, counters, 0, CPU, guard), counters, optimizer
 
 

@@ -12,6 +12,7 @@ from limbeck import Distiller
 from limbeck.errors import UserError
 from limbeck.tasks import Classification
 from limbeck.training import optim
+from limbeck.training.fit import set_rate
 
 
 def test_both_optimizers_hold_everything_trainable_and_nothing_else() -> None:
@@ -108,7 +109,7 @@ def test_a_parameter_that_is_not_finite_is_refused_by_name() -> None:
 
 
 def test_cosine() -> None:
-    rate = optim.cosine(10, warmup=2, floor=0.1)
+    rate = optim.cosine_decay(10, warmup=2, floor=0.1)
     assert rate(0) == pytest.approx(0.01)
     assert rate(1) == pytest.approx(0.505)
     assert rate(2) == 1.0
@@ -116,7 +117,7 @@ def test_cosine() -> None:
     assert rate(10) == rate(11) == pytest.approx(0.1)
     falling = [rate(2 + step / 10) for step in range(81)]
     assert falling == sorted(falling, reverse=True)
-    assert optim.cosine(10)(0) == 1.0
+    assert optim.cosine_decay(10)(0) == 1.0
 
 
 def test_step_decay() -> None:
@@ -128,12 +129,12 @@ def test_set_rate_scales_each_group_from_its_own_first_rate() -> None:
     a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
     for factor in (0.5, 0.5, 1.0, 0.2):  # no drift
-        optim.set_rate(optimizer, factor)
+        set_rate(optimizer, factor)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor, 0.1 * factor])
     # A checkpoint carries the first rate on, so that a resumed schedule is the same.
     other = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
     other.load_state_dict(optimizer.state_dict())
-    optim.set_rate(other, 1.0)
+    set_rate(other, 1.0)
     assert [group["lr"] for group in other.param_groups] == pytest.approx([1.0, 0.1])
 
 

@@ -95,7 +95,7 @@ def train(
         list(tiny.Loader(16, 8, seed=1)),
         epochs=EPOCHS,
         optimizer=optimizer,
-        rate=optim.cosine(EPOCHS, warmup=1),
+        rate=optim.cosine_decay(EPOCHS, warmup=1),
         clip=1.0,
         accumulate=accumulate,
         ema_decay=0.8,

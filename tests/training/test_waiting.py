@@ -56,7 +56,7 @@ class GpuMeter(meter.Meter):
 def gpu_guard(*values: Any, **named: Any) -> Guard:
     """Believes the same. Its own answers are for the CPU, which is where the processes talk here."""
     made = Guard(*values, **named)
-    made._reads_at_once = False
+    made.reads_at_once = False
     return made
 
 

@@ -18,7 +18,7 @@ from limbeck.recipes.recipe import Recipe
 from limbeck.storage.checkpoint import load_weights
 from limbeck.storage.untrusted import read_object
 from limbeck.training.guard import Skip
-from limbeck.training.optim import Rate, adamw, cosine, named, sgd, step_decay
+from limbeck.training.optim import Rate, adamw, cosine_decay, named, sgd, step_decay
 
 _MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
 SKIPPED = 10  # steps, see limbeck.training.guard.Skip
@@ -98,7 +98,7 @@ def build_rate(recipe: Recipe) -> Rate:
     """The learning rate's course over the epochs."""
     match recipe.schedule:
         case "cosine":
-            return cosine(recipe.epochs, warmup=recipe.warmup_epochs)
+            return cosine_decay(recipe.epochs, warmup=recipe.warmup_epochs)
         case "step":
             return step_decay(recipe.milestones, gamma=recipe.gamma, warmup=recipe.warmup_epochs)
         case "constant":

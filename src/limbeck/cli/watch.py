@@ -15,7 +15,7 @@ from rich.text import Text
 
 from limbeck.cli.flags import parse
 from limbeck.errors import UserError, paths_explained, shown
-from limbeck.logs.live import FINISHED, Standing, duration, table
+from limbeck.logs.live import FINISHED, LatestFigures, duration, table
 from limbeck.logs.records import COMPARISON_FILE
 from limbeck.recipes.reading import load_mapping, read_text
 from limbeck.storage.untrusted import parse_json
@@ -109,7 +109,7 @@ class Watched:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.standing = Standing()
+        self.latest = LatestFigures()
         self.problem = ""
         self.epochs: int | None = None
         self._log = folder / "log.jsonl"
@@ -127,10 +127,10 @@ class Watched:
     def _take(self) -> None:
         records, is_anew = self._tail.read()
         if is_anew:
-            self.standing = Standing()
+            self.latest = LatestFigures()
         for record in records:
             with suppress(TypeError, ValueError, AttributeError, OverflowError):  # a record that no run writes
-                self.standing.take(record)
+                self.latest.take(record)
         file = self.folder / "recipe.yaml"
         if self.epochs is None and file.is_file():
             epochs = load_mapping(read_text(file), str(file)).get("epochs")
@@ -139,16 +139,16 @@ class Watched:
     @property
     def left(self) -> str:
         """About how long it still takes, in words; empty where it is not known or has ended."""
-        seconds = self.standing.seconds_left(self.epochs) if self.epochs is not None else None
-        return "" if seconds is None or self.standing.ended else duration(seconds)
+        seconds = self.latest.seconds_left(self.epochs) if self.epochs is not None else None
+        return "" if seconds is None or self.latest.ended else duration(seconds)
 
     @property
     def state(self) -> str:
         """Whether it goes on, in words."""
         if self.problem:
             return self.problem
-        if self.standing.ended or not self._log.is_file():
-            return self.standing.ended or NOT_BEGUN
+        if self.latest.ended or not self._log.is_file():
+            return self.latest.ended or NOT_BEGUN
         return f"{SILENT_RUN} for {duration(self.silence)}" if self.silence > SILENT else "going on"
 
     @property
@@ -160,14 +160,14 @@ class Watched:
 
     def view(self, console: Console) -> RenderableType:
         """What is shown of one run: a head, a line of where it is, the table."""
-        standing = self.standing
+        latest = self.latest
         of = f"/{self.epochs}" if self.epochs is not None else ""
-        where = [f"epoch {standing.epoch}{of}", f"step {standing.step:,}"] if standing.step > 0 else []
+        where = [f"epoch {latest.epoch}{of}", f"step {latest.step:,}"] if latest.step > 0 else []
         line = ", ".join([*where, *([f"about {self.left} left"] if self.left else []), self.state])
         head = Text(shown(f"{self.folder}"), style="bold", no_wrap=True, overflow="crop")
-        made = table(standing, width=console.width, curves=not console.options.ascii_only)
+        made = table(latest, width=console.width, curves=not console.options.ascii_only)
         # Before the first record the run says what it does: training a teacher, for instance.
-        below = made if made is not None else Text(shown(standing.note))
+        below = made if made is not None else Text(shown(latest.note))
         return Group(head, Text(line), below)
 
 
@@ -252,9 +252,9 @@ def have_ended(folder: Path, runs: Sequence[Watched]) -> bool:
         return True
     begun = [run for run in runs if run.state != NOT_BEGUN]
     if not is_comparison(folder) and not is_run(folder):
-        return bool(begun) and all(run.silence > (BETWEEN if run.standing.ended else SILENT) for run in begun)
-    is_stopped = any(run.standing.ended not in ("", FINISHED) for run in begun)
-    return bool(begun) and all(run.standing.ended for run in begun) and (is_stopped or len(begun) == len(runs))
+        return bool(begun) and all(run.silence > (BETWEEN if run.latest.ended else SILENT) for run in begun)
+    is_stopped = any(run.latest.ended not in ("", FINISHED) for run in begun)
+    return bool(begun) and all(run.latest.ended for run in begun) and (is_stopped or len(begun) == len(runs))
 
 
 def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int | None = None) -> RenderableType:
@@ -280,12 +280,12 @@ def view(folder: Path, runs: Sequence[Watched], console: Console, *, lines: int 
     rows.add_row(*(Text(name, style="bold") for name in COLUMNS))
     for run in chosen:
         of = f"/{run.epochs}" if run.epochs is not None else ""
-        epoch = f"{run.standing.epoch}{of}" if run.standing.step > 0 else ""
+        epoch = f"{run.latest.epoch}{of}" if run.latest.step > 0 else ""
         cells = (
             shortened(run.folder.name, console.width - BESIDE),
             epoch,
-            run.standing.last,
-            run.standing.best,
+            run.latest.last,
+            run.latest.best,
             run.left,
             run.state,
         )

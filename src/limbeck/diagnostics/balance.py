@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limbeck.diagnostics.inputs import product
+from limbeck.diagnostics.inputs import matmul
 from limbeck.distiller import TASK
 from limbeck.errors import UserError, did_you_mean
 from limbeck.norms.roots import widest
@@ -102,7 +102,7 @@ def _gram(gradients: list[list[Tensor]]) -> list[list[float]]:
     total: Tensor | None = None
     for of_parameter in zip(*gradients, strict=True):
         stacked = torch.stack([each.flatten().to(widest(each.device)) for each in of_parameter])
-        share = product(stacked, stacked.T)
+        share = matmul(stacked, stacked.T)
         total = share if total is None else total + share.to(total.device)
     assert total is not None
     return total.tolist()

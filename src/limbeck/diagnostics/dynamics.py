@@ -25,8 +25,8 @@ from limbeck.diagnostics.inputs import (
     check_shapes,
     check_step,
     frobenius,
+    matmul,
     narrow,
-    product,
     same_shape,
 )
 from limbeck.errors import UserError
@@ -124,7 +124,7 @@ def gradient_flow(
         tensor([[1.]])
     """
     check_shapes("gradient_flow", c_s, c_st, w)
-    return c_st - product(c_s, w)
+    return c_st - matmul(c_s, w)
 
 
 def discrete_step(
@@ -238,8 +238,8 @@ def agreement(
         tensor([0.5000])
     """
     check_shapes("agreement", c_s, w, v)
-    c_v = product(c_s, v)
-    inner, square_w, square_v = (w * c_v).sum(0), (w * product(c_s, w)).sum(0), (v * c_v).sum(0)
+    c_v = matmul(c_s, v)
+    inner, square_w, square_v = (w * c_v).sum(0), (w * matmul(c_s, w)).sum(0), (v * c_v).sum(0)
     # The product of the roots: that of the squares would leave the range of float32 long before a root does.
     scale = square_w.clamp(min=0).sqrt() * square_v.clamp(min=0).sqrt()
     return torch.where(scale > 0, inner / torch.where(scale > 0, scale, 1), 0).clamp(-1, 1)
@@ -287,4 +287,4 @@ def _relation(name: str, z_s: Tensor, z_t: Tensor, centered: bool) -> Tensor:
     z_s, z_t = at_least_float32(z_s).flatten(0, -2), at_least_float32(z_t).flatten(0, -2)
     if centered:  # before the product: afterwards, large means would have eaten the digits
         z_s, z_t = z_s - z_s.mean(0), z_t - z_t.mean(0)
-    return product(z_s.T, z_t)
+    return matmul(z_s.T, z_t)

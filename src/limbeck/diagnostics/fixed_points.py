@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.diagnostics.dynamics import agreement
-from limbeck.diagnostics.inputs import check_finite, check_shapes, frobenius, product, same_shape
+from limbeck.diagnostics.inputs import check_finite, check_shapes, frobenius, matmul, same_shape
 from limbeck.errors import UserError
 from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest
@@ -69,7 +69,7 @@ def fixed_point(
         relative = rtol if rtol is not None else c_s.shape[0] * torch.finfo(c_s.dtype).eps
         is_zero = values <= relative * values.max()
         inverse = torch.where(is_zero, 0, 1 / torch.where(is_zero, 1, values))
-    return product(vectors, inverse[:, None] * product(vectors.T, c_st))
+    return matmul(vectors, inverse[:, None] * matmul(vectors.T, c_st))
 
 
 def relative_distance(w: Float[Tensor, "d_s d_t"], target: Float[Tensor, "d_s d_t"]) -> Float[Tensor, ""]:
@@ -177,6 +177,6 @@ def fixed_point_distances(
 
 
 def _apart(w: Tensor, end: Tensor, c_s: Tensor) -> Tensor:
-    given = (end * product(c_s, end)).sum(0).clamp(min=0).sqrt()
+    given = (end * matmul(c_s, end)).sum(0).clamp(min=0).sqrt()
     counts = given > 1e-6 * given.max()
     return 1 - torch.where(counts, agreement(w, end, c_s), 0).sum() / counts.sum().clamp(min=1)

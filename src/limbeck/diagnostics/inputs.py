@@ -9,7 +9,7 @@ from limbeck.errors import UserError
 from limbeck.norms.roots import widest
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product in at least float32, which autocast would lower."""
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     with torch.autocast(a.device.type, enabled=False):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limbeck import losses
-from limbeck.diagnostics.inputs import centered_rows, check_finite, narrow, product, standardized
+from limbeck.diagnostics.inputs import centered_rows, check_finite, matmul, narrow, standardized
 from limbeck.errors import UserError
 from limbeck.losses.inputs import at_least_float32
 from limbeck.norms.roots import widest
@@ -269,9 +269,9 @@ def _alignment(a: Tensor, b: Tensor, *, debiased: bool) -> Tensor:
     """``|A^T B|^2``, or ``n (n - 3)`` times its unbiased estimate, of centered rows."""
     n = len(a)
     if n * (a.shape[1] + b.shape[1]) < a.shape[1] * b.shape[1]:  # the cheaper of the same number's two forms
-        square = (product(a, a.T) * product(b, b.T)).sum()
+        square = (matmul(a, a.T) * matmul(b, b.T)).sum()
     else:
-        square = product(a.T, b).square().sum()
+        square = matmul(a.T, b).square().sum()
     if not debiased:
         return square
     lengths_a, lengths_b = a.square().sum(1), b.square().sum(1)
@@ -280,7 +280,7 @@ def _alignment(a: Tensor, b: Tensor, *, debiased: bool) -> Tensor:
 
 
 def _correlations(rows_x: Tensor, rows_y: Tensor) -> Tensor:
-    return (product(standardized(rows_x).T, standardized(rows_y)) / len(rows_x)).clamp(-1, 1)
+    return (matmul(standardized(rows_x).T, standardized(rows_y)) / len(rows_x)).clamp(-1, 1)
 
 
 def _varies(rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ each process holds a share of it.
 """
 
 from limbeck.distiller.frozen import FrozenTeacher, evaluating
-from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
+from limbeck.distiller.interface import TASK, StepResult, Task, UpstreamGradients, Weight
 from limbeck.distiller.module import Clock, Distiller
 from limbeck.distiller.sharded import ShardedDistiller, beside, shard_distiller
 
@@ -15,10 +15,10 @@ __all__ = [
     "Clock",
     "Distiller",
     "FrozenTeacher",
-    "Pull",
     "ShardedDistiller",
     "StepResult",
     "Task",
+    "UpstreamGradients",
     "Weight",
     "beside",
     "evaluating",

@@ -72,7 +72,7 @@ class StepResult:
     unsound: Tensor | None = None
 
 
-class Pull(NamedTuple):
+class UpstreamGradients(NamedTuple):
     """Gradients of a loss that was computed before, for the forward pass that takes them to the student.
 
     Attributes:

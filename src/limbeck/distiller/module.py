@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
-from limbeck.distiller.interface import TASK, Pull, StepResult, Task, Weight
+from limbeck.distiller.interface import TASK, StepResult, Task, UpstreamGradients, Weight
 from limbeck.distributed import collectives
 from limbeck.errors import UserError, did_you_mean
 from limbeck.features.compiler import Compiled
@@ -135,21 +135,21 @@ class Distiller(nn.Module):
         # Compiled code belongs to these terms, and the seconds to this distiller's steps, not to a copy's.
         return {**super().__getstate__(), "_calls": {}, "clock": Clock()}
 
-    def forward(self, batch: Any, pull: Pull | None = None) -> StepResult:
+    def forward(self, batch: Any, upstream: UpstreamGradients | None = None) -> StepResult:
         """One step on one batch.
 
         Args:
             batch: What the task reads.
-            pull: Instead of a loss of its own the step then has the surrogate ``sum <gradient, value>``, whose gradient
-                is that of the loss that the pull is of, see :mod:`limbeck.training.accumulation`; it has no parts.
+            upstream: Gradients of a loss that was computed before. The step's loss is then ``sum <gradient, value>``,
+                whose gradient is that of the other loss, see :mod:`limbeck.training.accumulation`; it has no parts.
 
         Raises:
             UserError: If there is neither a task loss nor a term, or a term cannot be computed.
         """
         if batch is None:
             raise UserError("the batch is None; expected what the task reads, for instance (images, labels)")
-        if pull is not None:
-            return self._pulled(self.capture_student(batch), pull)
+        if upstream is not None:
+            return self._surrogate(self.capture_student(batch), upstream)
         student, teacher = self.capture(batch)
         return self.compare(student, teacher, self.task.loss(student.output, batch))
 
@@ -234,12 +234,12 @@ class Distiller(nn.Module):
         self.teacher = None
         self._teacher_taps = None
 
-    def _pulled(self, student: Captured, pull: Pull) -> StepResult:
+    def _surrogate(self, student: Captured, upstream: UpstreamGradients) -> StepResult:
         parameters: dict[str, Tensor] = dict(self.term_modules.named_parameters())
-        pairs = [(gradient, student.features[name]) for name, gradient in pull.features.items()]
-        pairs += [(gradient, parameters[name]) for name, gradient in pull.terms.items()]
-        if pull.output is not None:
-            pairs.append((pull.output, student.output))
+        pairs = [(gradient, student.features[name]) for name, gradient in upstream.features.items()]
+        pairs += [(gradient, parameters[name]) for name, gradient in upstream.terms.items()]
+        if upstream.output is not None:
+            pairs.append((upstream.output, student.output))
         # At least float32, or the sum, which nobody reads, is soon infinite; the gradient goes back in its own type.
         wide = [
             (gradient * value.to(torch.promote_types(value.dtype, torch.float32))).sum() for gradient, value in pairs

@@ -6,7 +6,7 @@ gives what it gets, and nothing crosses processes; where something is, every pro
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,17 +114,6 @@ def copy_whole(source: nn.Module, target: nn.Module) -> None:
     """Give a module, whole on each process, the parameters and buffers of one that is sharded."""
     state = {name: whole(value) for name, value in source.state_dict().items()}
     target.load_state_dict(versioned(state, target), strict=True)
-
-
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all of them together, the shares of all processes included."""
-    # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
-    norms: tuple[Tensor, ...] = torch._foreach_norm([local(x) for x in tensors])  # pyright: ignore
-    own: Tensor = torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore
-    if not any(is_sharded(x) for x in tensors):
-        return own  # pyright: ignore
-    squares = collectives.sum_across(own.double().square())  # pyright: ignore
-    return squares.sqrt().to(own.dtype)  # pyright: ignore
 
 
 def finite(tensors: Iterable[Tensor]) -> list[bool]:

@@ -56,7 +56,7 @@ def sparkline(values: Sequence[float], width: int = CURVE) -> str:
     return "".join(BLOCKS[round((len(BLOCKS) - 1) * (mean - low) / span) if span > 0 else 0] for mean in means)
 
 
-class Standing:
+class LatestFigures:
     """Where a run stands after the records that it has been given.
 
     Attributes:
@@ -165,17 +165,17 @@ class Standing:
         return {name: short(name, value) for name, value in figures.items()}
 
 
-def table(standing: Standing, *, width: int = WIDTH, curves: bool = False) -> Table | None:
+def table(latest: LatestFigures, *, width: int = WIDTH, curves: bool = False) -> Table | None:
     """What is known of a run: training on the left, validation and the probe on the right; None while it is nothing.
 
     Args:
-        standing: Where the run stands.
+        latest: What its records said last.
         width: Columns of the terminal; below 80 everything is in one column.
         curves: Show how each figure went.
     """
-    left = _section(standing, "training", "step", standing.step, standing.training)
-    right = _section(standing, "validation", "epoch", standing.epochs_done, standing.validation)
-    right += _section(standing, "probe", "step", standing.probed, standing.probe)
+    left = _section(latest, "training", "step", latest.step, latest.training)
+    right = _section(latest, "validation", "epoch", latest.epochs_done, latest.validation)
+    right += _section(latest, "probe", "step", latest.probed, latest.probe)
     if not left and not right:
         return None
     halves = [left, right] if width >= WIDTH else [left + right]
@@ -184,10 +184,10 @@ def table(standing: Standing, *, width: int = WIDTH, curves: bool = False) -> Ta
     return both
 
 
-def _section(standing: Standing, name: str, unit: str, at: int, rows: Mapping[str, str]) -> list[tuple[Text, ...]]:
+def _section(latest: LatestFigures, name: str, unit: str, at: int, rows: Mapping[str, str]) -> list[tuple[Text, ...]]:
     if not rows:
         return []
-    went = {row: standing.curves[name, row].values if (name, row) in standing.curves else [] for row in rows}
+    went = {row: latest.curves[name, row].values if (name, row) in latest.curves else [] for row in rows}
     lines = [(Text(shown(row)), Text(value), Text(sparkline(went[row]))) for row, value in rows.items()]
     return [(Text(f"{name}, {unit}", style="bold"), Text(str(at), style="bold"), Text()), *lines]
 
@@ -242,10 +242,10 @@ class Screen:
             fields["loss"] = f"loss {loss:.4g}"
         self._progress.update(self._task, advance=1, **fields)
 
-    def show(self, standing: Standing) -> None:
+    def show(self, latest: LatestFigures) -> None:
         """Draw the table of where the run stands, if the terminal has lines enough for it and the bar."""
-        # Made here and not where it is drawn: that is a thread of its own, and the standing changes.
-        made = table(standing, width=self._console.width)
+        # Made here and not where it is drawn: that is a thread of its own, and they change.
+        made = table(latest, width=self._console.width)
         fits = made is not None and len(self._console.render_lines(made)) + 3 <= self._console.height
         self._table = made if fits else None
         if self._live is not None:

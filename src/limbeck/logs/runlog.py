@@ -15,7 +15,7 @@ from rich.console import Console
 
 from limbeck.distributed import collectives
 from limbeck.errors import Stopped, UserError, reason_of, shown
-from limbeck.logs.live import Screen, Standing, duration, short
+from limbeck.logs.live import LatestFigures, Screen, duration, short
 from limbeck.logs.records import number
 from limbeck.logs.sinks import PASSED_ON, Sink, pass_on
 from limbeck.storage.checkpoint import save_text
@@ -63,7 +63,7 @@ class RunLog:
         self._warned: set[str] = set()
         self._console = Console(stderr=True)
         self._shows = (sys.stderr is not None and sys.stderr.isatty()) if progress is None else progress
-        self._standing = Standing()
+        self._latest = LatestFigures()
         self._screen = Screen(self._console)
         self._said = said
         self._images = 0
@@ -104,8 +104,8 @@ class RunLog:
                 with open(self.path, "a", encoding="utf-8", opener=_open_existing) as file:
                     file.write(json.dumps(record, allow_nan=True) + "\n")
         if self._shows and kind in PASSED_ON:
-            self._standing.take(record)
-            self._screen.show(self._standing)
+            self._latest.take(record)
+            self._screen.show(self._latest)
         for sink in self._sinks:
             if sink not in self._failed:
                 self._try(sink, lambda sink=sink: pass_on(record, sink))
@@ -166,7 +166,7 @@ class RunLog:
             is_later = kind in OF_STEPS and (record["step"] > step or step == 0)
             if kind not in ("end", "stop") and not is_later:
                 kept.append(line)
-                self._standing.take(record)
+                self._latest.take(record)
         save_text("".join(kept), self.path)  # a kill right here must not cost the log
 
     def _begin(self) -> None:

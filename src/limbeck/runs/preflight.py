@@ -19,7 +19,7 @@ from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.report.term_rules import LOGITS
 from limbeck.storage.untrusted import read_object
-from limbeck.terms import FeatureTerm, Form
+from limbeck.terms import FeatureTerm, LossForm
 from limbeck.training.bad_batch import OF_TEACHER, at_fault, images_in_words, listed, numbers_of, retrace
 from limbeck.training.evaluation import evaluate, to_device
 from limbeck.training.optim import check_gradients, check_optimizer
@@ -30,9 +30,9 @@ Level = Literal["ok", "note", "warning", "error"]
 TOO_LIGHT = 1 / 30
 
 FORMS = {
-    Form.DIRECT: "direct: all rows are projected and normalized, the quickest for few rows",
-    Form.MOMENTS: "moments: from covariances, without the projected features, the quickest for many rows",
-    Form.CHUNKED: "chunked: block of rows by block of rows, so that memory does not grow with them",
+    LossForm.DIRECT: "direct: all rows are projected and normalized, the quickest for few rows",
+    LossForm.MOMENTS: "moments: from covariances, without the projected features, the quickest for many rows",
+    LossForm.CHUNKED: "chunked: block of rows by block of rows, so that memory does not grow with them",
 }
 
 
@@ -201,7 +201,7 @@ def _check_first_step(
     findings.append(Finding("ok", "losses at step 0", _in_words(result.parts)))
     for name, term in distiller.terms.items():
         if isinstance(term, FeatureTerm):
-            findings.append(Finding("ok", f"form of {name}", FORMS[term.used]))
+            findings.append(Finding("ok", f"form of {name}", FORMS[term.form_used]))
     kind = kind_of(parts.recipe.task)
     of_logits = kind.too_heavy if parts.student.weights == "random" else kind.too_heavy_when_tuned
     return findings + _check_balance(norms, distiller.current_weights(), kind.too_heavy, of_logits), seconds

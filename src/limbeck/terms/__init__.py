@@ -5,7 +5,7 @@ through a projector, and :class:`RelationTerm`, for losses that take any two wid
 :class:`LabelledLogitTerm`. :func:`mean_of_rows` is for terms of your own on several processes.
 """
 
-from limbeck.terms.feature import FeatureTerm, Form, Sides
+from limbeck.terms.feature import FeatureTerm, LossForm, Sides
 from limbeck.terms.interface import CorrelationLoss, LabelledLoss, Loss, Term
 from limbeck.terms.logits import LabelledLogitTerm, LogitTerm, mean_of_rows
 from limbeck.terms.relation import RelationTerm
@@ -13,11 +13,11 @@ from limbeck.terms.relation import RelationTerm
 __all__ = [
     "CorrelationLoss",
     "FeatureTerm",
-    "Form",
     "LabelledLogitTerm",
     "LabelledLoss",
     "LogitTerm",
     "Loss",
+    "LossForm",
     "RelationTerm",
     "Sides",
     "Term",

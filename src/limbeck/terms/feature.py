@@ -38,7 +38,7 @@ MOMENTS_ROWS = 2
 CHUNKED_ELEMENTS = 2**22
 
 
-class Form(enum.Enum):
+class LossForm(enum.Enum):
     """How a term computes its loss; the value and the gradient are the same."""
 
     DIRECT = "direct"  # project all rows, normalize, compare
@@ -77,11 +77,11 @@ class FeatureTerm(nn.Module):
     Exactly one of the two is given. Batch statistics and loss are those of the global batch over all processes. Norms
     and losses run in at least float32, also under autocast; the projector follows autocast in the direct form.
 
-    The same loss can be computed in three forms (:class:`Form`), and the term takes the one that suits the shape:
+    The same loss can be computed in three forms (:class:`LossForm`), and the term takes the one that suits the shape:
     *moments* where both sides are batch-normalized, the projector ends in a linear layer, and there are more rows than
     about twice the student's channels; *chunked* for elementwise losses of many rows; *direct* otherwise. On several
-    processes the first two are taken wherever they apply, since then no features cross them. ``used`` says which it
-    was.
+    processes the first two are taken wherever they apply, since then no features cross them. ``form_used`` says which
+    it was.
 
     Args:
         student_tap: Tap of the student, see :class:`limbeck.features.taps.Taps`.
@@ -101,7 +101,7 @@ class FeatureTerm(nn.Module):
         form: Insist on a form; by default the term chooses.
 
     Attributes:
-        used: The form of the last call.
+        form_used: The form of the last call.
 
     Raises:
         UserError: If not exactly one loss is given; if a correlation loss lacks a batch norm; if the projector has a
@@ -128,7 +128,7 @@ class FeatureTerm(nn.Module):
         ... )
         >>> student = Captured(torch.zeros(8), {"a": torch.randn(8, 4)})
         >>> teacher = Captured(torch.zeros(8), {"b": torch.randn(8, 6, 2, 2)})
-        >>> term(student, teacher).ndim, term.used.value
+        >>> term(student, teacher).ndim, term.form_used.value
         (0, 'direct')
     """
 
@@ -148,7 +148,7 @@ class FeatureTerm(nn.Module):
         student_pool: pooling.Pool = pooling.automatic,
         teacher_pool: pooling.Pool = pooling.automatic,
         inverted: bool = False,
-        form: Form | None = None,
+        form: LossForm | None = None,
     ) -> None:
         super().__init__()
         if (loss is None) == (correlation_loss is None):
@@ -174,7 +174,7 @@ class FeatureTerm(nn.Module):
         self.teacher_pool = teacher_pool
         self.inverted = inverted
         self.form = form
-        self.used = Form.DIRECT
+        self.form_used = LossForm.DIRECT
         self.readings = {}
 
     def forward(self, student: Captured, teacher: Captured) -> Float[Tensor, ""]:
@@ -223,10 +223,10 @@ class FeatureTerm(nn.Module):
                 f'tap "{tap}" is {tuple(x.shape)} before the projector, which reads {reads} channels; '
                 f"build it for {x.shape[-1]}"
             )
-        self.used = self._suitable(x, y, last)
+        self.form_used = self._suitable(x, y, last)
         if last is not None and (*x.shape[:-1], last.out_features) != y.shape:
             raise self._misfit((*x.shape[:-1], last.out_features), y)
-        if last is None or self.used is Form.DIRECT:
+        if last is None or self.form_used is LossForm.DIRECT:
             value, elements, correlation = self._directly(x, y)
         else:
             value, elements, correlation = self._without_projected(x, y, last)
@@ -235,7 +235,7 @@ class FeatureTerm(nn.Module):
             self.readings["log_mean"] = value.detach() - math.log(elements)
         return value
 
-    def _suitable(self, x: Tensor, y: Tensor, last: nn.Linear | None) -> Form:
+    def _suitable(self, x: Tensor, y: Tensor, last: nn.Linear | None) -> LossForm:
         """The quickest form that applies; on several processes without a look at the rows, which may differ there."""
         both = (self.student_norm, self.teacher_norm)
         loss = unwrapped(self.loss)
@@ -252,15 +252,15 @@ class FeatureTerm(nn.Module):
             and all(isinstance(norm, BY_ROWS_OR_BATCH) for norm in both)
         )
         if self.form is not None:
-            if not {Form.DIRECT: True, Form.MOMENTS: by_moments, Form.CHUNKED: in_blocks}[self.form]:
+            if not {LossForm.DIRECT: True, LossForm.MOMENTS: by_moments, LossForm.CHUNKED: in_blocks}[self.form]:
                 raise UserError(f"the {self.form.value} form does not apply to {self.extra_repr()}")
             return self.form
         rows, alone = x.shape[:-1].numel(), collectives.world_size() == 1
         if by_moments and (not alone or (last is not None and rows > MOMENTS_ROWS * last.in_features)):
-            return Form.MOMENTS
+            return LossForm.MOMENTS
         if in_blocks and (not alone or rows * y.shape[-1] > CHUNKED_ELEMENTS):
-            return Form.CHUNKED
-        return Form.DIRECT
+            return LossForm.CHUNKED
+        return LossForm.DIRECT
 
     def _directly(self, x: Tensor, y: Tensor) -> "_Compared":
         x = self.projector(x)
@@ -294,7 +294,7 @@ class FeatureTerm(nn.Module):
             x = self.projector[:-1](x)
         both_batch = isinstance(before, norms.BatchNorm) and isinstance(behind, norms.BatchNorm)
         with torch.autocast(x.device.type, enabled=False):
-            if self.used is Form.CHUNKED:
+            if self.form_used is LossForm.CHUNKED:
                 assert self.loss is not None
                 combine = COMBINE[unwrapped(self.loss)]
                 value, product, rows = chunked(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.distiller import Distiller, Pull, StepResult
+from limbeck.distiller import Distiller, StepResult, UpstreamGradients
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
 from limbeck.storage.random_state import REWINDING, random_state, set_random_state
@@ -53,9 +53,9 @@ class Accumulation:
         >>> from limbeck.tasks import Classification
         >>> from limbeck.terms import LogitTerm
         >>> distiller = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), Classification(), terms={"logit": LogitTerm()})
-        >>> as_one = Accumulation(distiller, distiller, torch.amp.GradScaler("cpu", enabled=False))
+        >>> accumulate = Accumulation(distiller, distiller, torch.amp.GradScaler("cpu", enabled=False))
         >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))), (torch.randn(5, 4), torch.randint(3, (5,)))]
-        >>> result = as_one(batches)
+        >>> result = accumulate(batches)
         >>> sorted(result.parts), len(result.output)
         (['logit', 'task'], 13)
     """
@@ -93,19 +93,19 @@ class Accumulation:
             return self._exactly(batches)
 
     def _exactly(self, batches: Sequence[Any]) -> StepResult:
-        states, result, pulls = self._look(batches)
+        states, result, gradients = self._look(batches)
         after = random_state(self._device())  # terms may have drawn, too
-        for state, batch, pull in zip(states, batches, pulls, strict=True):
-            with nullcontext() if pull is pulls[-1] else self._no_sync():
+        for state, batch, upstream in zip(states, batches, gradients, strict=True):
+            with nullcontext() if upstream is gradients[-1] else self._no_sync():
                 set_random_state(state, self._device())
                 with self._autocast():
-                    surrogate: Tensor = self._model(batch, pull).loss
+                    surrogate: Tensor = self._model(batch, upstream).loss
                 if surrogate.requires_grad:  # of a frozen student only the last one does, by the terms' parameters
                     surrogate.backward()  # pyright: ignore[reportUnknownMemberType]
         set_random_state(after, self._device())
         return result
 
-    def _look(self, batches: Sequence[Any]) -> tuple[list[dict[str, Any]], StepResult, list[Pull]]:
+    def _look(self, batches: Sequence[Any]) -> tuple[list[dict[str, Any]], StepResult, list[UpstreamGradients]]:
         """The loss of the whole batch, and its gradients with respect to what the student computed for each batch."""
         states: list[dict[str, Any]] = []
         students: list[Captured] = []
@@ -129,23 +129,23 @@ class Accumulation:
             student = _joined(students)._replace(target=target, index=index)
             teacher = _joined(teachers)._replace(target=target, index=index)
             result = self._distiller.compare(student, teacher, task_loss)
-        pulls = self._pulls(self._scaler.scale(result.loss), students)
-        return states, replace(result, loss=result.loss.detach(), output=student.output.detach()), pulls
+        gradients = self._upstream(self._scaler.scale(result.loss), students)
+        return states, replace(result, loss=result.loss.detach(), output=student.output.detach()), gradients
 
-    def _pulls(self, loss: Tensor, students: Sequence[Captured]) -> list[Pull]:
+    def _upstream(self, loss: Tensor, students: Sequence[Captured]) -> list[UpstreamGradients]:
         """Gradients for each batch; those of the terms' parameters go with the last, which DDP synchronizes."""
         named = self._distiller.term_modules.named_parameters()
         parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         leaves = [leaf for student in students for leaf in (student.output, *student.features.values())]
         # Not backward: DDP watches the parameters, and would take this for the backward pass of its own forward.
         found = iter(torch.autograd.grad(loss, [*leaves, *parameters.values()], allow_unused=True))
-        pulls: list[Pull] = []
+        gradients: list[UpstreamGradients] = []
         for student in students:
             output = next(found)
             features = {name: next(found) for name in student.features}
-            pulls.append(Pull(output, _reached(features), {}))
-        pulls[-1] = pulls[-1]._replace(terms=_reached(dict(zip(parameters, found, strict=True))))
-        return pulls
+            gradients.append(UpstreamGradients(output, _reached(features), {}))
+        gradients[-1] = gradients[-1]._replace(terms=_reached(dict(zip(parameters, found, strict=True))))
+        return gradients
 
     def _averaging(self, batches: Sequence[Any]) -> StepResult:
         parameters = list(self._distiller.trainable_parameters().values())

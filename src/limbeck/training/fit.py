@@ -5,8 +5,8 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from limbeck.distiller import Distiller, StepResult
-from limbeck.distributed import collectives
+from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError
 from limbeck.logs.records import headline
 from limbeck.logs.runlog import RunLog
@@ -27,10 +27,10 @@ from limbeck.training.evaluation import validate
 from limbeck.training.guard import Guard, Skip
 from limbeck.training.loading import ShardedLoader, remaining, sharded
 from limbeck.training.meter import Meter
-from limbeck.training.modules import MakeOptimizer, check_shards, in_shares, in_whole
-from limbeck.training.optim import Rate, check_gradients, check_optimizer, check_scaled, clip_gradients, set_rate, sgd
-from limbeck.training.precision import memory_explained
-from limbeck.training.resuming import check_processes, resume, stop
+from limbeck.training.modules import MakeOptimizer, TrainedModules, check_shards, in_shares, in_whole
+from limbeck.training.optim import Rate, check_gradients, check_optimizer, check_scaled, sgd
+from limbeck.training.precision import out_of_memory
+from limbeck.training.resuming import Midway, check_processes, resume, stop
 from limbeck.training.stopping import Stopping
 
 
@@ -103,7 +103,7 @@ def fit(
         epochs: Passes over ``train_loader``.
         optimizer: Over ``distiller.trainable_parameters()``, or a function that makes one for the distiller that it is
             given; by default :func:`sgd`.
-        rate: Factor on the learning rate, for instance :func:`cosine`; constant by default.
+        rate: Factor on the learning rate, for instance :func:`cosine_decay`; constant by default.
         precision: ``torch.float32``, or ``bfloat16`` or ``float16`` for autocast. Evaluation is always in float32.
         clip: Largest gradient norm over all trainable parameters, applied after unscaling.
         accumulate: Batches that count as one: the loss and the gradient of terms are those of the whole (the student's
@@ -146,122 +146,239 @@ def fit(
     if shard:
         check_shards(optimizer=optimizer, precision=precision, accumulate=accumulate, probe=probe)
     log = log if log is not None else RunLog()
-    trained = (in_shares if shard else in_whole)(distiller, device, ema_decay)
-    distiller, model, average, kept = trained.distiller, trained.model, trained.average, trained.kept
+    modules = (in_shares if shard else in_whole)(distiller, device, ema_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     optimizer = optimizer if optimizer is not None else functools.partial(sgd, scaled=scaler.is_enabled())
-    optimizer = optimizer if isinstance(optimizer, Optimizer) else optimizer(distiller)
-    check_optimizer(distiller, optimizer)
+    optimizer = optimizer if isinstance(optimizer, Optimizer) else optimizer(modules.distiller)
+    check_optimizer(modules.distiller, optimizer)
     if scaler.is_enabled():
         check_scaled(optimizer)
-
-    def save(within: Mapping[str, Any]) -> None:
-        if checkpoints is not None:
-            trainer = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **within}
-            checkpoints.save(kept, trainer, counters, device)
-
     loader = sharded(train_loader, device)
     # Accelerate reads an iterable data set on the first process and sends it on: its collectives are not for a thread.
     is_sent = isinstance(train_loader, DataLoader) and isinstance(train_loader.dataset, IterableDataset)
-    ahead = collectives.world_size() == 1 or not is_sent
     autocast = functools.partial(torch.autocast, device.type, dtype=precision, enabled=precision != torch.float32)
-    as_one = Accumulation(distiller, model, scaler, autocast=autocast, no_sync=trained.no_sync)
-
-    last: dict[str, float] = {}
-    stopping = Stopping(active=checkpoints is not None)
     with contextlib.ExitStack() as inside:
-        inside.enter_context(stopping)  # from here on: a signal while the checkpoint is read waits for the first step
-        counters, midway = resume(checkpoints, kept, optimizer, scaler, device, log)
+        # From here on: a signal while the checkpoint is read waits for the first step.
+        stopping = inside.enter_context(Stopping(active=checkpoints is not None))
+        counters, midway = resume(checkpoints, modules.checkpointed, optimizer, scaler, device, log)
         check_processes(midway, train_loader, collectives.world_size())
-        guard = Guard(
-            distiller, kept, optimizer, on_bad_numbers, log, counters, device, autocast=autocast, scaler=scaler
+        training = _Training(
+            modules=modules,
+            parameters=list(modules.distiller.trainable_parameters().values()),
+            optimizer=optimizer,
+            rate=rate,
+            clip=clip,
+            scaler=scaler,
+            autocast=autocast,
+            accumulate=accumulate,
+            accumulation=Accumulation(
+                modules.distiller, modules.model, scaler, autocast=autocast, no_sync=modules.no_sync
+            ),
+            shard=modules.original is not modules.distiller,
+            loader=loader,
+            ahead=collectives.world_size() == 1 or not is_sent,
+            val_loader=val_loader,
+            device=device,
+            epochs=epochs,
+            counters=counters,
+            guard=Guard(
+                modules.distiller,
+                modules.checkpointed,
+                optimizer,
+                on_bad_numbers,
+                log,
+                counters,
+                autocast=autocast,
+                scaler=scaler,
+            ),
+            log=log,
+            checkpoints=checkpoints,
+            stopping=stopping,
+            probe=probe,
         )
         inside.callback(log.pause)
-        if probe is not None and counters.step == 0:
-            with log.guarded("the probe"):
-                probe(0, 0.0)
-        since = time.perf_counter() - counters.seconds
+        if counters.step == 0:
+            training.look(0.0)
+        training.since = time.perf_counter() - counters.seconds
         for epoch in range(counters.epoch, epochs):
-            loader.set_epoch(epoch)
-            model.train()
-            meter = Meter(log, counters, epoch, device, guard, distiller.clock)
-            log.epoch_begins(epoch + 1, epochs, math.ceil(len(loader) / accumulate))
-            begun = midway.begun if midway else random_state(device)
-            if midway:
-                meter.go_on(midway.meter)
+            train = training.run_epoch(epoch, midway)
             midway = None
-            first = math.ceil(counters.batches / accumulate)
-            # Without a name of its own for the iterator, an error or a stop in the loop ends the thread behind it.
-            for index, batches in enumerate(
-                _grouped(remaining(loader, counters.batches, begun, device, ahead=ahead), accumulate), first
-            ):
-                done = epoch + index * accumulate / len(loader)
-                distiller.progress = done / epochs
-                set_rate(optimizer, guard.factor * (rate(done) if rate is not None else 1.0))
-                guard.begin()
-                with memory_explained(distiller, batches[0], counters.step + 1):
-                    if len(batches) == 1:
-                        with autocast():
-                            result: StepResult = model(batches[0])
-                        scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
-                    else:
-                        result = as_one(batches)
-                if counters.step == 0:
-                    again = functools.partial(_loss, distiller, batches[0], autocast)
-                    check_gradients(distiller, again if collectives.world_size() == 1 else None)
-                if taken := guard.allows(result, batches):
-                    if clip is not None:
-                        scaler.unscale_(optimizer)
-                        clip_gradients(distiller, clip)
-                    with memory_explained(distiller, batches[0], counters.step + 1):  # the first makes its moments
-                        scaler.step(optimizer)
-                    scaler.update()
-                    if average is not None:
-                        average.update_parameters(distiller.student)
-                optimizer.zero_grad(set_to_none=True)
-                counters.step += 1
-                meter.add(result, optimizer, taken=taken)
-                if probe is not None:
-                    with log.guarded("the probe"):
-                        probe(counters.step, epoch + min(1.0, (index + 1) * accumulate / len(loader)))
-                counters.batches += len(batches)
-                if not meter.is_recorded and collectives.world_size() > 1:
-                    continue  # where the processes talk anyway is often enough
-                signum = stopping.agreed(device)
-                if signum or (checkpoints is not None and checkpoints.is_due(counters.step)):
-                    guard.check_state()
-                    counters.seconds = time.perf_counter() - since
-                    save({"begun": states_of_all(begun, device), "meter": meter.state()})
-                if signum:
-                    stop(signum, counters, log)
-            train = meter.finish()
-            guard.check_state()
-            trained.settle()
-            last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
-            counters.epoch, counters.batches = epoch + 1, 0
-            counters.seconds = time.perf_counter() - since
-            is_best = _keep_best(counters, last)
-            if collectives.rank() == 0:
-                looked: Mapping[str, float] = getattr(probe, "figures", {})
-                record = {"step": counters.step, "train": train, "val": {**last, **looked}, "seconds": counters.seconds}
-                log.epoch_ends(epoch + 1, epochs, record)
-                if is_best and on_best is not None:
-                    on_best(trained.evaluated)
-            save({})
-            collectives.barrier()
+            training.end_epoch(epoch, train, on_best)
             if on_epoch is not None:
-                on_epoch(epoch + 1, last)
+                on_epoch(epoch + 1, training.last)
             if epoch + 1 < epochs and (signum := stopping.agreed(device)):
                 stop(signum, counters, log)
-    if not last:  # resumed behind the last epoch
-        trained.settle()
-        last = validate(trained.given, trained.evaluated, val_loader, device) if val_loader is not None else {}
+    if not training.last:  # resumed behind the last epoch
+        training.validate()
     if on_end is not None and collectives.rank() == 0:
-        on_end(trained.evaluated)
+        on_end(modules.evaluated)
     if probe is not None:
         with log.guarded("the probe"):
             probe.run(counters.step, float(epochs))
-    return FitResult(trained.evaluated, last, counters.best, counters)
+    return FitResult(modules.evaluated, training.last, counters.best, counters)
+
+
+@dataclass(kw_only=True)
+class _Training:
+    """What the steps and epochs of one training share."""
+
+    modules: TrainedModules
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    rate: Rate | None
+    clip: float | None
+    scaler: torch.amp.GradScaler
+    autocast: Callable[[], torch.autocast]
+    accumulate: int
+    accumulation: Accumulation
+    shard: bool
+    loader: Any  # of this process's share
+    ahead: bool
+    val_loader: Iterable[Any] | None
+    device: torch.device
+    epochs: int
+    counters: Counters
+    guard: Guard
+    log: RunLog
+    checkpoints: Checkpoints | None
+    stopping: Stopping
+    probe: Probing | None
+    last: dict[str, float] = field(default_factory=dict[str, float])
+    since: float = 0.0
+
+    def run_epoch(self, epoch: int, midway: Midway | None) -> dict[str, float]:
+        """Make the steps of an epoch, or those that are left of it; the means of its losses."""
+        counters, distiller, device, each = self.counters, self.modules.distiller, self.device, self.accumulate
+        self.loader.set_epoch(epoch)
+        self.modules.model.train()
+        meter = Meter(self.log, counters, epoch, device, self.guard, distiller.clock)
+        self.log.epoch_begins(epoch + 1, self.epochs, math.ceil(len(self.loader) / each))
+        begun = midway.begun if midway else random_state(device)
+        if midway:
+            meter.go_on(midway.meter)
+        first = math.ceil(counters.batches / each)
+        # Without a name of its own for the iterator, an error or a stop in the loop ends the thread behind it.
+        for index, batches in enumerate(
+            _grouped(remaining(self.loader, counters.batches, begun, device, ahead=self.ahead), each), first
+        ):
+            done = epoch + index * each / len(self.loader)
+            distiller.progress = done / self.epochs
+            set_rate(self.optimizer, self.guard.factor * (self.rate(done) if self.rate is not None else 1.0))
+            result, taken = self.step(batches)
+            counters.step += 1
+            meter.add(result, self.optimizer, taken=taken)
+            self.look(epoch + min(1.0, (index + 1) * each / len(self.loader)))
+            counters.batches += len(batches)
+            if not meter.is_recorded and collectives.world_size() > 1:
+                continue  # where the processes talk anyway is often enough
+            signum = self.stopping.agreed(device)
+            if signum or (self.checkpoints is not None and self.checkpoints.is_due(counters.step)):
+                self.guard.check_state()
+                counters.seconds = time.perf_counter() - self.since
+                self.save({"begun": states_of_all(begun, device), "meter": meter.state()})
+            if signum:
+                stop(signum, counters, self.log)
+        return meter.finish()
+
+    def step(self, batches: list[Any]) -> tuple[StepResult, bool]:
+        """Make one step, and say whether the optimizer took it: forward, backward, look, clip, step."""
+        distiller, scaler = self.modules.distiller, self.scaler
+        if self.guard.buffers is not None:
+            self.guard.buffers.keep()
+        try:
+            if len(batches) == 1:
+                with self.autocast():
+                    result: StepResult = self.modules.model(batches[0])
+                scaler.scale(result.loss).backward()  # pyright: ignore[reportUnknownMemberType]
+            else:
+                result = self.accumulation(batches)
+            if self.counters.step == 0:
+                again = functools.partial(_loss, distiller, batches[0], self.autocast)
+                check_gradients(distiller, again if collectives.world_size() == 1 else None)
+            gradients = [sharding.local(g) if self.shard else g for p in self.parameters if (g := p.grad) is not None]
+            # In float16 a gradient that overflows is no fault, and the scaler's affair.
+            norm = result.loss.new_zeros(()) if scaler.is_enabled() else gradient_norm(gradients, shard=self.shard)
+            is_fine = False
+            if self.guard.reads_at_once:  # one number tells of all
+                number = result.loss.detach() + norm
+                if result.unsound is not None:
+                    number = torch.where(result.unsound.any(), math.nan, number)
+                is_fine = math.isfinite(float(number))
+            taken = (is_fine and collectives.world_size() == 1) or self.guard.allows(result, batches, norm, is_fine)
+            if taken:
+                if self.clip is not None:
+                    if scaler.is_enabled():
+                        scaler.unscale_(self.optimizer)
+                        norm = gradient_norm(gradients, shard=self.shard)
+                    torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1))  # pyright: ignore
+                scaler.step(self.optimizer)
+                scaler.update()
+                if self.modules.average is not None:
+                    self.modules.average.update_parameters(distiller.student)
+        except RuntimeError as error:
+            if (explained := out_of_memory(error, distiller, batches[0], self.counters.step + 1)) is None:
+                raise
+            raise explained from error
+        self.optimizer.zero_grad(set_to_none=True)
+        return result, taken
+
+    def end_epoch(self, epoch: int, train: dict[str, float], on_best: Callable[[nn.Module], None] | None) -> None:
+        """Score the student, write the record of the epoch, and keep a checkpoint."""
+        counters, modules = self.counters, self.modules
+        self.guard.check_state()
+        self.validate()
+        counters.epoch, counters.batches = epoch + 1, 0
+        counters.seconds = time.perf_counter() - self.since
+        is_best = _keep_best(counters, self.last)
+        if collectives.rank() == 0:
+            looked: Mapping[str, float] = getattr(self.probe, "figures", {})
+            val, seconds = {**self.last, **looked}, counters.seconds
+            record = {"step": counters.step, "train": train, "val": val, "seconds": seconds}
+            self.log.epoch_ends(epoch + 1, self.epochs, record)
+            if is_best and on_best is not None:
+                on_best(modules.evaluated)
+        self.save({})
+        collectives.barrier()
+
+    def validate(self) -> None:
+        """Score what is returned, the same on every process."""
+        self.modules.synchronize()
+        if self.val_loader is not None:
+            self.last = validate(self.modules.original, self.modules.evaluated, self.val_loader, self.device)
+
+    def look(self, epoch: float) -> None:
+        """Let the probe look; what it raises is noted."""
+        if self.probe is not None:
+            with self.log.guarded("the probe"):
+                self.probe(self.counters.step, epoch)
+
+    def save(self, within: Mapping[str, Any]) -> None:
+        """Keep a checkpoint, where any are kept."""
+        if self.checkpoints is not None:
+            trainer = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), **within}
+            self.checkpoints.save(self.modules.checkpointed, trainer, self.counters, self.device)
+
+
+def gradient_norm(gradients: Sequence[Tensor], *, shard: bool) -> Tensor:
+    """Euclidean norm of all of them together.
+
+    Args:
+        gradients: Those of this process, or its shares of them.
+        shard: Whether they are shares: then those of all processes count.
+    """
+    # What torch's get_total_norm computes, in half its time: that counts where tensors are small.
+    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)  # pyright: ignore
+    own: Tensor = torch.linalg.vector_norm(torch.stack(norms))  # pyright: ignore
+    if not shard:
+        return own  # pyright: ignore
+    return collectives.sum_across(own.double().square()).sqrt().to(own.dtype)  # pyright: ignore
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set each group's learning rate to its first one times ``factor``."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
 
 
 def _loss(distiller: Distiller, batch: Any, autocast: Callable[[], Any]) -> Tensor:

@@ -27,7 +27,6 @@ from limbeck.training.bad_batch import (
     retrace,
     save,
 )
-from limbeck.training.buffers import Buffers
 from limbeck.training.optim import named
 
 SMALLEST_SCALE = 1.0  # of the loss in float16; below it the gradient overflows that is not scaled up at all
@@ -77,6 +76,34 @@ class _Told(NamedTuple):
 
 
 @final
+class Buffers:
+    """The buffers that belong to a checkpoint, of student and terms, as they were before a step.
+
+    Args:
+        distiller: Of the training.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        self._places: list[tuple[nn.Module, str]] = []
+        for root in (distiller.student, distiller.term_modules):
+            for path, value in root.state_dict(keep_vars=True).items():
+                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                    module, _, name = path.rpartition(".")
+                    self._places.append((root.get_submodule(module), name))
+        self._kept: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Take a copy of them, in place of the last one."""
+        self._kept = [module.get_buffer(name).clone() for module, name in self._places]
+
+    def put_back(self) -> None:
+        """Give them the values of that copy."""
+        with torch.no_grad():
+            for (module, name), kept in zip(self._places, self._kept, strict=True):
+                module.get_buffer(name).copy_(kept)  # the module may have replaced it
+
+
+@final
 class Guard:
     """Looks at loss and gradient of every step of a training, between its backward pass and the optimizer.
 
@@ -91,76 +118,65 @@ class Guard:
 
     Args:
         distiller: Student, teacher, task and terms.
-        kept: What checkpoints keep besides the optimizer, by name.
+        checkpointed: What checkpoints keep besides the optimizer, by name.
         optimizer: Of the training.
         skip: Which steps may be left out; None: the first one ends the training.
         log: Is told of each.
         counters: Of the run; steps that are left out are counted here.
-        device: Where the losses are.
         autocast: Makes the context of a forward pass.
         scaler: Scales the loss.
+
+    Attributes:
+        reads_at_once: Whether loss and gradient are read in each step, before it is taken.
+        buffers: To be kept before each step, where steps may be left out.
+        factor: On the learning rate, for all that has been left out so far.
     """
 
     def __init__(
         self,
         distiller: Distiller,
-        kept: Mapping[str, nn.Module],
+        checkpointed: Mapping[str, nn.Module],
         optimizer: Optimizer,
         skip: Skip | None,
         log: RunLog,
         counters: Counters,
-        device: torch.device,
         *,
         autocast: Callable[[], AbstractContextManager[Any]],
         scaler: torch.amp.GradScaler,
     ) -> None:
         self._distiller = distiller
-        self._kept = kept
+        self._checkpointed = checkpointed
         self._optimizer = optimizer
-        self._masks = set(_broken(kept, optimizer))  # buffers with infinities from the beginning
+        self._masks = set(_broken(checkpointed, optimizer))  # buffers with infinities from the beginning
         self._skip = skip
         self._log = log
         self._counters = counters
-        self._device = device
+        self._device = next(iter(distiller.trainable_parameters().values())).device
         self._autocast = autocast
         self._scaler = scaler
-        self._parameters = list(distiller.trainable_parameters().values())
-        self._memory = Buffers(distiller) if skip is not None else None
-        self._reads_at_once = device.type == "cpu" or skip is not None
+        self.buffers = Buffers(distiller) if skip is not None else None
+        self.factor = skip.factor**counters.skipped if skip is not None else 1.0
+        self.reads_at_once = self._device.type == "cpu" or skip is not None
         self._pending: list[_Seen] = []
 
-    @property
-    def factor(self) -> float:
-        """On the learning rate, for all that has been left out so far."""
-        return self._skip.factor**self._counters.skipped if self._skip is not None else 1.0
-
-    def begin(self) -> None:
-        """A step begins."""
-        if self._memory is not None:
-            self._memory.keep()
-
-    def allows(self, result: StepResult, batches: Sequence[Any]) -> bool:
+    def allows(self, result: StepResult, batches: Sequence[Any], norm: Tensor, is_fine: bool) -> bool:
         """Whether the step may be taken; the same on every process.
 
         Args:
-            result: What it gave, behind the backward pass.
+            result: What it gave, after the backward pass.
             batches: Of the step.
+            norm: Of its gradient.
+            is_fine: Whether all of it is finite on this process, where that is read at once.
 
         Raises:
             UserError: If it may not, and no step may be left out (any more).
         """
-        norm = self._gradient_norm()
-        loss = result.loss.detach()
-        if not self._reads_at_once:
+        if not self.reads_at_once:
             self._pending.append(_seen(self._counters.step + 1, result, norm, self._distiller, batches))
             return True
-        number = loss + norm
-        if result.unsound is not None:
-            number = torch.where(result.unsound.any(), math.nan, number)
-        is_bad = not math.isfinite(float(number))
-        if not self._highest(int(is_bad)):
+        if not self._highest(int(not is_fine)):
             return True
-        self._leave_out(result, batches, float(norm), is_bad)
+        self._leave_out(result, batches, float(norm), not is_fine)
         return False
 
     def read(self) -> None:
@@ -191,7 +207,7 @@ class Guard:
                 the first ones.
         """
         self.read()
-        broken = [name for name in _broken(self._kept, self._optimizer) if name not in self._masks]
+        broken = [name for name in _broken(self._checkpointed, self._optimizer) if name not in self._masks]
         world, rank = collectives.world_size(), collectives.rank()
         worst = self._highest(world - rank if broken else 0)
         if worst:
@@ -200,11 +216,6 @@ class Guard:
                 f"not finite after step {self._counters.step}: {names}; the last checkpoint is from before it. "
                 "Lower the learning rate, clip the gradients, or try float32"
             )
-
-    def _gradient_norm(self) -> Tensor:
-        if self._scaler.is_enabled():
-            return torch.zeros((), device=self._device)
-        return sharding.norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _highest(self, code: int) -> int:
         if collectives.world_size() == 1:
@@ -236,8 +247,8 @@ class Guard:
         # On every process: what the models compute may cross processes, and so do the shares of a parameter.
         rows = retrace(self._distiller, batches, self._device, self._autocast)
         broken = broken_parameters(self._distiller)
-        if self._memory is not None:
-            self._memory.put_back()
+        if self.buffers is not None:
+            self.buffers.put_back()
         step, epoch = self._counters.step + 1, self._counters.epoch + 1
         finding = None
         if is_bad:
@@ -253,6 +264,7 @@ class Guard:
         if skipped >= limit:
             raise UserError(f"{told.text}{told.where}; steps left out before: {skipped}, and the most is {limit}")
         self._counters.skipped = skipped = skipped + 1
+        self.factor = self._skip.factor**skipped
         more = {"text": told.text, "images": told.images}
         self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, **more)
         slower = f", and the learning rate is {self.factor:.3g} of what it would be" if self.factor < 1 else ""
@@ -284,9 +296,10 @@ def _found(seen: _Seen, numbers: list[float], epoch: int) -> Finding:
     return Finding(seen.step, epoch, values, norm, finite, images, faulty=at_fault(sound, images))
 
 
-def _broken(kept: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:
+def _broken(checkpointed: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:
     """Names of the tensors that a checkpoint would have and that are not finite."""
-    tensors = {f"{part}.{name}": value for part, module in kept.items() for name, value in module.state_dict().items()}
+    states = {part: module.state_dict() for part, module in checkpointed.items()}
+    tensors = {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     found = {name: x for name, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}

@@ -72,7 +72,7 @@ MakeOptimizer = Callable[[Distiller], Optimizer]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModules:
     """What a training changes.
 
     Attributes:
@@ -80,17 +80,17 @@ class Trained:
         model: What a step calls: the distiller, or what wraps it.
         average: The moving average of its student, where one is asked for.
         evaluated: The student, or its average, that is scored and returned; whole on every process.
-        given: The user's distiller, which scores the terms.
+        original: The user's distiller, which scores the terms.
     """
 
     distiller: Distiller
     model: nn.Module
     average: Average | None
     evaluated: nn.Module
-    given: Distiller
+    original: Distiller
 
     @property
-    def kept(self) -> dict[str, nn.Module]:
+    def checkpointed(self) -> dict[str, nn.Module]:
         """What a checkpoint has besides the optimizer, by name."""
         found: dict[str, nn.Module] = {"student": self.distiller.student, "terms": self.distiller.term_modules}
         return found | ({"average": self.average} if self.average is not None else {})
@@ -99,7 +99,7 @@ class Trained:
         """The context in which gradients stay on this process."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Make what is scored, kept and returned the same on every process; all of them call it.
 
         A batch norm of the student's own has seen one process's images: all get the first one's. What is sharded is
@@ -107,11 +107,11 @@ class Trained:
         """
         own = [self.distiller.student, self.distiller.term_modules, *([self.average.module] if self.average else [])]
         collectives.copy_from_first(buffer for module in own for buffer in module.buffers())
-        if self.given is self.distiller:
+        if self.original is self.distiller:
             return
-        self.given.progress = self.distiller.progress
-        sharding.copy_whole(self.distiller.student, self.given.student)
-        sharding.copy_whole(self.distiller.term_modules, self.given.term_modules)
+        self.original.progress = self.distiller.progress
+        sharding.copy_whole(self.distiller.student, self.original.student)
+        sharding.copy_whole(self.distiller.term_modules, self.original.term_modules)
         if self.average is not None:
             sharding.copy_whole(self.average.module, self.evaluated)
 
@@ -121,7 +121,7 @@ _NAMES = inspect.signature(DistributedDataParallel.__init__).parameters  # pyrig
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 
 
-def in_whole(distiller: Distiller, device: torch.device, ema_decay: float | None) -> Trained:
+def in_whole(distiller: Distiller, device: torch.device, ema_decay: float | None) -> TrainedModules:
     """Every process has all of it; of several, ``DistributedDataParallel`` averages the gradients."""
     distiller.to(device)
     model: nn.Module = distiller
@@ -138,10 +138,10 @@ def in_whole(distiller: Distiller, device: torch.device, ema_decay: float | None
             model.register_forward_pre_hook(share)
     average = _average(distiller.student, ema_decay)
     evaluated: nn.Module = average.module if average is not None else distiller.student
-    return Trained(distiller, model, average, evaluated, distiller)
+    return TrainedModules(distiller, model, average, evaluated, distiller)
 
 
-def in_shares(distiller: Distiller, device: torch.device, ema_decay: float | None) -> Trained:
+def in_shares(distiller: Distiller, device: torch.device, ema_decay: float | None) -> TrainedModules:
     """Every process has a share of it, and all of student and terms once more, to be scored and given back.
 
     Raises:
@@ -160,7 +160,7 @@ def in_shares(distiller: Distiller, device: torch.device, ema_decay: float | Non
         evaluated = copy.deepcopy(distiller.student)
         collectives.copy_from_first([*average.module.parameters(), *average.module.buffers()])
         sharding.shard(average.module, device, keeps=False)
-    return Trained(copied, model, average, evaluated, distiller)
+    return TrainedModules(copied, model, average, evaluated, distiller)
 
 
 def _carried(student: nn.Module) -> list[tuple[nn.Module, str]]:

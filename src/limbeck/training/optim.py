@@ -67,11 +67,11 @@ def _can_be_fused(parameters: Iterable[nn.Parameter]) -> bool | None:
     return True if all(p.device.type in ("cpu", "cuda") for p in parameters) else None
 
 
-def cosine(epochs: float, *, warmup: float = 0.0, floor: float = 0.0) -> Rate:
+def cosine_decay(epochs: float, *, warmup: float = 0.0, floor: float = 0.0) -> Rate:
     """Linear warm-up over ``warmup`` epochs, then half a cosine from 1 to ``floor``.
 
     Example:
-        >>> rate = cosine(10, warmup=2)
+        >>> rate = cosine_decay(10, warmup=2)
         >>> [round(rate(epoch), 3) for epoch in (0, 1, 2, 6, 10)]
         [0.01, 0.505, 1.0, 0.5, 0.0]
     """
@@ -97,24 +97,6 @@ def step_decay(milestones: Iterable[float], *, gamma: float = 0.1, warmup: float
 
 def _warm(done: float, warmup: float) -> float:
     return 0.01 + 0.99 * min(done / warmup, 1.0) if warmup > 0 else 1.0
-
-
-def set_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set each group's learning rate to its first one times ``factor``."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * factor
-
-
-def clip_gradients(distiller: Distiller, most: float) -> None:
-    """Scale all gradients down together, where their norm is above a number, the shares of all processes included."""
-    parameters = list(distiller.trainable_parameters().values())
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not any(sharding.is_sharded(gradient) for gradient in gradients):
-        nn.utils.clip_grad_norm_(parameters, most)
-        return
-    factor = (most / (sharding.norm(gradients) + 1e-6)).clamp(max=1)  # as torch's
-    torch._foreach_mul_([sharding.local(gradient) for gradient in gradients], factor)  # pyright: ignore
 
 
 def check_optimizer(distiller: Distiller, optimizer: Optimizer) -> None:

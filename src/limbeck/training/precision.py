@@ -266,33 +266,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-@contextlib.contextmanager
-def memory_explained(distiller: Distiller, batch: Any, step: int) -> Generator[None, None, None]:
-    """Inside it, an allocation that fails becomes one line: how much was asked for, and what to set.
+def out_of_memory(error: RuntimeError, distiller: Distiller, batch: Any, step: int) -> UserError | None:
+    """An allocation that failed, in one line: how much was asked for, and what to set; None for any other error.
 
     Args:
+        error: From the step.
         distiller: What is trained.
         batch: A batch of this process.
-        step: The step that is being made.
-
-    Raises:
-        UserError: There is not enough memory.
+        step: The step that was being made.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
-        left = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
-        words = [f"{asked[1]} more were needed"] if asked else []
-        words += [f"{left[2]} of {left[1]} were free"] if left else []
-        rows = len(distiller.task.student_input(batch))
-        said = f" ({', '.join(words)})" if words else ""
-        raise UserError(
-            f"out of memory in step {step} with {rows} images in a batch{said}; use --batch-size {max(1, rows // 2)} "
-            "with --accumulate 2, or --precision bf16; the last checkpoint is kept, and --resume continues from it"
-        ) from error
+    if not is_out_of_memory(error):
+        return None
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    left = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
+    words = [f"{asked[1]} more were needed"] if asked else []
+    words += [f"{left[2]} of {left[1]} were free"] if left else []
+    rows = len(distiller.task.student_input(batch))
+    said = f" ({', '.join(words)})" if words else ""
+    return UserError(
+        f"out of memory in step {step} with {rows} images in a batch{said}; use --batch-size {max(1, rows // 2)} "
+        "with --accumulate 2, or --precision bf16; the last checkpoint is kept, and --resume continues from it"
+    )
 
 
 def _fused_attentions(module: nn.Module) -> list[nn.Module]:

@@ -31,7 +31,7 @@ class Midway(NamedTuple):
 
 def resume(
     checkpoints: Checkpoints | None,
-    kept: Mapping[str, nn.Module],
+    checkpointed: Mapping[str, nn.Module],
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     device: torch.device,
@@ -44,7 +44,7 @@ def resume(
     """
     if checkpoints is None:
         return Counters(), None
-    state = checkpoints.load(kept, device)
+    state = checkpoints.load(checkpointed, device)
     if checkpoints.skipped:
         log.note(f"skipped damaged checkpoints: {'; '.join(checkpoints.skipped)}")
     if state is None:
