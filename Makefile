@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
-	$(BIN)/python -m pytest -m long --long -n $(JOBS)
+	$(BIN)/python -m pytest -m long --long -n $(JOBS) --jaxtyping-packages=limbeck,typechecking.typechecker
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)

@@ -3,6 +3,7 @@
 import builtins
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 LONG = "takes minutes; run by `make faults`, or with --long"
@@ -11,6 +12,13 @@ LONG = "takes minutes; run by `make faults`, or with --long"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--long``: also what takes minutes."""
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the same examples in every run of the checks, and new ones with ``--long``."""
+    hypothesis.settings.register_profile("seeded", derandomize=True)
+    if not config.getoption("--long"):
+        hypothesis.settings.load_profile("seeded")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

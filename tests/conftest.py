@@ -9,6 +9,7 @@ from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # processes that tests start inherit it
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of them would compile the library again
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("NO_COLOR", "1")
