@@ -35,7 +35,10 @@ def build_logit_term(recipe: Recipe) -> LogitTerm | LabelledLogitTerm:
 
 
 def build_feature_loss(recipe: Recipe) -> tuple[Loss | None, CorrelationLoss | None]:
-    """The loss of a feature term, elementwise or of the correlation; the other one is None."""
+    """The loss of a feature term, elementwise or of the correlation; the other one is None.
+
+    A loss without settings has the name of its function.
+    """
     match recipe.feature_loss:
         case "log_sum":
             return functools.partial(losses.log_sum, alpha=recipe.alpha), None
@@ -43,20 +46,10 @@ def build_feature_loss(recipe: Recipe) -> tuple[Loss | None, CorrelationLoss | N
             return None, functools.partial(losses.log_correlation, alpha=recipe.alpha)
         case "correlation_power":
             return None, functools.partial(losses.correlation_power, power=recipe.alpha)
-        case "squared_error":
-            return losses.squared_error, None
-        case "mean_squared_error":
-            return losses.mean_squared_error, None
-        case "l1":
-            return losses.l1, None
         case "feature_kl":
             return functools.partial(losses.feature_kl, temperature=recipe.temperature), None
-        case "gaussian_wasserstein":
-            return losses.gaussian_wasserstein, None
-        case "smooth_l1":
-            return losses.smooth_l1, None
-        case "cosine":
-            return losses.cosine, None
+        case name:
+            return getattr(losses, name), None
 
 
 def build_feature_term(
