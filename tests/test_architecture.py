@@ -70,6 +70,7 @@ LIGHT = [
     "report",
     "report.verdict",
     "report.run",
+    "detection.page",
     "cli.report",
 ]
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "transformers", "datasets", "sklearn", "scipy", "onnx")

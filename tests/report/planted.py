@@ -404,7 +404,7 @@ def make_faulty(folder: Path) -> Path:
 
 def make_detected(folder: Path, *, teacher: bool = True, classes: int = 3, **more: Any) -> Path:
     """A run of a detector, with what it finds."""
-    make_run(folder, task="detection", **more)
+    make_run(folder, **{"task": "detection", **more})
     boxes = detected(classes=classes, teacher=teacher)
     (folder / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
     return folder

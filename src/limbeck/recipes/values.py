@@ -14,15 +14,18 @@ class Place(NamedTuple):
     Attributes:
         kind: The module whose ``KIND`` answers what assembly and runs ask of it (`limbeck.assembly.tasks.Kind`).
         headline: The metric that its runs are judged by, the higher the better.
+        page: The module whose ``sections`` are its part of a run's page, if it has one: from what is recorded of the
+            run, and a function that makes a section, to sections.
     """
 
     kind: str
     headline: str
+    page: str | None = None
 
 
 TASKS: Mapping[str, Place] = {
     "classification": Place("limbeck.assembly.classification", "top1"),
-    "detection": Place("limbeck.detection.kind", "ap"),
+    "detection": Place("limbeck.detection.kind", "ap", "limbeck.detection.page"),
 }
 """The one list of tasks; each is in a folder of its own, whose modules are loaded when they are asked for."""
 

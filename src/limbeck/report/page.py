@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,25 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page that has nothing but charts.
+    """A part of a page.
 
     Attributes:
         id: Its anchor.
         title: Its heading.
         charts: Its figures.
         intro: A sentence above them.
+        html: What else it shows, below.
     """
 
     id: str
     title: str
     charts: Sequence[Chart]
     intro: str = ""
+    html: Markup | None = None
+
+
+MakeSection = Callable[[str, str, Callable[[], Sequence[Chart] | Markup], str], Section]
+"""From an anchor, a heading, what draws charts or HTML, and an intro; what cannot be drawn costs its section alone."""
 
 
 def write_page(template: str, path: Path, view: Mapping[str, Any], *, slides: bool = False) -> Path:
@@ -85,6 +91,11 @@ def distinct(sections: Sequence[Section]) -> list[Section]:
         return dataclasses.replace(chart, id=name)
 
     return [dataclasses.replace(section, charts=[named(chart) for chart in section.charts]) for section in sections]
+
+
+def fill(template: Path, **view: Any) -> Markup:
+    """A template's text filled, for the part of a page that a task adds; everything in ``view`` is escaped."""
+    return Markup(_environment().from_string(template.read_text(encoding="utf-8")).render(**view))
 
 
 def source(name: str) -> str:

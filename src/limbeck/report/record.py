@@ -28,7 +28,6 @@ class RunRecord:
         probes: Records of the probe, one a step, by step.
         inputs: What the checks of the images found: records of the kinds "data" and "inputs".
         samples: Images on which student and teacher disagree, with the names of the classes.
-        boxes: What detectors find: curves, classes, images with boxes.
         log: All records of the log, in order.
         folder: Where it lies.
         findings: What the preflight found.
@@ -50,7 +49,6 @@ class RunRecord:
     probes: tuple[Record, ...] = ()
     inputs: tuple[Record, ...] = ()
     samples: Record = field(default_factory=dict)
-    boxes: Record = field(default_factory=dict)
     log: tuple[Record, ...] = ()
     folder: Path | None = None
 
@@ -95,7 +93,6 @@ def read_run(folder: Path) -> RunRecord:
         probes=_by_step(by_kind["probe"]),
         inputs=by_kind["data"] + by_kind["inputs"],
         samples=read_json(folder / "samples.json"),
-        boxes=read_json(folder / "boxes.json"),
         log=tuple(records),
         folder=folder,
     )

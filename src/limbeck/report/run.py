@@ -1,22 +1,24 @@
 """The page of one run: what came out, what the rules make of it, how it got there, what it cost, how to do it again."""
 
+import importlib
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from limbeck.errors import reason_of
 from limbeck.logs.records import Record, mapping
+from limbeck.recipes.values import TASKS
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
 from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts
-from limbeck.report.boxes import cuts, drawn_images
 from limbeck.report.chart import Chart
 from limbeck.report.curves import course_curves, main_curves, part_curves, reading_curves, run_metric
 from limbeck.report.fitting import fit_charts
 from limbeck.report.images import image_lines
-from limbeck.report.page import REPORT_FILE, Section, distinct, write_page
-from limbeck.report.precision import precision_charts
+from limbeck.report.page import REPORT_FILE, MakeSection, Section, distinct, write_page
 from limbeck.report.probes import figure_id, term_names
 from limbeck.report.projector import dynamics_charts, similarity_charts
 from limbeck.report.record import RunRecord, read_run
@@ -67,12 +69,11 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         "verdicts": [(verdict, figure if figure in drawn else "") for verdict, figure in found],
         "no_verdict": _no_verdict(record),
         "sections": sections,
+        "of_task": list(sections.values())[1 : list(sections).index("s-parts")],
         "learned": [sections[name] for name in LEARNED if sections[name].charts],
         "thinned": _thinned(record),
         "epochs": epoch_table(record, metric),
         "samples": shown,
-        "boxes": drawn_images(record.boxes),
-        "cuts": [(who, f"{cut:.2f}") for who, cut in cuts(record.boxes)],
         "cost": cost(record),
         "images": image_lines(record),
         "findings": sorted(record.findings, key=_finding_rank),
@@ -107,9 +108,11 @@ def run_sections(record: RunRecord, metric: str, say: Callable[[str], None] | No
             for chart in make(probes, name, f" · {name}" if len(names) > 1 else "")
         ]
 
-    def section(anchor: str, heading: str, draw: Callable[[], Sequence[Chart]], intro: str = "") -> Section:
+    def section(anchor: str, heading: str, draw: Callable[[], Sequence[Chart] | Markup], intro: str = "") -> Section:
         try:
-            return Section(anchor, heading, draw(), intro)
+            found = draw()
+            is_html = isinstance(found, Markup)
+            return Section(anchor, heading, () if is_html else found, intro, found if is_html else None)
         except Exception as error:  # on a record that no run writes
             if say is None:
                 raise
@@ -120,7 +123,7 @@ def run_sections(record: RunRecord, metric: str, say: Callable[[str], None] | No
     projectors = _projectors(probes, names)
     return [
         section("s-curves", "Curves", lambda: main_curves(record, metric)),
-        section("s-precision", "What is found", lambda: precision_charts(record.boxes)),
+        *_of_task(record, section),
         section("s-parts", "Parts of the loss", lambda: part_curves(record), "As they are, before their weights."),
         section("s-spectrum", "Spectrum of the projector", lambda: of_terms(spectrum_charts), projectors),
         section("s-dynamics", "How the projector moves", lambda: of_terms(dynamics_charts)),
@@ -132,6 +135,12 @@ def run_sections(record: RunRecord, metric: str, say: Callable[[str], None] | No
         section("s-readings", "Readings", lambda: reading_curves(record), measured),
         section("s-cost", "Cost", lambda: course_curves(record)),
     ]
+
+
+def _of_task(record: RunRecord, section: MakeSection) -> list[Section]:
+    """What the run's task adds to its page."""
+    place = TASKS.get(str(record.recipe.get("task")))
+    return importlib.import_module(place.page).sections(record, section) if place is not None and place.page else []
 
 
 def run_charts(run: Path) -> list[Chart]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from limbeck.detection.drawn import MODELS, class_names
 from limbeck.logs.records import Record, mapping, number, numbers
 from limbeck.report import words
 from limbeck.report.bars import bar_chart
-from limbeck.report.boxes import MODELS, class_names
 from limbeck.report.chart import Bar, Chart, Line
 from limbeck.report.draw import line_chart
 from limbeck.report.probes import present

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from limbeck.detection.charts import MOST_ROWS, precision_charts
+from limbeck.detection.drawn import drawn_images
 from limbeck.report import write_report
-from limbeck.report.boxes import drawn_images
-from limbeck.report.precision import MOST_ROWS, precision_charts
 from report.planted import EVIL, check_page, detected, make_detected, make_run, picture, read
 
 
@@ -55,6 +55,12 @@ def test_without_a_teacher(tmp_path: Path):
 def test_a_run_of_classes_has_none_of_it(tmp_path: Path):
     _, page = read(write_report(make_run(tmp_path / "run")))
     assert "Images with boxes" not in page.words
+    assert "What is found" not in page.words
+
+
+def test_a_run_of_a_task_that_is_not_known_here_has_a_page(tmp_path: Path):
+    text, page = read(write_report(make_detected(tmp_path / "run", task="tracking")))
+    check_page(text, page)
     assert "What is found" not in page.words
 
 
