@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from limbeck.distiller import Distiller, StepResult
     from limbeck.features import pooling
     from limbeck.features.taps import Captured, Taps
-    from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, moments
-    from limbeck.training.fit import fit
+    from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, RelationTerm, moments
+    from limbeck.training import optim
+    from limbeck.training.fit import FitResult, fit
 
 __all__ = [
     "Captured",
     "Distiller",
     "FeatureTerm",
+    "FitResult",
     "LabelledLogitTerm",
     "LogitTerm",
     "Probe",
+    "RelationTerm",
     "StepResult",
     "Taps",
     "data",
@@ -33,6 +36,7 @@ __all__ = [
     "models",
     "moments",
     "norms",
+    "optim",
     "pooling",
     "projectors",
     "tasks",
@@ -42,15 +46,17 @@ _HOMES = {
     "Captured": "features.taps",
     "Distiller": "distiller",
     "FeatureTerm": "terms",
+    "FitResult": "training.fit",
     "LabelledLogitTerm": "terms",
     "LogitTerm": "terms",
     "Probe": "diagnostics",
+    "RelationTerm": "terms",
     "StepResult": "distiller",
     "Taps": "features.taps",
     "fit": "training.fit",
 }
 
-_ROOMS = {"moments": "terms.moments", "pooling": "features.pooling"}
+_ROOMS = {"moments": "terms.moments", "optim": "training.optim", "pooling": "features.pooling"}
 """Public modules that lie in a package."""
 
 try:
