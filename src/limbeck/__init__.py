@@ -11,27 +11,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck import data, diagnostics, losses, models, norms, projectors, tasks
     from limbeck.diagnostics import Probe
-    from limbeck.distiller import Distiller, StepResult
+    from limbeck.distiller import Distiller, StepResult, shard_distiller
+    from limbeck.distributed import sharding
+    from limbeck.errors import UserError
     from limbeck.features import pooling
     from limbeck.features.taps import Captured, Taps
+    from limbeck.logs.runlog import RunLog
+    from limbeck.report import write_report
+    from limbeck.storage.checkpoint import Checkpoints, load_weights
+    from limbeck.tasks import Classification, LabelFree
     from limbeck.terms import FeatureTerm, LabelledLogitTerm, LogitTerm, RelationTerm, moments
     from limbeck.training import optim
     from limbeck.training.fit import FitResult, fit
 
 __all__ = [
     "Captured",
+    "Checkpoints",
+    "Classification",
     "Distiller",
     "FeatureTerm",
     "FitResult",
+    "LabelFree",
     "LabelledLogitTerm",
     "LogitTerm",
     "Probe",
     "RelationTerm",
+    "RunLog",
     "StepResult",
     "Taps",
+    "UserError",
     "data",
     "diagnostics",
     "fit",
+    "load_weights",
     "losses",
     "models",
     "moments",
@@ -39,24 +51,40 @@ __all__ = [
     "optim",
     "pooling",
     "projectors",
+    "shard_distiller",
+    "sharding",
     "tasks",
+    "write_report",
 ]
 
 _HOMES = {
     "Captured": "features.taps",
+    "Checkpoints": "storage.checkpoint",
+    "Classification": "tasks",
     "Distiller": "distiller",
     "FeatureTerm": "terms",
     "FitResult": "training.fit",
+    "LabelFree": "tasks",
     "LabelledLogitTerm": "terms",
     "LogitTerm": "terms",
     "Probe": "diagnostics",
     "RelationTerm": "terms",
+    "RunLog": "logs.runlog",
     "StepResult": "distiller",
     "Taps": "features.taps",
+    "UserError": "errors",
     "fit": "training.fit",
+    "load_weights": "storage.checkpoint",
+    "shard_distiller": "distiller",
+    "write_report": "report",
 }
 
-_ROOMS = {"moments": "terms.moments", "optim": "training.optim", "pooling": "features.pooling"}
+_ROOMS = {
+    "moments": "terms.moments",
+    "optim": "training.optim",
+    "pooling": "features.pooling",
+    "sharding": "distributed.sharding",
+}
 """Public modules that lie in a package."""
 
 try:
