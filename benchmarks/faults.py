@@ -28,7 +28,7 @@ from limbeck.recipes.published import digits
 from limbeck.recipes.recipe import Recipe
 from limbeck.report.verdict import verdicts
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -44,7 +44,7 @@ from limbeck.models.own import small_net
 from limbeck.models.weights import fit_weights, read_weights
 from limbeck.recipes import NAMED, Recipe, named
 from limbeck.report.record import read_run
-from limbeck.storage.checkpoint import load_weights, save_weights
+from limbeck.storage.files import load_weights, save_weights
 
 KINDS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "PCX", "ICO", "DIB", "EPS",
          "SGI", "MSP", "XBM", "IM", "SPIDER", "DDS", "QOI", "ICNS", "BLP", "PDF", "PALM", "MPO")  # fmt: skip

@@ -22,7 +22,7 @@ from limbeck.assembly.probing import OTHER_STATISTICS, input_record
 from limbeck.data import Batch, Data, DataSpec, open_data
 from limbeck.models import InputSpec, InputTransform, Model
 from limbeck.report.verdict import verdicts
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 
 PROBED = 128  # images, as in a run
 

@@ -53,7 +53,7 @@ from limbeck.recipes.validation import TEACHER_SETTINGS
 from limbeck.report.intervals import Interval, interval, paired
 from limbeck.runs.run import device_of, train_teacher
 from limbeck.runs.summary import count_parameters
-from limbeck.storage.checkpoint import save_text, save_weights
+from limbeck.storage.files import save_text, save_weights
 from limbeck.tasks import Classification
 from limbeck.training.evaluation import evaluate, to_device, validate
 from limbeck.training.fit import set_rate

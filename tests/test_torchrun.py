@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from tiny import same_bytes
 
 pytestmark = pytest.mark.processes

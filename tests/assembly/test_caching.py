@@ -137,7 +137,7 @@ def test_another_teacher_is_another_cache(taught: Recipe, finished: Path, tmp_pa
     shutil.copytree(str(taught.teacher_weights), tmp_path / "teacher")
     weights = load_file(tmp_path / "teacher" / "student.safetensors")
     weights["fc.bias"][0] += 1e-3
-    from limbeck.storage.checkpoint import save_weights
+    from limbeck.storage.files import save_weights
 
     save_weights(weights, tmp_path / "teacher" / "student.safetensors")
     precompute(taught.changed({"teacher_weights": str(tmp_path / "teacher")}), tmp_path / "run")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from limbeck.cache.pixels import _weights, sketch, tolerance
+from limbeck.cache.identity import _weights, sketch, tolerance
 
 
 def images(side: int = 12) -> torch.Tensor:

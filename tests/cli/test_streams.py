@@ -15,7 +15,7 @@ from limbeck.cli import running, watch
 from limbeck.errors import UserError, shown
 from limbeck.logs.runlog import RunLog
 from limbeck.report.page import write_page
-from limbeck.storage.checkpoint import save_text
+from limbeck.storage.files import save_text
 
 HOSTILE = "a\x1b[2Jb\nc\u202ed\udcff"
 SHOWN = r"a\x1b[2Jb\nc\u202ed\udcff"

@@ -10,7 +10,7 @@ import test_torchrun
 from detection import boxes
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 
 TRAIN, VAL = 17, 5  # of batches of eight images one is left, which one of two processes does not get
 

@@ -30,7 +30,7 @@ from limbeck.rivals import ReviewTerm
 from limbeck.runs.export import export
 from limbeck.runs.inspection import check, describe, evaluate
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from limbeck.terms import FeatureTerm
 
 
@@ -332,7 +332,7 @@ def test_faults_in_annotations_stop_a_run_with_their_list(
 
 def test_a_trunk_that_was_a_classifier_starts_a_detector(alone: Recipe, tmp_path: Path):
     from limbeck import models
-    from limbeck.storage.checkpoint import save_weights
+    from limbeck.storage.files import save_weights
 
     classifier = models.build("cifar/resnet8", num_classes=7).module
     save_weights(classifier.state_dict(), tmp_path / "classifier.safetensors")

@@ -12,7 +12,8 @@ import sharding_worker
 import spawned
 import tiny
 from limbeck.distributed import sharding
-from limbeck.storage.checkpoint import Checkpoints, load_weights
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.storage.files import load_weights
 from limbeck.training import meter
 
 pytestmark = pytest.mark.processes

@@ -19,7 +19,7 @@ from limbeck.data import arrays, decode, folders, shards
 from limbeck.models.weights import fit_weights, read_weights
 from limbeck.recipes import Recipe
 from limbeck.report.record import read_run
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 
 
 def fit(path: Path) -> None:

@@ -18,7 +18,8 @@ from limbeck.logs.runlog import RunLog
 from limbeck.recipes.recipe import Recipe
 from limbeck.report.page import write_page
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import Checkpoints, Counters, save_weights
+from limbeck.storage.checkpoint import Checkpoints, Counters
+from limbeck.storage.files import save_weights
 
 CPU = torch.device("cpu")
 SMALL = Recipe(

@@ -16,7 +16,7 @@ from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
 from limbeck.norms.roots import inverse_square_root
-from limbeck.storage.checkpoint import load_weights, save_weights
+from limbeck.storage.files import load_weights, save_weights
 
 torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ import reference_projectors as twins
 import spawned
 from limbeck import FeatureTerm, losses, norms, projectors
 from limbeck.errors import UserError
-from limbeck.storage.checkpoint import load_weights, save_weights
+from limbeck.storage.files import load_weights, save_weights
 
 torch.set_num_threads(1)
 

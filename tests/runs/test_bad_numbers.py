@@ -13,7 +13,7 @@ from limbeck.data.loader import Batch, Loader
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from limbeck.training.bad_batch import BAD_BATCH
 from limbeck.training.guard import Skip
 

@@ -11,7 +11,7 @@ import torch
 import test_torchrun
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from tiny import same_bytes
 
 EPOCHS, STEPS = 2, 25

@@ -13,15 +13,8 @@ from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.storage import checkpoint, manifest
-from limbeck.storage.checkpoint import (
-    Checkpoints,
-    Counters,
-    load_weights,
-    replacing,
-    save_json,
-    save_text,
-    save_weights,
-)
+from limbeck.storage.checkpoint import Checkpoints, Counters
+from limbeck.storage.files import load_weights, replacing, save_json, save_text, save_weights
 from reference import as_a_user
 
 CPU = torch.device("cpu")

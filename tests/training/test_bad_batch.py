@@ -13,7 +13,7 @@ import tiny
 from limbeck import Distiller, LogitTerm, fit, losses
 from limbeck.errors import UserError
 from limbeck.logs.runlog import RunLog
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from limbeck.tasks import Classification, LabelFree
 from limbeck.training import bad_batch
 from limbeck.training.bad_batch import BAD_BATCH, Finding, retrace

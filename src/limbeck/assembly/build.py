@@ -15,7 +15,7 @@ from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.recipes.recipe import Recipe
-from limbeck.storage.checkpoint import load_weights
+from limbeck.storage.files import load_weights
 from limbeck.storage.untrusted import read_object
 from limbeck.training.guard import Skip
 from limbeck.training.optim import Rate, adamw, cosine_decay, named, sgd, step_decay

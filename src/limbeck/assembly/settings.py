@@ -26,7 +26,7 @@ from limbeck.distiller import Distiller
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import parse_json
 from limbeck.training import precision as hardware
 from limbeck.training.compiling import Compiling, may_pay, measure_compiling, pays

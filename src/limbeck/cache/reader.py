@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from limbeck.cache.pixels import sketch, tolerance
+from limbeck.cache.identity import sketch, tolerance
 from limbeck.cache.store import Cache, View
 from limbeck.data.loader import Batch, Loader
 from limbeck.distiller import Clock
@@ -37,7 +37,7 @@ class CachedLoader:
     """Goes through the batches of a loader and adds what the teacher gave for them; a ``ShardedLoader``.
 
     Of every image the pixels are compared with those that the teacher saw, by a number that is stored with its outputs
-    (`limbeck.cache.pixels`): what belongs to other pixels is never handed out, whatever made them differ.
+    (`limbeck.cache.identity`): what belongs to other pixels is never handed out, whatever made them differ.
 
     Args:
         loader: The training loader, with as many `views` as the cache has, or fewer.

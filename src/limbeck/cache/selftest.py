@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.cache.progress import bar
 from limbeck.cache.reader import check_pixels
 from limbeck.cache.shards import verify_shard
 from limbeck.cache.store import Cache
+from limbeck.cache.writer import bar
 from limbeck.data.loader import Batch, Loader
 from limbeck.distributed import collectives
 from limbeck.errors import UserError

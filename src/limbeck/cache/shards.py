@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.cache.identity import checksum_of
 from limbeck.errors import UserError
-from limbeck.storage.checkpoint import replacing
+from limbeck.storage.files import replacing
 from limbeck.storage.untrusted import check_tensor_file
 
 _CHECKSUM = "blake2b"  # the one entry of the metadata: safetensors writes several in any order

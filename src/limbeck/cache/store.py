@@ -18,7 +18,7 @@ from limbeck.data.loader import Batch, Loader
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import parse_json
 
 CARD = "cache.json"

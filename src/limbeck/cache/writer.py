@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from limbeck.cache.pixels import sketch
-from limbeck.cache.progress import bar
+from limbeck.cache.identity import sketch
 from limbeck.cache.store import Cache, Shard
 from limbeck.data.loader import Batch, Loader
 from limbeck.distiller import Distiller
@@ -141,3 +142,21 @@ def _remove_stale(cache: Cache) -> None:
         for path in cache.folder.glob(".*.tmp"):
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink(missing_ok=True)
+
+
+def bar(shows: bool | None) -> Progress:
+    """A bar with a rate and the time left, of the first process; by default only on a terminal.
+
+    Tasks that are added to it need a field `rate`.
+    """
+    console = Console(stderr=True)
+    visible = (console.is_terminal if shows is None else shows) and collectives.rank() == 0
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not visible,
+        transient=True,
+    )

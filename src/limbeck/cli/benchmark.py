@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
 
     from limbeck.benchmark import benchmark
     from limbeck.errors import UserError
-    from limbeck.storage.checkpoint import save_text
+    from limbeck.storage.files import save_text
 
     check_number("rounds", options.rounds)
     check_number("classes", options.classes, least=2, most=1_000_000)

@@ -18,7 +18,7 @@ from limbeck.cli.flags import (
     resumed_folder,
     run_folder,
 )
-from limbeck.cli.running import dry_run, guarded, say, write_report
+from limbeck.cli.running import dry_run, guarded, say, say_table, write_report
 from limbeck.cli.words import check_number
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE, figure, is_share
@@ -136,34 +136,26 @@ def shared_recipe(
 
 
 def print_table(result: Mapping[str, Any], *, head: Sequence[str] = COLUMNS) -> None:
-    """The table, by rich: one row a method, at most 80 columns wide."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """The table: one row a method, at most 80 columns wide."""
     metric = str(result["metric"])
     scale, unit = (100.0, " in %") if is_share(metric) else (1.0, "")
     counts = sorted({int(row["n"]) for row in result["rows"]})
     title = (
         f"{metric}{unit} on the validation images, {' to '.join(map(str, counts))} seeds, mean ± sd and 95% intervals"
     )
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
-    )
-    for index, name in enumerate(head):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in result["rows"]:
-        pair = row["paired"]
-        table.add_row(
+    rows = [
+        (
             row["method"],
             f"{scale * row['mean']:.2f}" + ("" if row["sd"] is None else f" ± {scale * row['sd']:.2f}"),
             _ends(row, scale, ""),
             f"{scale * row['best_mean']:.2f}",
-            "" if pair is None else f"{scale * pair['mean']:+.2f}",
+            "" if (pair := row["paired"]) is None else f"{scale * pair['mean']:+.2f}",
             "" if pair is None else _ends(pair, scale, "+"),
             f"{row['seconds']:.0f}",
         )
-    Console(highlight=False).print(table)
+        for row in result["rows"]
+    ]
+    say_table(title, head, rows)
     if (teacher := result["teacher"]) is not None and metric in teacher:
         say(f"teacher {metric}: {figure(metric, teacher[metric])}")
     if result.get("in common"):

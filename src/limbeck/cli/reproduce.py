@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from limbeck.cli.flags import parse
-from limbeck.cli.running import say
+from limbeck.cli.running import say, say_table
 from limbeck.cli.words import check_number
 from limbeck.studies.tables import TABLES, Scale
 
@@ -128,7 +128,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _make(plan: Any, folder: Path, command: str) -> int:
-    from limbeck.storage.checkpoint import save_json, save_text
+    from limbeck.storage.files import save_json, save_text
     from limbeck.studies.reproduce import RESULT_FILE, reproduce, table_folder
     from limbeck.studies.table_page import PAGE_FILE, write_table
     from limbeck.studies.table_text import digits_of, markdown, table_record, verdict_line
@@ -174,37 +174,16 @@ def _say_cost(plan: Any) -> int:
 
 
 def _print(record: dict[str, Any]) -> None:
-    """The table, by rich, at most 80 columns wide."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """The table, at most 80 columns wide."""
     from limbeck.studies.table_text import HEAD, cells_of, digits_of, effort, in_common, measures_of
 
-    console = Console(highlight=False)
     plan = record["plan"]
-
-    def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(
-            title=title,
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1),
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for number, name in enumerate(heads):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-
     for pair in plan["pairs"]:
         rows = [cells_of(row, digits_of(record)) for row in record["rows"] if row["pair"] == pair]
-        show(f"{pair}: {record['unit']}, {len(plan['seeds'])} seeds, mean ± sd", HEAD, rows)
+        say_table(f"{pair}: {record['unit']}, {len(plan['seeds'])} seeds, mean ± sd", HEAD, rows)
         heads, measures = measures_of(record, pair)
         if measures:
-            show("", heads, measures)
+            say_table("", heads, measures)
     say(effort(plan["factors"]))
     if record.get("in common"):
         say(f"all runs: {in_common(record)}")

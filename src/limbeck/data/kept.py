@@ -26,7 +26,7 @@ from limbeck.data.arrays import ArrayReader
 from limbeck.data.fetch import Decoded, Frame, Skips, content, decode_all
 from limbeck.data.parts import Part
 from limbeck.errors import UserError
-from limbeck.storage.checkpoint import replacing
+from limbeck.storage.files import replacing
 from limbeck.storage.untrusted import check_tensor_file
 
 LIMIT = 8 << 30

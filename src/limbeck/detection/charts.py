@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 from limbeck.detection.drawn import MODELS, class_names
 from limbeck.logs.records import Record, mapping, number, numbers
-from limbeck.report import words
 from limbeck.report.bars import bar_chart
-from limbeck.report.chart import Bar, Chart, Line
+from limbeck.report.chart import Bar, Chart, Line, present
 from limbeck.report.draw import line_chart
-from limbeck.report.probes import present
+from limbeck.report.words import PERCENT
 
-PERCENT = words.Format(100.0, "%", 1)
 MOST_ROWS = 20  # classes that are drawn
 FIGURES = {
     "ap": "IoU 0.50 to 0.95",

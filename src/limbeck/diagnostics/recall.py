@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.storage.checkpoint import load_weights, save_weights
+from limbeck.storage.files import load_weights, save_weights
 
 _STEP, _EPOCH = "step", "epoch"
 

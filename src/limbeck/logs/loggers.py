@@ -15,7 +15,8 @@ from limbeck.logs.records import COMPARISON_FILE, number
 from limbeck.logs.runlog import RunLog
 from limbeck.logs.sinks import PASSED_ON
 from limbeck.recipes.recipe import Recipe
-from limbeck.storage.checkpoint import Checkpoints, save_json
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import records_of
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}

@@ -18,7 +18,7 @@ from limbeck.errors import Stopped, UserError, reason_of, shown
 from limbeck.logs.live import LatestFigures, Screen, duration, short
 from limbeck.logs.records import number
 from limbeck.logs.sinks import PASSED_ON, Sink, pass_on
-from limbeck.storage.checkpoint import save_text
+from limbeck.storage.files import save_text
 from limbeck.storage.untrusted import records_of
 
 OF_STEPS = (*PASSED_ON, "bad")

@@ -4,13 +4,11 @@ import re
 from collections.abc import Sequence
 
 from limbeck.logs.records import Record, mapping, number
-from limbeck.report.chart import Chart, Level, Line
+from limbeck.report.chart import Chart, Level, Line, course, lines, present
 from limbeck.report.draw import line_chart
-from limbeck.report.probes import course, lines, present
-from limbeck.report.words import Format
+from limbeck.report.words import PERCENT
 
 PALETTE = ("c1", "c2", "c3", "c4", "c5", "c6")
-PERCENT = Format(100, "%", 1)
 AGREEMENT = (
     ("same first class as the teacher", "c3", ("student", "agreement")),
     ("student, top-1", "student", ("student", "top1")),
@@ -35,8 +33,6 @@ def balance_charts(probes: Sequence[Record]) -> list[Chart]:
     balance = line_chart(
         "Gradient norms on the student",
         weighted or [Line(line.name, PALETTE[i % len(PALETTE)], line.points) for i, line in enumerate(plain)],
-        x_title="step",
-        fmt=Format(),
         id="balance",
         log=True,
         note="Of each part of the loss, its weight included. Equal norms are no aim.",
@@ -49,8 +45,6 @@ def balance_charts(probes: Sequence[Record]) -> list[Chart]:
     angles = line_chart(
         "Angle between the gradients",
         cosines,
-        x_title="step",
-        fmt=Format(),
         id="angles",
         levels=[Level("right angle", "alone", 0.0)] if any(line.points for line in cosines) else [],
         note="Cosine: 1 is the same direction; below 0 the parts work against each other.",
@@ -64,7 +58,6 @@ def agreement_charts(probes: Sequence[Record]) -> list[Chart]:
     agreement = line_chart(
         "Agreement and accuracy",
         lines(pairs, AGREEMENT),
-        x_title="step",
         fmt=PERCENT,
         id="agreement",
         note="On the probe's images. A student may agree with the teacher's errors too.",
@@ -76,7 +69,6 @@ def agreement_charts(probes: Sequence[Record]) -> list[Chart]:
     calibration = line_chart(
         "Calibration error",
         lines(pairs, CALIBRATION),
-        x_title="step",
         fmt=PERCENT,
         id="calibration",
         unseen=confidence,
@@ -106,7 +98,6 @@ def equivariance_charts(probes: Sequence[Record]) -> list[Chart]:
         "Translation equivariance of the blocks",
         drawn,
         x_title="block",
-        fmt=Format(),
         id="equivariance",
         note=f"Error of a shift by whole patches; 0 is equivariant. From {names[0]} to {names[-1]}.",
     )

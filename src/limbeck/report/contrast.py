@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 
 from limbeck.logs.records import is_share, mapping, number
 from limbeck.report import words
-from limbeck.report.chart import Chart, Cloud, Level, Line, Point, Span
+from limbeck.report.chart import Chart, Cloud, Level, Line, Point, Span, figure_id, present
 from limbeck.report.curves import validation
 from limbeck.report.dots import cloud_chart, dot_chart
 from limbeck.report.draw import line_chart
 from limbeck.report.groups import Comparison, MethodRow
-from limbeck.report.probes import figure_id, present
 from limbeck.report.record import RunRecord
 from limbeck.report.result import last_value, run_seconds
 

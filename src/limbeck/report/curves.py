@@ -4,9 +4,8 @@ from collections.abc import Iterable
 
 from limbeck.logs.records import Record, headline, mapping, number
 from limbeck.report import words
-from limbeck.report.chart import Chart, Level, Line, Point
+from limbeck.report.chart import Chart, Level, Line, Point, figure_id, present
 from limbeck.report.draw import line_chart
-from limbeck.report.probes import figure_id, present
 from limbeck.report.record import RunRecord
 
 NOT_LOSSES = ("loss", "images_per_second")
@@ -48,17 +47,12 @@ def main_curves(record: RunRecord, metric: str) -> list[Chart]:
             Line("validation", "student", validation(record, "loss") if x_title == "epoch" else []),
         ],
         x_title=x_title,
-        fmt=words.Format(),
         id="curve-task" if metric == "loss" and main is not None else "curve-loss",
         note="A validation curve that turns up while training goes down is overfitting.",
     )
     x_title, sums = _part(record, "loss")
     total = line_chart(
-        "Training loss, weighted sum",
-        [Line("training", "train", sums)],
-        x_title=x_title,
-        fmt=words.Format(),
-        id="curve-total",
+        "Training loss, weighted sum", [Line("training", "train", sums)], x_title=x_title, id="curve-total"
     )
     return present([main, losses, total])
 
@@ -73,7 +67,6 @@ def part_curves(record: RunRecord) -> list[Chart]:
                 f"{name.replace('_', ' ')} loss".capitalize(),
                 [Line("training", "train", points)],
                 x_title=x_title,
-                fmt=words.Format(),
                 id=figure_id("part", name),
             )
         )
@@ -87,8 +80,6 @@ def reading_curves(record: RunRecord) -> list[Chart]:
         line_chart(
             name.replace("/", ": ").replace("_", " "),
             [Line("reading", "student", _points(record.steps, "step", "readings", name))],
-            x_title="step",
-            fmt=words.Format(),
             id=figure_id("reading", name),
             note=_sentence(words.READINGS.get(name.rsplit("/", 1)[-1], "")),
         )
@@ -103,20 +94,8 @@ def course_curves(record: RunRecord) -> list[Chart]:
     speed = _points(record.steps, "step", "images_per_second")
     return present(
         [
-            line_chart(
-                "Training images a second",
-                [Line("images a second", "train", speed)],
-                x_title="step",
-                fmt=words.Format(),
-                id="cost",
-            ),
-            line_chart(
-                "Learning rate",
-                [Line("rate", "train", rate)],
-                x_title="step",
-                fmt=words.Format(),
-                id="learning-rate",
-            ),
+            line_chart("Training images a second", [Line("images a second", "train", speed)], id="cost"),
+            line_chart("Learning rate", [Line("rate", "train", rate)], id="learning-rate"),
         ]
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from limbeck.report.axes import linear_axis, log_axis, pick, thin
 from limbeck.report.chart import Band, Canvas, Chart, Key, Label, Level, Line, Mark, Stroke, Table, Tick
-from limbeck.report.words import Format
+from limbeck.report.words import PLAIN, Format
 
 LABEL_GAP = 15.0  # between two labels, in the canvas's units
 LONGEST_END = 23  # letters of a name at the end of a line; where one is longer, all are in the legend
@@ -27,8 +27,8 @@ def line_chart(
     title: str,
     lines: Sequence[Line],
     *,
-    x_title: str,
-    fmt: Format,
+    x_title: str = "step",
+    fmt: Format = PLAIN,
     id: str = "",
     levels: Sequence[Level] = (),
     bands: Sequence[Band] = (),

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from limbeck.logs.records import Record, number, numbers
-from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point
+from limbeck.report.chart import Band, Chart, Frame, Level, Line, Point, course, figure_id, label, of_term, present
 from limbeck.report.draw import line_chart, some_rows
-from limbeck.report.probes import course, figure_id, label, of_term, present
 from limbeck.report.slider import frame_chart
-from limbeck.report.words import Format
+from limbeck.report.words import PERCENT, Format
 
 QUANTILES = 11  # 0, 10, ... 100%
 BANDS = ((0, 10, "all channels", "fit-outer"), (1, 9, "middle 80%", "fit-middle"), (3, 7, "middle 40%", "fit-inner"))
@@ -37,8 +36,6 @@ def _quantiles(pairs: Pairs, name: str, heading: str) -> Chart | None:
     return line_chart(
         f"Correlation with the teacher{heading}",
         drawn,
-        x_title="step",
-        fmt=Format(),
         id=figure_id("fit", name),
         bands=[Band(words, style, at(low), at(high)) for low, high, words, style in BANDS],
         levels=[Level("a match", "alone", 1.0)] if any(line.points for line in drawn) else [],
@@ -93,8 +90,7 @@ def _shares(pairs: Pairs, name: str, heading: str) -> Chart | None:
     return line_chart(
         f"Who gets the gradient{heading}",
         [worst, Line("middle tenth", "c3", middle), of("best fitting tenth", "c1", 9)],
-        x_title="step",
-        fmt=Format(100, "%", 1),
+        fmt=PERCENT,
         id=figure_id("gradient-share", name),
         levels=[Level("even", "alone", 0.1)] if worst.points else [],
         unseen=[of(f"tenth {index + 1}", "c1", index) for index in range(1, 9)],

@@ -3,20 +3,16 @@
 from collections.abc import Sequence
 
 from limbeck.logs.records import Record
-from limbeck.report.chart import Chart, Level, Line
+from limbeck.report.chart import Chart, Level, Line, course, figure_id, lines, of_term, present
 from limbeck.report.draw import line_chart
-from limbeck.report.probes import course, figure_id, lines, of_term, present
-from limbeck.report.words import Format
+from limbeck.report.words import PERCENT
 
 DISTANCES = (
     ("whitened", "c1", ("dynamics", "whitened")),
     ("least squares", "c2", ("dynamics", "least_squares")),
     ("ridge", "c3", ("dynamics", "ridge")),
 )
-FORCES = (
-    ("gradient", "c1", ("dynamics", "gradient")),
-    ("weight decay", "c2", ("dynamics", "decay")),
-)
+FORCES = (("gradient", "c1", ("dynamics", "gradient")), ("weight decay", "c2", ("dynamics", "decay")))
 MEMORY = (
     ("still its first value", "c1", ("dynamics", "initial_share")),
     ("changed since the last probe", "c2", ("dynamics", "step_change")),
@@ -38,7 +34,6 @@ DEAD = (
     ("projected", "c3", ("fit", "dead_projected")),
     ("teacher", "teacher", ("fit", "dead_teacher")),
 )
-PERCENT = Format(100, "%", 1)
 
 
 def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[Chart]:
@@ -47,8 +42,6 @@ def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[C
     distances = line_chart(
         f"Distance from the fixed points{heading}",
         lines(pairs, DISTANCES),
-        x_title="step",
-        fmt=Format(),
         id=figure_id("dynamics", name),
         levels=[Level("there", "alone", 0.0)] if lines(pairs, DISTANCES) else [],
         note="One less the agreement, channel by channel, with the solutions that this batch has; 0 is at one of them.",
@@ -56,8 +49,6 @@ def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[C
     forces = line_chart(
         f"The two forces on W{heading}",
         lines(pairs, FORCES),
-        x_title="step",
-        fmt=Format(),
         id=figure_id("forces", name),
         log=True,
         unseen=[Line("gradient over decay", "c1", course(pairs, "dynamics", "pull"))],
@@ -66,7 +57,6 @@ def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[C
     memory = line_chart(
         f"What the projector remembers{heading}",
         lines(pairs, MEMORY),
-        x_title="step",
         fmt=PERCENT,
         id=figure_id("memory", name),
         unseen=[Line("norm over the first norm", "c1", course(pairs, "dynamics", "initial_norm_ratio"))],
@@ -81,8 +71,6 @@ def similarity_charts(probes: Sequence[Record], name: str, heading: str) -> list
     decorrelation = line_chart(
         f"Decorrelation{heading}",
         lines(pairs, DECORRELATION),
-        x_title="step",
-        fmt=Format(),
         id=figure_id("decorrelation", name),
         note="Mean absolute correlation across the projector, and the mean squared one within each side. "
         "0 is decorrelated.",
@@ -90,8 +78,6 @@ def similarity_charts(probes: Sequence[Record], name: str, heading: str) -> list
     cka = line_chart(
         f"Similarity of the features (CKA){heading}",
         lines(pairs, SIMILARITY),
-        x_title="step",
-        fmt=Format(),
         id=figure_id("cka", name),
         note="1 is the same up to rotation and scale. Where only the projected feature becomes similar, "
         "the projector does the work and the student learns little.",
@@ -99,7 +85,6 @@ def similarity_charts(probes: Sequence[Record], name: str, heading: str) -> list
     dead = line_chart(
         f"Channels without signal{heading}",
         lines(pairs, DEAD),
-        x_title="step",
         fmt=PERCENT,
         id=figure_id("dead", name),
         note="Share of channels that hardly vary over the images.",

@@ -14,15 +14,13 @@ from limbeck.recipes.values import TASKS
 from limbeck.report import words
 from limbeck.report.axes import MOST_POINTS
 from limbeck.report.behavior import agreement_charts, balance_charts, equivariance_charts
-from limbeck.report.chart import Chart
+from limbeck.report.chart import Chart, figure_id, term_names
 from limbeck.report.curves import course_curves, main_curves, part_curves, reading_curves, run_metric
 from limbeck.report.fitting import fit_charts
-from limbeck.report.images import image_lines
 from limbeck.report.page import REPORT_FILE, MakeSection, Section, distinct, write_page
-from limbeck.report.probes import figure_id, term_names
 from limbeck.report.projector import dynamics_charts, similarity_charts
 from limbeck.report.record import RunRecord, read_run
-from limbeck.report.result import cost, epoch_table, figures, headline, setting, status, title
+from limbeck.report.result import cost, epoch_table, figures, headline, image_lines, setting, status, title
 from limbeck.report.samples import Sample, samples
 from limbeck.report.slider import MOST_FRAMES
 from limbeck.report.spectrum import spectrum_charts

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from limbeck.logs.records import Record, mapping, numbers
-from limbeck.report.chart import Chart, Frame, Line, Point
+from limbeck.report.chart import Chart, Frame, Group, Line, Point, course, figure_id, label, lines, of_term, present
 from limbeck.report.draw import line_chart, some_rows
-from limbeck.report.probes import Group, course, figure_id, label, lines, of_term, present
 from limbeck.report.slider import frame_chart
-from limbeck.report.words import Format
+from limbeck.report.words import PERCENT, Format
 
 AS_IS, NORMALIZED = "spectrum", "spectrum_normalized"
 BOTH = ((AS_IS, "W as it is", "c1"), (NORMALIZED, "columns of unit norm", "c2"))
@@ -98,8 +97,6 @@ def _ranks(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> C
     return line_chart(
         f"Ranks{heading}",
         drawn,
-        x_title="step",
-        fmt=Format(),
         id=figure_id("ranks", name),
         unseen=unseen,
         note=f"How many directions the projector uses, by three measures. {full}The stable rank counts the strong "
@@ -115,8 +112,7 @@ def _shares(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> 
     return line_chart(
         f"Share of small singular values{heading}",
         drawn,
-        x_title="step",
-        fmt=Format(100, "%", 1),
+        fmt=PERCENT,
         id=figure_id("below", name),
         note="Weight decay shrinks what the batches do not use: both rise when the projector forgets directions.",
     )

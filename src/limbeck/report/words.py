@@ -1,7 +1,9 @@
 """Numbers and names as a reader wants them."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from limbeck.errors import shown
 from limbeck.logs.records import is_share
 
 METRICS = {
@@ -80,6 +82,9 @@ class Format:
         return f"{self.scale * value:{sign}.6g}".replace("-", "−") + self.unit
 
 
+PLAIN, PERCENT = Format(), Format(100.0, "%", 1)
+
+
 def metric_name(metric: str) -> str:
     """A metric in words: ``top1`` is ``top-1 accuracy``."""
     return METRICS.get(metric, metric.replace("_", " "))
@@ -139,3 +144,9 @@ def size(value: int) -> str:
         if value >= unit_size:
             return f"{value / unit_size:.1f} {unit}"
     return f"{value} B"
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(shown, row))} |" for row in rows)])

@@ -23,7 +23,7 @@ from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.validation import in_words
 from limbeck.runs.images import RECORD, changes_of, record_of
 from limbeck.runs.summary import commit, device_name, versions
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import read_object
 
 FILE = "arithmetic.json"

@@ -16,7 +16,7 @@ from limbeck.distiller import evaluating
 from limbeck.distributed import sharding
 from limbeck.errors import UserError
 from limbeck.models import Model
-from limbeck.storage.checkpoint import load_weights, replacing, save_weights
+from limbeck.storage.files import load_weights, replacing, save_weights
 from limbeck.storage.untrusted import read_object
 
 Format = Literal["safetensors", "onnx", "torch-export"]

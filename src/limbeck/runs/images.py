@@ -8,7 +8,7 @@ from limbeck.assembly.tasks import AnyData
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.logs.records import Record
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import read_object
 
 RECORD = "data.json"

@@ -13,7 +13,7 @@ from limbeck.logs.records import Record, mapping, number
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs.images import Row, changes_of, compare_images, record_of, row_of
 from limbeck.runs.run import run
-from limbeck.storage.checkpoint import save_json
+from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import read_object
 
 RUN, RESULT = "run", "rerun.json"

@@ -49,7 +49,8 @@ from limbeck.runs.summary import (
     summarize,
     versions,
 )
-from limbeck.storage.checkpoint import Checkpoints, save_json, save_text, save_weights
+from limbeck.storage.checkpoint import Checkpoints
+from limbeck.storage.files import save_json, save_text, save_weights
 from limbeck.storage.untrusted import read_object
 from limbeck.training.compiling import explaining
 from limbeck.training.fit import fit

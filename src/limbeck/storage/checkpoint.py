@@ -15,19 +15,9 @@ from torch import Tensor, nn
 from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError
 from limbeck.storage import manifest
-from limbeck.storage.files import (
-    load_weights,
-    replacing,
-    save_json,
-    save_text,
-    save_weights,
-    write_state,
-    write_tensors,
-)
+from limbeck.storage.files import load_weights, write_state, write_tensors
 from limbeck.storage.random_state import random_state, set_random_state, state_of_this, states_of_all
 from limbeck.storage.untrusted import check_torch_file
-
-__all__ = ["Checkpoints", "Counters", "load_weights", "replacing", "save_json", "save_text", "save_weights"]
 
 KEPT = 2
 LAYOUT = 2  # of a state's folder: 1 has no manifest

@@ -160,7 +160,7 @@ def _save(
     teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Write what is known so far, after every run, so that a stopped comparison can be read and resumed."""
-    from limbeck.storage.checkpoint import save_json
+    from limbeck.storage.files import save_json
 
     metrics = {str(summary["metric"]) for runs in done.values() for summary in runs.values()} or {"top1"}
     if len(metrics) > 1:

@@ -211,7 +211,7 @@ def table_folder(plan: Plan, folder: Path) -> Path:
 
 def _claim(plan: Plan, folder: Path) -> None:
     """Make sure that the folder is free or holds tables, and this one, if at all, of the same settings."""
-    from limbeck.storage.checkpoint import save_json
+    from limbeck.storage.files import save_json
 
     own = table_folder(plan, folder)
     path = own / PLAN_FILE

@@ -221,7 +221,7 @@ def _confirm(
 
 def _claim(plan: Plan, folder: Path) -> None:
     """Make sure that the folder is free, or holds this very sweep; trials, confirmed settings and seeds may grow."""
-    from limbeck.storage.checkpoint import save_json
+    from limbeck.storage.files import save_json
 
     path, mine = folder / PLAN_FILE, plan.record()
     if not path.is_file():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.logs.records import figure, is_share, number
 from limbeck.recipes.reading import read_summary
 from limbeck.report.intervals import summarize
+from limbeck.report.words import grid
 from limbeck.storage.untrusted import records_of
 from limbeck.studies.compare import conclusions
 from limbeck.studies.space import described
@@ -27,7 +28,7 @@ Confirmed = dict[str, dict[int, dict[str, Any]]]
 
 def save_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed, *, command: str) -> dict[str, Any]:
     """Write what is known so far, so that a stopped sweep can be read; the recipe of the best settings, too."""
-    from limbeck.storage.checkpoint import save_json, save_text
+    from limbeck.storage.files import save_json, save_text
 
     record = sweep_record(plan, folder, trials, confirmed, command=command)
     save_json(record, folder / RESULT_FILE)
@@ -217,15 +218,12 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"{record['pruner']} after at least {record['min_epochs']} epochs; settings chosen on seed "
         f"{record['seed that chooses']}.",
         "",
-        f"| {' | '.join(HEAD)} |",
-        "|---" * len(HEAD) + "|",
-        *(f"| {' | '.join(cells_of(trial, metric))} |" for trial in ranked(record)),
+        grid(HEAD, (cells_of(trial, metric) for trial in ranked(record))),
         "",
     ]
     for title, rows in (("The seeds that chose:", record["choice"]), ("Seeds that chose nothing:", record["rows"])):
         if rows:
-            lines += [title, "", f"| {' | '.join(CONFIRMED)} |", "|---" * len(CONFIRMED) + "|"]
-            lines += [f"| {' | '.join(_confirmed(row, record))} |" for row in rows] + [""]
+            lines += [title, "", grid(CONFIRMED, (_confirmed(row, record) for row in rows)), ""]
     return "\n".join([*lines, *(f"- {line}" for line in sentences(record))]) + "\n"
 
 

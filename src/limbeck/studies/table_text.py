@@ -1,11 +1,12 @@
 """A table that was made again, as JSON and as Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from limbeck.errors import shown
 from limbeck.report.intervals import Interval, interval
+from limbeck.report.words import grid
 from limbeck.studies.reproduce import Plan
 from limbeck.studies.tables import table
 from limbeck.studies.verdicts import Cell, judge
@@ -122,12 +123,6 @@ def markdown(record: Mapping[str, Any]) -> str:
 def in_common(record: Mapping[str, Any]) -> str:
     """Arithmetic and devices of the runs, in words; records of before there was one say nothing of it."""
     return "; ".join((*record.get("in common", ()), *record.get("devices", ())))
-
-
-def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(shown, row))} |" for row in rows)])
 
 
 def digits_of(record: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.distiller import Distiller, Task
 from limbeck.distributed import collectives, sharding
 from limbeck.errors import UserError
-from limbeck.storage.checkpoint import save_json, save_weights
+from limbeck.storage.files import save_json, save_weights
 from limbeck.storage.random_state import REWINDING, random_state, set_random_state
 from limbeck.training.optim import named
 
