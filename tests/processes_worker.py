@@ -180,12 +180,10 @@ class Looking:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"terms": name} for name in TERMS},
-    "alone, in two": {"terms": "alone", "accumulate": 2},
+    **{name: {"terms": name} for name in ("alone", "projector", "relation", "crd", "several")},
     "several, in two": {"terms": "several", "accumulate": 2},
     "crd, in two": {"terms": "crd", "accumulate": 2},
     "several, without labels": {"terms": "several", "labels": False},
-    "several, averaged": {"terms": "several", "ema_decay": 0.7},
     "own norm": {"terms": "several", "norm": True, "ema_decay": 0.7},
     "own norm alone": {"terms": "alone", "norm": True},
 }

@@ -103,12 +103,11 @@ def adamw(subject: Distiller) -> torch.optim.Optimizer:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"terms": name} for name in TERMS if name != "hint inside"},
+    **{name: {"terms": name} for name in ("alone", "projector", "direct", "norm in front")},
+    **{name: {"terms": name} for name in ("batch of logits", "relation and all")},
     "hint inside": {"terms": "hint inside", "labels": False},
     "without labels": {"terms": "several", "labels": False},
-    "averaged": {"terms": "several", "ema_decay": 0.7},
     "own norm": {"terms": "several", "norm": True, "ema_decay": 0.7},
-    "vit": {"terms": "logit", "vit": True, "make": adamw},
     "vit and a projector": {"terms": "projector", "vit": True, "make": adamw, "ema_decay": 0.7},
 }
 SGD = functools.partial(optim.sgd, lr=0.05)

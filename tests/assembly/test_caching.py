@@ -25,7 +25,8 @@ from limbeck.studies.compare import compare
 def taught(small: Recipe, finished: Path) -> Recipe:
     """The small recipe with its teacher at hand and two cached views, exact."""
     teacher = next((finished.parent / "teachers").iterdir())
-    return small.changed({"teacher_weights": str(teacher), "cache_views": 2, "cache_precision": "exact"})
+    views = {"cache_views": 2, "cache_precision": "exact"}
+    return small.changed({"teacher_weights": str(teacher), "probe": "off", **views})
 
 
 def live(recipe: Recipe) -> Recipe:
@@ -43,16 +44,10 @@ def student(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"augmentation": "strong"},
         {"method": "crd", "train_limit": 100, "epochs": 1},
-        {"method": "review"},
         {"method": "sp"},
-        {"student_pool": "spatial_positions", "teacher_pool": "spatial_positions"}
-        | {"student_tap": "conv2", "teacher_tap": "conv2"},
-        {"accumulate": 2, "ema": 0.5},
-        {"precision": "bf16"},
-        {"memory_format": "channels_last"},
+        {"accumulate": 2, "ema": 0.5, "precision": "bf16"},
         {"memory_format": "channels_last", "method": "review"},
         {"memory_format": "channels_last", "method": "at"},
         {"memory_format": "channels_last", "student_pool": "spatial_positions", "teacher_pool": "spatial_positions"}
@@ -190,7 +185,7 @@ def test_a_limit_is_kept(taught: Recipe, tmp_path: Path) -> None:
 
 
 def test_compare_shares_a_cache_between_methods_and_seeds(taught: Recipe, tmp_path: Path) -> None:
-    recipe = taught.changed({"cache_seed": 0, "epochs": 1})
+    recipe = taught.changed({"cache_seed": 0, "epochs": 1, "train_limit": 100})
     compare(
         recipe,
         tmp_path / "c",

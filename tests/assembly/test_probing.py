@@ -78,10 +78,8 @@ def test_a_run_from_a_cache_says_what_reading_it_cost(taught: Recipe, tmp_path: 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"method": "crd"},
-        {"cache_views": 2},
-        {"ema": 0.5, "accumulate": 2},
+        {"cache_views": 2, "ema": 0.5, "accumulate": 2},
         {"labels": False, "method": "projector"},
     ],
     ids=str,

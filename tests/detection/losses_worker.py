@@ -1,12 +1,13 @@
 """Detectors' own losses on several processes, weighed as the distiller does; on one they are what is expected."""
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.detection import Detection, DetectionBatch
 from limbeck.detection.models import build_detector
@@ -39,6 +40,18 @@ def batch() -> DetectionBatch:
     )
 
 
+@functools.cache
+def of(name: str) -> tuple[nn.Module, Tensor]:
+    """A detector and its output for four images."""
+    torch.manual_seed(0)
+    detector = build_detector(name, num_classes=3, size=SIDE).module.eval()
+    with torch.no_grad():
+        output = detector(torch.rand(4, 3, SIDE, SIDE))
+    if not name.startswith("rtdetr"):  # which has boxes in its output, and matches them in float32
+        output = (output + torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).double()
+    return detector, output
+
+
 def everything(split: list[int], names: tuple[str, ...] = NAMES) -> dict[str, Tensor]:
     """The mean of the processes' losses of each detector, and the gradient on the output that DDP would apply."""
     found: dict[str, Tensor] = {}
@@ -47,12 +60,7 @@ def everything(split: list[int], names: tuple[str, ...] = NAMES) -> dict[str, Te
     rows = slice(first, first + split[rank]) if world > 1 else slice(None)
     own = DetectionBatch(*(column[rows] for column in batch()))
     for name in names:
-        torch.manual_seed(0)
-        detector = build_detector(name, num_classes=3, size=SIDE).module.eval()
-        with torch.no_grad():
-            output = detector(torch.rand(4, 3, SIDE, SIDE))
-        if not name.startswith("rtdetr"):  # which has boxes in its output, and matches them in float32
-            output = (output + torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).double()
+        detector, output = of(name)
         output = output[rows].clone()
         output.requires_grad_()
         loss = Detection(detector).loss(output, own)

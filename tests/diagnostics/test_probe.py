@@ -131,7 +131,6 @@ def test_batch_statistics_are_those_of_training_and_nothing_is_kept() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.long
 def test_of_two_processes_the_first_one_looks_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     found = spawned.found_by(probe_worker.work, 2, tmp_path)
     assert [each[2]["steps"] for each in found] == [[0, 2, 4, 6], []]

@@ -72,7 +72,7 @@ def test_a_training_ends_as_on_one_process(
 
 
 def test_each_process_holds_its_share_of_the_teacher(several: list[dict[str, Any]]) -> None:
-    for case in ("projector", "own norm", "vit"):
+    for case in ("projector", "own norm", "vit and a projector"):
         shares = [found["cases"][case]["held"] for found in several]
         total = shares[0][1]
         assert total > 500

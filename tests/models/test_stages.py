@@ -264,6 +264,7 @@ def test_the_stages_of_every_family_of_timm_are_the_features_that_it_names(name:
     assert agrees_with_timm(small(name))
 
 
+@pytest.mark.long  # one of each kind is among the known models
 @pytest.mark.parametrize("name", NETS)
 def test_every_cifar_net_has_stages(name: str) -> None:
     model = build(f"cifar/{name}", num_classes=10)

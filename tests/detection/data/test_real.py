@@ -79,6 +79,7 @@ def test_average_precision_is_that_of_pycocotools_on_the_file_itself(coco128: Pa
     assert 0.1 < ours["ap"] < 0.9
 
 
+@pytest.mark.long  # it reads a JSON file of 100,000 images
 def test_the_boxes_of_tiny_imagenet_are_read_for_chosen_classes():
     if not (TINY / "boxes-train.json").is_file():
         pytest.skip(f"{TINY} is not there: tiny-imagenet-100.tar has to be unpacked")
