@@ -29,8 +29,8 @@ def say_lines(text: str) -> None:
         say(line)
 
 
-def say_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table by rich, whose first column is words and whose others are numbers."""
+def say_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, wraps: str = "") -> None:
+    """Print a table by rich: numbers to the right, and words, the first column or the one that wraps, to the left."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -38,10 +38,17 @@ def say_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True
     )
-    for number, name in enumerate(heads):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    words = wraps or heads[0]
+    for name in heads:
+        table.add_column(
+            name,
+            justify="left" if name == words else "right",
+            no_wrap=name != wraps,
+            overflow="fold",
+            ratio=1 if name == wraps else None,
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     Console(highlight=False).print(table)
 
 

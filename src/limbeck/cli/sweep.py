@@ -12,9 +12,9 @@ import tyro
 
 from limbeck.cli.compare import print_table
 from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_recipe
-from limbeck.cli.running import dry_run, say, write_report
+from limbeck.cli.running import dry_run, say, say_table, write_report
 from limbeck.cli.words import given_flags
-from limbeck.errors import UserError, shown
+from limbeck.errors import UserError
 from limbeck.logs.records import is_share
 from limbeck.studies.space import MOST_CHECKED, check_space, combinations, parse_space
 from limbeck.studies.study import Plan, Pruner, Sampler
@@ -156,11 +156,7 @@ def _sweep(plan: Plan, folder: Path, command: str) -> int:
 
 
 def _print_trials(record: Mapping[str, Any]) -> None:
-    """The best trials, by rich, at most 80 columns wide."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    """The best trials, at most 80 columns wide."""
     from limbeck.studies.sweep_text import HEAD, cells_of, ranked
 
     trials = ranked(record)
@@ -169,12 +165,4 @@ def _print_trials(record: Mapping[str, Any]) -> None:
     more = f"; the first {SHOWN}" if len(trials) > SHOWN else ""
     unit = " in %" if is_share(record["metric"]) else ""
     say(f"{len(trials)} trials ({counts}), {record['metric']}{unit} of seed {record['seed that chooses']}{more}")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    for name in HEAD:
-        wraps = name == "settings"
-        table.add_column(
-            name, justify="left" if wraps else "right", no_wrap=not wraps, overflow="fold", ratio=1 if wraps else None
-        )
-    for trial in trials[:SHOWN]:
-        table.add_row(*map(shown, cells_of(trial, record["metric"])))
-    Console(highlight=False).print(table)
+    say_table("", HEAD, (cells_of(trial, record["metric"]) for trial in trials[:SHOWN]), wraps="settings")

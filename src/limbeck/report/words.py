@@ -100,11 +100,6 @@ def difference_format(metric: str) -> Format:
     return Format(100.0, "", 2, signed=True) if is_share(metric) else Format(signed=True)
 
 
-def method_style(method: str) -> str:
-    """The color class of a method."""
-    return STYLES.get(method, "other")
-
-
 def duration(seconds: float) -> str:
     """A length of time in words.
 

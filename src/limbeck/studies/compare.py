@@ -126,8 +126,14 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
         changes = recorded_recipe(folder).difference(recipe, but=free)
         if changes:
             raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty and holds no comparison; choose another folder with --out")
+    else:
+        check_free(folder, "comparison")
+
+
+def check_free(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds something else."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty and holds no {kind}; choose another --out")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

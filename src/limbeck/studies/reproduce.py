@@ -16,6 +16,7 @@ from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.validation import in_words
 from limbeck.storage.untrusted import read_object
+from limbeck.studies.compare import check_free
 from limbeck.studies.pool import Say, place_of, run_all
 from limbeck.studies.probed import at_the_end, points_of, probes_of
 from limbeck.studies.tables import Changes, Scale, table
@@ -227,8 +228,8 @@ def _claim(plan: Plan, folder: Path) -> None:
         for name, (theirs, ours) in found.items():
             if theirs != ours:
                 raise UserError(f"{own} is a table with {name} {theirs}, not {ours}; choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not any(folder.glob(f"*/{PLAN_FILE}")):
-        raise UserError(f"{folder} is not empty and holds no table; choose another --out")
+    elif not any(folder.glob(f"*/{PLAN_FILE}")):
+        check_free(folder, "table")
     save_json(mine, path)
 
 

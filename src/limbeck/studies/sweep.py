@@ -17,7 +17,7 @@ from limbeck.recipes.reading import read_summary
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.storage.untrusted import read_object
-from limbeck.studies.compare import Say
+from limbeck.studies.compare import Say, check_free
 from limbeck.studies.space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.studies.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
 from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, save_record, winner_of
@@ -225,8 +225,7 @@ def _claim(plan: Plan, folder: Path) -> None:
 
     path, mine = folder / PLAN_FILE, plan.record()
     if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is not empty and holds no sweep; choose another --out")
+        check_free(folder, "sweep")
         save_json(mine, path)
         return
     kept = read_object(path, *mine)
