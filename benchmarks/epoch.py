@@ -117,8 +117,8 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def settled(recipe: Any, device: torch.device) -> tuple[Any, Any]:
     """The teacher, and the recipe with the settings of this machine."""
     from limbeck import models
+    from limbeck.assembly.arithmetic import settle
     from limbeck.assembly.build import build_data, build_parts
-    from limbeck.assembly.settings import settle
     from limbeck.runs.preflight import first_batch
 
     data = build_data(recipe)
@@ -133,10 +133,10 @@ def settled(recipe: Any, device: torch.device) -> tuple[Any, Any]:
 
 
 def prepared(parts: Any, recipe: Any, device: torch.device) -> None:
-    from limbeck.training.precision import Settings, apply_settings
+    from limbeck.training.precision import Arithmetic, apply_arithmetic
 
     parts.distiller.to(device)
-    apply_settings(parts.distiller, Settings(recipe.precision, recipe.memory_format, False, ""), device)
+    apply_arithmetic(parts.distiller, Arithmetic(recipe.precision, recipe.memory_format, False, ""), device)
 
 
 def limbeck_epoch(recipe: Any, teacher: Any, device: torch.device, folder: Path | None) -> None:

@@ -58,7 +58,7 @@ from limbeck.tasks import Classification
 from limbeck.training.evaluation import evaluate, to_device, validate
 from limbeck.training.fit import set_rate
 from limbeck.training.optim import check_finite, check_gradients, check_optimizer
-from limbeck.training.precision import PRECISIONS, Settings, apply_settings
+from limbeck.training.precision import PRECISIONS, Arithmetic, apply_arithmetic
 
 SHARED = (*GROUPS["data"], "teacher_size", "epochs", "batch_size", "seed", "precision", "memory_format", "device")
 """Settings in which the runs of a group agree."""
@@ -138,7 +138,7 @@ class Lane:
         self.device = device
         self.parts = build_parts(recipe, data, teacher if recipe.teacher is not None else None)
         self.distiller: Distiller = self.parts.distiller.to(device)
-        apply_settings(self.distiller, Settings(recipe.precision, recipe.memory_format, False, ""), device)
+        apply_arithmetic(self.distiller, Arithmetic(recipe.precision, recipe.memory_format, False, ""), device)
         self.optimizer = build_optimizer(recipe, self.distiller)
         check_optimizer(self.distiller, self.optimizer)
         self.rate = build_rate(recipe)

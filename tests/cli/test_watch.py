@@ -150,10 +150,10 @@ def test_a_rewind_takes_back_what_was_shown(tmp_path: Path) -> None:
         planted.write(tmp_path, planted.start(), planted.epoch(1, 40, top1=0.5), planted.epoch(2, 80, top1=0.9))
     )
     run.look()
-    assert (run.standing.epochs_done, run.standing.best) == (2, "90.00%")
+    assert (run.latest.epochs_done, run.latest.best) == (2, "90.00%")
     RunLog(tmp_path).rewind(40)
     run.look()
-    assert (run.standing.epochs_done, run.standing.best) == (1, "50.00%")
+    assert (run.latest.epochs_done, run.latest.best) == (1, "50.00%")
 
 
 def test_before_the_first_record_it_says_what_the_run_said(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.assembly.choices import build_pool
 from limbeck.assembly.features import tap_pool
+from limbeck.assembly.terms import build_pool
 from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.features import pooling

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from limbeck.errors import UserError
 from limbeck.recipes import NAMED, Recipe, named
 from limbeck.recipes.fields import Settings
-from limbeck.recipes.reading import read_value
+from limbeck.recipes.parsing import read_value
 from limbeck.recipes.recipe import DEFAULTS, GROUPS, NOT_COMPARED, READS, fields_of, without_unread
 from limbeck.recipes.roles import NUMBER, RESUMABLE, Role
 from limbeck.recipes.values import STAGE_METHODS, FeatureLoss, Method, Norm, Pool

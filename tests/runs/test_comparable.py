@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.assembly.settings import Settled
+from limbeck.assembly.arithmetic import Settled
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
 from limbeck.runs import comparable as studies
-from limbeck.training.precision import Settings
+from limbeck.training.precision import Arithmetic
 
 Places = dict[Path, Recipe]
 
@@ -137,18 +137,18 @@ def test_the_first_run_settles_for_all(small: Recipe, tmp_path: Path) -> None:
                 found if kept == "auto" else kept
                 for kept, found in ((recipe.precision, precision), (recipe.memory_format, layout))
             ]
-            return Settled(Settings(chosen[0], chosen[1], False, ""), recipe.compile == "on", [])
+            return Settled(Arithmetic(chosen[0], chosen[1], False, ""), recipe.compile == "on", [])
 
         return measured
 
     free = small.changed({"precision": "auto", "memory_format": "auto", "device": "auto"})
     alone = studies.together(tmp_path / "no-study", free, cpu, settle("bf16", "channels_last"))
-    assert alone.settings.precision == "bf16"
+    assert alone.arithmetic.precision == "bf16"
     assert not (tmp_path / "no-study").exists()
     studies.begin(tmp_path, {tmp_path / "a": free}, str)
     first = studies.together(tmp_path, free, cpu, settle("bf16", "channels_last"))
     second = studies.together(tmp_path, free, cpu, settle("float32", "contiguous"))
-    assert first.settings == second.settings == Settings("bf16", "channels_last", False, "")
+    assert first.arithmetic == second.arithmetic == Arithmetic("bf16", "channels_last", False, "")
     assert asked[-1].compile == "off"
     named = studies.together(tmp_path, free.changed({"precision": "float32"}), cpu, settle("bf16", "contiguous"))
-    assert (named.settings.precision, named.settings.memory_format) == ("float32", "channels_last")
+    assert (named.arithmetic.precision, named.arithmetic.memory_format) == ("float32", "channels_last")

@@ -22,9 +22,9 @@ from limbeck.runs.lock import HeldError
 from limbeck.runs.run import OnEpoch
 from limbeck.studies import pool
 from limbeck.studies import sweep as sweeps
-from limbeck.studies.study import STUDY_FILE, Plan, Trials, require_optuna
 from limbeck.studies.sweep import make_plan, sweep
 from limbeck.studies.sweep_text import cells_of, markdown, ranked, sentences
+from limbeck.studies.trials import STUDY_FILE, Plan, Trials, require_optuna
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed (extra sweep)")
 

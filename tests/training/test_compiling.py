@@ -14,7 +14,7 @@ import tiny
 from limbeck.errors import UserError
 from limbeck.features.taps import Taps
 from limbeck.training.compiling import explaining, measure_compiling
-from limbeck.training.precision import Settings
+from limbeck.training.precision import Arithmetic
 
 TESTS = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -103,6 +103,7 @@ def test_measuring_compares_the_step_before_and_after(monkeypatch: pytest.Monkey
         return next(times)
 
     monkeypatch.setattr("limbeck.training.compiling.timed", timed)
-    cost = measure_compiling(distiller, tiny.Batch(*tiny.images(4)), Settings("float32", "contiguous", False, ""), CPU)
+    chosen = Arithmetic("float32", "contiguous", False, "")
+    cost = measure_compiling(distiller, tiny.Batch(*tiny.images(4)), chosen, CPU)
     assert (cost.plain, cost.start, cost.step) == (2.0, 40.0, 0.5)
     assert order == ["timed"] * 5 + ["compiled"] + ["timed"] * 6

@@ -8,12 +8,12 @@ from torch import nn
 import tiny
 from limbeck import models
 from limbeck.training import precision as hardware
-from limbeck.training.precision import Settings, apply_settings, bf16_is_native, candidates, measure, obvious
+from limbeck.training.precision import Arithmetic, apply_arithmetic, bf16_is_native, candidates, measure, obvious
 
 CPU = torch.device("cpu")
 
 
-def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Settings:
+def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Arithmetic:
     batch = tiny.Batch(*tiny.images(4))
     distiller = tiny.distiller()
     found = obvious(distiller, batch, precision=precision, memory_format=memory_format, device=CPU)
@@ -21,15 +21,15 @@ def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Set
 
 
 def test_what_the_recipe_says_is_taken() -> None:
-    settings = settle("bf16", "channels_last")
-    assert (settings.precision, settings.memory_format) == ("bf16", "channels_last")
-    assert "as the recipe says" in settings.reason
+    arithmetic = settle("bf16", "channels_last")
+    assert (arithmetic.precision, arithmetic.memory_format) == ("bf16", "channels_last")
+    assert "as the recipe says" in arithmetic.reason
 
 
 def test_small_models_stay_in_float32_on_one_thread() -> None:
-    settings = settle()
-    assert (settings.precision, settings.memory_format, settings.single_thread) == ("float32", "contiguous", True)
-    assert "GFLOP" in settings.reason
+    arithmetic = settle()
+    assert (arithmetic.precision, arithmetic.memory_format, arithmetic.single_thread) == ("float32", "contiguous", True)
+    assert "GFLOP" in arithmetic.reason
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16 channels_last"), (False, "float32 channels_last")])
@@ -37,11 +37,11 @@ def test_large_models_take_what_is_quickest(monkeypatch: pytest.MonkeyPatch, nat
     monkeypatch.setattr(hardware, "SMALL", 1.0)
     monkeypatch.setattr(hardware, "bf16_is_native", lambda _: native)
     tried = slow_down(monkeypatch, {"float32 contiguous": 5, "float32 channels_last": 4, "bf16 contiguous": 3})
-    settings = settle()
-    assert settings.name == expected
-    assert not settings.single_thread
-    assert set(settings.seconds) == set(tried) == {f"{p} {m}" for p, m in product(native)}
-    assert "1.00" in settings.reason
+    arithmetic = settle()
+    assert arithmetic.name == expected
+    assert not arithmetic.single_thread
+    assert set(arithmetic.seconds) == set(tried) == {f"{p} {m}" for p, m in product(native)}
+    assert "1.00" in arithmetic.reason
 
 
 def product(native: bool) -> list[tuple[str, str]]:
@@ -51,17 +51,17 @@ def product(native: bool) -> list[tuple[str, str]]:
 def slow_down(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> list[str]:
     """The settings of each step that was timed; every step is said to have taken what ``times`` has, or else 1."""
     tried: list[str] = []
-    real, now = hardware.apply_settings, hardware.timed
+    real, now = hardware.apply_arithmetic, hardware.timed
 
-    def apply(module: nn.Module, settings: Settings, device: torch.device) -> None:
-        tried.append(settings.name)
-        real(module, settings, device)
+    def apply(module: nn.Module, arithmetic: Arithmetic, device: torch.device) -> None:
+        tried.append(arithmetic.name)
+        real(module, arithmetic, device)
 
     def timed(step: Callable[[], None], device: torch.device) -> float:
         now(step, device)  # it does run
         return times.get(tried[-1], 1) * 1e-3 if tried else 1e-6
 
-    monkeypatch.setattr(hardware, "apply_settings", apply)
+    monkeypatch.setattr(hardware, "apply_arithmetic", apply)
     monkeypatch.setattr(hardware, "timed", timed)
     return tried
 
@@ -92,8 +92,8 @@ def test_what_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyP
 
     assert hardware.timed(full, CPU) == float("inf")
     slow_down(monkeypatch, {"float32 contiguous": float("inf")})
-    settings = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
-    assert settings.memory_format == "channels_last"
+    arithmetic = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
+    assert arithmetic.memory_format == "channels_last"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator")])
@@ -106,9 +106,9 @@ def test_without_memory_to_measure_the_first_setting_is_taken(
 
     monkeypatch.setattr(hardware, place, full if place == "beside" else lambda *_: full)
     choice = candidates("float32", "auto", CPU)
-    settings = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU)
-    assert settings.name == "float32 contiguous"
-    assert (settings.seconds, settings.reason) == ({}, "not measured, for lack of memory")
+    arithmetic = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU)
+    assert arithmetic.name == "float32 contiguous"
+    assert (arithmetic.seconds, arithmetic.reason) == ({}, "not measured, for lack of memory")
 
 
 def test_the_copy_shares_the_teacher_which_gets_its_layout_back() -> None:
@@ -120,7 +120,7 @@ def test_the_copy_shares_the_teacher_which_gets_its_layout_back() -> None:
         assert subject.teacher is teacher
         assert subject.student is not distiller.student
         assert subject.clock is not distiller.clock
-        hardware.apply_settings(subject, hardware.Settings("float32", "channels_last", False, ""), CPU)
+        hardware.apply_arithmetic(subject, hardware.Arithmetic("float32", "channels_last", False, ""), CPU)
         assert not teacher.model.conv2.weight.is_contiguous()
     assert teacher.model.conv2.weight.is_contiguous()
     assert not teacher.model.conv1.weight.is_contiguous()
@@ -169,9 +169,9 @@ def test_choosing_changes_neither_models_nor_randomness() -> None:
 def test_memory_format_moves_convolutions_and_no_value() -> None:
     net = tiny.Net(4)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    apply_settings(net, Settings("float32", "contiguous", False, ""), CPU)
+    apply_arithmetic(net, Arithmetic("float32", "contiguous", False, ""), CPU)
     assert net.conv2.weight.is_contiguous()
-    apply_settings(net, Settings("bf16", "channels_last", False, ""), CPU)
+    apply_arithmetic(net, Arithmetic("bf16", "channels_last", False, ""), CPU)
     assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert tiny.same_bytes(before, net.state_dict())
 
@@ -180,8 +180,8 @@ def test_attention_is_written_out_for_bf16_on_a_cpu_only() -> None:
     net = models.build("small/vit-32", num_classes=3, size=16).module
     images = torch.rand(2, 3, 16, 16)
     before = net.eval()(images)
-    apply_settings(net, Settings("float32", "contiguous", False, ""), CPU)
+    apply_arithmetic(net, Arithmetic("float32", "contiguous", False, ""), CPU)
     assert all(block.attn.fused_attn for block in net.blocks)
-    apply_settings(net, Settings("bf16", "contiguous", False, ""), CPU)
+    apply_arithmetic(net, Arithmetic("bf16", "contiguous", False, ""), CPU)
     assert not any(block.attn.fused_attn for block in net.blocks)
     torch.testing.assert_close(net(images), before)

@@ -1,6 +1,6 @@
 """From a recipe's words to objects: data, student, what it is trained with; its task's kind builds the rest.
 
-Words choose code here, in `limbeck.assembly.choices` and in each task's kind, and nowhere below.
+Words choose code here, in `limbeck.assembly.terms` and in each task's kind, and nowhere below.
 """
 
 from dataclasses import replace

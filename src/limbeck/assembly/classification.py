@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from limbeck import models
-from limbeck.assembly.choices import build_logit_term
 from limbeck.assembly.features import build_feature_terms, tap_shape
 from limbeck.assembly.probing import build_probe, record_checks
 from limbeck.assembly.rivals import build_rival_terms, full_weight, rival_weight
 from limbeck.assembly.samples import SAMPLES, Disagreements
 from limbeck.assembly.tasks import AnyData, Kind, Program
+from limbeck.assembly.terms import build_logit_term
 from limbeck.data import Data, DataSpec, open_data, open_for_scoring
 from limbeck.distiller import Distiller, Weight
 from limbeck.errors import UserError

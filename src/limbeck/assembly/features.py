@@ -2,8 +2,8 @@
 
 import torch
 
-from limbeck.assembly import choices
-from limbeck.assembly.choices import build_pool
+from limbeck.assembly import terms
+from limbeck.assembly.terms import build_pool
 from limbeck.errors import UserError
 from limbeck.features import pooling
 from limbeck.models import Model
@@ -40,7 +40,7 @@ def build_feature_term(
             f'projector "identity" needs equal widths: "{taps[0]}" of the student has {d_s} channels, '
             f'"{taps[1]}" of the teacher {d_t}; use "linear"'
         )
-    return choices.build_feature_term(recipe, taps, (d_s, d_t), pools)
+    return terms.build_feature_term(recipe, taps, (d_s, d_t), pools)
 
 
 def stage_pools(student: Model, teacher: Model, taps: tuple[str, str]) -> tuple[pooling.Pool, pooling.Pool]:

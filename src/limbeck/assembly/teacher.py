@@ -13,7 +13,7 @@ from limbeck.distributed.processes import first_sees
 from limbeck.errors import UserError
 from limbeck.models import Model, WeightsUnavailable
 from limbeck.models.weights import weights_digest
-from limbeck.recipes.reading import read_value
+from limbeck.recipes.parsing import read_value
 from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of, without_unread
 from limbeck.storage.untrusted import read_object
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck import models
+from limbeck.assembly.arithmetic import Settled, settle
 from limbeck.assembly.build import build_optimizer
 from limbeck.assembly.classification import build_distiller, build_task
-from limbeck.assembly.settings import Settled, settle
 from limbeck.benchmark.loops import Step, by_hand, repeated, with_fit
 from limbeck.benchmark.peers import peers
 from limbeck.benchmark.timing import Loop, Timing, compare, interleave
@@ -24,7 +24,7 @@ from limbeck.recipes.recipe import Recipe
 from limbeck.runs.run import device_of
 from limbeck.runs.summary import device_name
 from limbeck.tasks import Classification
-from limbeck.training.precision import LAYOUTS, PRECISIONS, apply_settings
+from limbeck.training.precision import LAYOUTS, PRECISIONS, apply_arithmetic
 
 FLOOR, FULL = "floor", "limbeck"
 ALONE_FLOOR, ALONE, GIVEN = "student alone, by hand", "student alone, limbeck", "limbeck, teacher's outputs given"
@@ -112,9 +112,9 @@ def benchmark(
     settled = settle(recipe, distiller, batch, device, steps=1)
     for line in settled.lines:
         say(line)
-    settings = settled.settings
+    arithmetic = settled.arithmetic
     threads = torch.get_num_threads()
-    if settings.single_thread:
+    if arithmetic.single_thread:
         torch.set_num_threads(1)
     written = Pair(student, teacher).copied()
     others = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student)), **timed_peers}
@@ -133,11 +133,11 @@ def benchmark(
         "batch_size": recipe.batch_size,
         "classes": classes,
         "rounds": rounds,
-        "precision": settings.precision,
-        "memory_format": settings.memory_format,
+        "precision": arithmetic.precision,
+        "memory_format": arithmetic.memory_format,
         "compiled": settled.compiles,
         "device": device_name(device),
-        "threads": 1 if settings.single_thread else threads,
+        "threads": 1 if arithmetic.single_thread else threads,
         "torch": torch.__version__,
     }
     return Benchmark(described, compare(seconds, FLOOR), compare(without, ALONE_FLOOR))
@@ -163,18 +163,18 @@ class Pair:
 def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settled: Settled) -> dict[str, Loop]:
     """The floor and Limbeck's loops, in the same settings, each on models of its own."""
     images, labels = batch
-    device, settings = images.device, settled.settings
-    dtype = PRECISIONS[settings.precision]
+    device, arithmetic = images.device, settled.arithmetic
+    dtype = PRECISIONS[arithmetic.precision]
     floor, alone = pair.copied(), pair.copied()
     for model in (floor.student, floor.teacher, alone.student):
-        apply_settings(model.module, settings, device)
+        apply_arithmetic(model.module, arithmetic, device)
         if settled.compiles:
             model.module.compile()
     hands = {
         FLOOR: by_hand(floor.student.module, floor.frozen(), _fused(recipe, floor.student), precision=dtype),
         ALONE_FLOOR: by_hand(alone.student.module, None, _fused(recipe, alone.student), precision=dtype),
     }
-    laid_out = images.contiguous(memory_format=LAYOUTS[settings.memory_format])
+    laid_out = images.contiguous(memory_format=LAYOUTS[arithmetic.memory_format])
     loops = {name: repeated(step, laid_out, labels) for name, step in hands.items()}
     recipe = recipe.changed({"lr": LEARNING_RATE})
     full, own, given = pair.copied(), pair.copied(), pair.copied()
@@ -184,7 +184,7 @@ def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settled: Se
         GIVEN: build_distiller(recipe, given.student, given.teacher, None),
     }
     for name, distiller in distillers.items():
-        apply_settings(distiller.to(device).train(), settings, device)
+        apply_arithmetic(distiller.to(device).train(), arithmetic, device)
         if settled.compiles:
             distiller.compile_parts(batch)
         taught = _taught(distiller, batch, dtype) if name == GIVEN else batch

@@ -19,8 +19,8 @@ import tyro
 from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE
+from limbeck.recipes.parsing import load_mapping, read_text
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
-from limbeck.recipes.reading import load_mapping, read_text
 from limbeck.recipes.recipe import DEFAULTS, GROUPS, Recipe, without_unread
 from limbeck.studies.compare import recorded_recipe
 

@@ -16,10 +16,10 @@ from limbeck.cli.running import dry_run, say, say_table, write_report
 from limbeck.cli.words import given_flags
 from limbeck.errors import UserError
 from limbeck.logs.records import is_share
-from limbeck.studies.space import MOST_CHECKED, check_space, combinations, parse_space
-from limbeck.studies.study import Plan, Pruner, Sampler
+from limbeck.studies.search_space import MOST_CHECKED, check_space, combinations, parse_space
 from limbeck.studies.sweep import make_plan, sweep
 from limbeck.studies.sweep_text import AS_GIVEN, BEST_FILE
+from limbeck.studies.trials import Plan, Pruner, Sampler
 
 DESCRIPTION = """Search for good settings of a recipe; confirm the best on other seeds.
 

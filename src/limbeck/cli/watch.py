@@ -17,7 +17,7 @@ from limbeck.cli.flags import parse
 from limbeck.errors import UserError, paths_explained, shown
 from limbeck.logs.live import FINISHED, LatestFigures, duration, table
 from limbeck.logs.records import COMPARISON_FILE
-from limbeck.recipes.reading import load_mapping, read_text
+from limbeck.recipes.parsing import load_mapping, read_text
 from limbeck.storage.untrusted import parse_json
 from limbeck.studies.compare import read_record
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.recipes.reading import expected, explain_value, read_value
+from limbeck.recipes.parsing import expected, explain_value, read_value
 
 NO_REMOTE_CODE = (
     "--trust-remote-code: there is no such flag, since code of a repository is never run; to use a model that needs "

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from limbeck import losses
-from limbeck.assembly.choices import build_feature_term
+from limbeck.assembly.terms import build_feature_term
 from limbeck.detection import DenseHeadTerm, Detection, Detector, FGDTerm, ForegroundTerm, Level, RegionTerm
 from limbeck.detection.data import DetectionData, DetectionSpec, open_detection, open_for_scoring
 from limbeck.detection.fgd import Weights

@@ -14,7 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from limbeck.errors import UserError
 from limbeck.recipes.fields import Settings
-from limbeck.recipes.reading import explain, explain_value, load_mapping, read_text, read_value
+from limbeck.recipes.parsing import explain, explain_value, load_mapping, read_text, read_value
 from limbeck.recipes.roles import (
     COMPARED,
     Kind,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from limbeck.assembly.arithmetic import Settled
 from limbeck.assembly.build import build_data
-from limbeck.assembly.settings import Settled
 from limbeck.distributed import collectives
 from limbeck.distributed.processes import meet
 from limbeck.errors import UserError
 from limbeck.logs.records import mapping
-from limbeck.recipes.reading import read_text
+from limbeck.recipes.parsing import read_text
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.validation import in_words
@@ -161,8 +161,8 @@ def together(study: Path, recipe: Recipe, device: torch.device, settle: Callable
         settled = settle(recipe.changed(kept))
         if is_first and "auto" in kept.values():
             chosen = {
-                "precision": settled.settings.precision,
-                "memory_format": settled.settings.memory_format,
+                "precision": settled.arithmetic.precision,
+                "memory_format": settled.arithmetic.memory_format,
                 "compile": "on" if settled.compiles else "off",
             }
             save_json({**json.loads(found), **{name: chosen[name] for name in kept}}, path)

@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from limbeck.assembly.arithmetic import settle
 from limbeck.assembly.build import (
     CARD,
     batch_size_of,
@@ -20,7 +21,6 @@ from limbeck.assembly.build import (
     is_run,
 )
 from limbeck.assembly.caching import cached_loader
-from limbeck.assembly.settings import settle
 from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.assembly.teacher import build_teacher, rehearse
 from limbeck.data.folders import some
@@ -55,7 +55,7 @@ from limbeck.storage.untrusted import read_object
 from limbeck.training.compiling import explaining
 from limbeck.training.fit import fit
 from limbeck.training.loading import ShardedLoader
-from limbeck.training.precision import PRECISIONS, apply_settings
+from limbeck.training.precision import PRECISIONS, apply_arithmetic
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 """Receives the number of epochs that are done, and the validation figures of the last one."""
@@ -260,14 +260,14 @@ def prepare(
     )
     for line in settled.lines:
         log.note(line)
-    settings = settled.settings
-    if settings.single_thread:
+    arithmetic = settled.arithmetic
+    if arithmetic.single_thread:
         torch.set_num_threads(1)
-    apply_settings(parts.distiller, settings, device)
+    apply_arithmetic(parts.distiller, arithmetic, device)
     if settled.compiles:
         parts.distiller.compile_parts(batch)
     compiles = "on" if settled.compiles else "off"
-    changes = {"precision": settings.precision, "memory_format": settings.memory_format, "compile": compiles}
+    changes = {"precision": arithmetic.precision, "memory_format": arithmetic.memory_format, "compile": compiles}
     return parts, checked, recipe.changed(changes)
 
 

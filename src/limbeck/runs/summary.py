@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.assembly.settings import name_of
+from limbeck.assembly.arithmetic import name_of
 from limbeck.assembly.tasks import Parts
 from limbeck.cache import digest_of
 from limbeck.distiller import Distiller

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.recipes.reading import read_summary
+from limbeck.recipes.parsing import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.validation import in_words
 from limbeck.storage.untrusted import read_object

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import UserError
 from limbeck.logs.records import figure, headline
-from limbeck.recipes.reading import read_summary
+from limbeck.recipes.parsing import read_summary
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.storage.untrusted import read_object
 from limbeck.studies.compare import Say, check_free
-from limbeck.studies.space import Value, check_space, combinations, described, is_grid, parse_space
-from limbeck.studies.study import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
+from limbeck.studies.search_space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, save_record, winner_of
+from limbeck.studies.trials import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -49,7 +49,7 @@ def make_plan(
 
     Args:
         recipe: What all runs share.
-        words: The axes of the space, see `limbeck.studies.space`.
+        words: The axes of the space, see `limbeck.studies.search_space`.
         sampler: Who draws the settings.
         pruner: Who stops trials early.
         min_epochs: Epochs that every trial gets; by default a fifth of them.

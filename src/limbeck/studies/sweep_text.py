@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.logs.records import figure, is_share, number
-from limbeck.recipes.reading import read_summary
+from limbeck.recipes.parsing import read_summary
 from limbeck.report.intervals import summarize
 from limbeck.report.words import grid
 from limbeck.storage.untrusted import records_of
 from limbeck.studies.compare import conclusions
-from limbeck.studies.space import described
-from limbeck.studies.study import FAILED, Plan, Trials, importance
+from limbeck.studies.search_space import described
+from limbeck.studies.trials import FAILED, Plan, Trials, importance
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

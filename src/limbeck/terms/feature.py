@@ -231,7 +231,8 @@ class FeatureTerm(nn.Module):
         else:
             value, elements, correlation = self._without_projected(x, y, last)
         self.readings = {} if correlation is None else {"correlation": correlation}
-        if unwrapped(self.loss or self.correlation_loss) in (losses.log_sum, losses.log_correlation):
+        loss = self.loss if self.loss is not None else self.correlation_loss
+        if unwrapped(loss) in (losses.log_sum, losses.log_correlation):
             self.readings["log_mean"] = value.detach() - math.log(elements)
         return value
 

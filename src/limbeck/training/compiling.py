@@ -9,7 +9,7 @@ import torch
 
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.training.precision import PRECISIONS, ROUNDS, Settings, apply_settings, step_of, timed, trial
+from limbeck.training.precision import PRECISIONS, ROUNDS, Arithmetic, apply_arithmetic, step_of, timed, trial
 
 GAIN = 0.1  # share of a step that it is taken to save, and
 SECONDS = 60.0  # to cost, until both have been measured
@@ -45,15 +45,15 @@ def pays(measured: Compiling, steps: int) -> bool:
     return steps * (measured.plain - measured.step) > measured.start
 
 
-def measure_compiling(distiller: Distiller, batch: Any, settings: Settings, device: torch.device) -> Compiling:
+def measure_compiling(distiller: Distiller, batch: Any, arithmetic: Arithmetic, device: torch.device) -> Compiling:
     """Time the step of a copy of the distiller, compile it, and time it again.
 
     Raises:
         UserError: If it cannot be compiled here.
     """
     with trial(distiller, device) as subject, explaining():
-        apply_settings(subject, settings, device)
-        step = step_of(subject, batch, PRECISIONS[settings.precision], device)
+        apply_arithmetic(subject, arithmetic, device)
+        step = step_of(subject, batch, PRECISIONS[arithmetic.precision], device)
         plain = min(timed(step, device) for _ in range(ROUNDS))
         subject.compile_parts(batch)
         start = timed(step, device)

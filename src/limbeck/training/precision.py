@@ -26,8 +26,8 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Chosen settings, by the names that a recipe uses, and the reason in words.
+class Arithmetic:
+    """Chosen arithmetic, by the names that a recipe uses, and the reason in words.
 
     Attributes:
         precision: A name in ``PRECISIONS``.
@@ -51,7 +51,7 @@ class Settings:
 
 def obvious(
     distiller: Distiller, batch: Any, *, precision: str, memory_format: str, device: torch.device
-) -> Settings | None:
+) -> Arithmetic | None:
     """The settings where they need no timing, both being given or the models small; else None.
 
     Models so small that on a CPU conversions and hand-overs cost more than they save get float32 in the ordinary layout
@@ -67,10 +67,10 @@ def obvious(
     forced = [name for name in (precision, memory_format) if name != "auto"]
     flops = _forward_flops(distiller, batch) if device.type == "cpu" else math.inf
     if len(forced) == 2:
-        return Settings(precision, memory_format, flops < SMALL, "as the recipe says")
+        return Arithmetic(precision, memory_format, flops < SMALL, "as the recipe says")
     if flops >= SMALL:
         return None
-    return Settings(
+    return Arithmetic(
         precision if precision != "auto" else "float32",
         memory_format if memory_format != "auto" else "contiguous",
         True,
@@ -92,27 +92,27 @@ def bf16_is_native(device: torch.device) -> bool:
     return False
 
 
-def apply_settings(module: nn.Module, settings: Settings, device: torch.device) -> None:
+def apply_arithmetic(module: nn.Module, arithmetic: Arithmetic, device: torch.device) -> None:
     """Lay out the weights, and choose the form of attention that is quick here; no weight and no name changes.
 
     timm's blocks call the fused attention, whose bf16 backward is slow on CPUs: written out, the step of a ViT of width
     96 on 64 tokens took 0.53 of the time (AMD EPYC, one thread, torch 2.15). In float32 the fused form is quicker.
     """
-    module.to(memory_format=LAYOUTS[settings.memory_format])  # pyright: ignore[reportCallIssue]
-    if device.type == "cpu" and settings.precision == "bf16":
+    module.to(memory_format=LAYOUTS[arithmetic.memory_format])  # pyright: ignore[reportCallIssue]
+    if device.type == "cpu" and arithmetic.precision == "bf16":
         for part in _fused_attentions(module):
             setattr(part, "fused_attn", False)  # noqa: B010  (timm declares no type for it)
 
 
-def candidates(precision: str, memory_format: str, device: torch.device) -> list[Settings]:
+def candidates(precision: str, memory_format: str, device: torch.device) -> list[Arithmetic]:
     """What may be chosen."""
     precisions = ["float32", *(["bf16"] if bf16_is_native(device) else [])] if precision == "auto" else [precision]
     layouts = list(LAYOUTS) if memory_format == "auto" else [memory_format]
-    return [Settings(p, m, False, "") for p, m in itertools.product(precisions, layouts)]
+    return [Arithmetic(p, m, False, "") for p, m in itertools.product(precisions, layouts)]
 
 
-def measure(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Settings:
-    """The quickest of some settings, each timed in turn, so that what else the machine does falls on all of them.
+def measure(distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Arithmetic:
+    """The quickest of some arithmetic, each timed in turn, so that what else the machine does falls on all of them.
 
     A step is forward and backward of a copy in training mode, and a candidate's time the least of a few rounds. bf16 is
     taken only where it saves 5% or more.
@@ -135,7 +135,7 @@ def measure(distiller: Distiller, batch: Any, choice: Sequence[Settings], device
         return replace(choice[0], reason="not measured, for lack of memory")
 
 
-def _measured(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Settings:
+def _measured(distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Arithmetic:
     began = time.perf_counter()
     best = {one.name: math.inf for one in choice}
     with trial(distiller, device) as subject:
@@ -145,7 +145,7 @@ def _measured(distiller: Distiller, batch: Any, choice: Sequence[Settings], devi
             for one in choice:
                 for part in fused:
                     setattr(part, "fused_attn", True)  # noqa: B010
-                apply_settings(subject, one, device)
+                apply_arithmetic(subject, one, device)
                 seconds = timed(step_of(subject, batch, PRECISIONS[one.precision], device), device)
                 if index > 0:  # the first round warms up
                     best[one.name] = min(best[one.name], seconds)
@@ -187,7 +187,7 @@ def fastest(seconds: dict[str, float]) -> str:
     return quick if seconds[quick] < MARGIN * safe[safest] else safest
 
 
-def _affordable(subject: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> Any:
+def _affordable(subject: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Any:
     """The batch, or an eighth of it where whole ones would take longer than the budget."""
     count = subject.task.student_input(batch).shape[0]
     few = rows(batch, count, max(2, count // 8))

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.studies.space import Axis, Choices, Settings, Value, changed, combinations
+from limbeck.studies.search_space import Axis, Choices, Settings, Value, changed, combinations
 
 if TYPE_CHECKING:
     from optuna import Study

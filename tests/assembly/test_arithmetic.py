@@ -1,4 +1,4 @@
-"""Settings: measured once, remembered, the same in every process, and never a reason for a run not to start."""
+"""Arithmetic: measured once, remembered, the same in every process, and never a reason for a run not to start."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiny
-from limbeck.assembly import settings
-from limbeck.assembly.settings import Settled, settle
+from limbeck.assembly import arithmetic
+from limbeck.assembly.arithmetic import Settled, settle
 from limbeck.distiller import Distiller
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
@@ -19,7 +19,7 @@ from limbeck.runs import run as runs
 from limbeck.runs.claim import claim
 from limbeck.training import precision as hardware
 from limbeck.training.compiling import Compiling, may_pay, pays
-from limbeck.training.precision import Settings
+from limbeck.training.precision import Arithmetic
 
 CPU = torch.device("cpu")
 AUTO = {"precision": "auto", "memory_format": "auto"}
@@ -29,8 +29,8 @@ SECONDS = {"float32 contiguous": 0.3, "float32 channels_last": 0.2, "bf16 contig
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The memory's file, in a folder of the test."""
-    monkeypatch.setattr(settings, "cache_folder", lambda: tmp_path / "cache")
-    return tmp_path / "cache" / settings.FILE
+    monkeypatch.setattr(arithmetic, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / arithmetic.FILE
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was measured; models count as large, and a measurement takes no time."""
     found: list[list[str]] = []
 
-    def measure(distiller: Distiller, batch: Any, choice: list[Settings], device: torch.device) -> Settings:
+    def measure(distiller: Distiller, batch: Any, choice: list[Arithmetic], device: torch.device) -> Arithmetic:
         found.append([one.name for one in choice])
         seconds = {one.name: SECONDS[one.name] for one in choice}
         name = hardware.fastest(seconds)
@@ -62,8 +62,8 @@ def test_it_is_measured_once_and_then_remembered(small: Recipe, memory: Path, me
     recipe = small.changed(AUTO)
     first, second = settled(recipe), settled(recipe.changed({"seed": 7, "epochs": 9}))
     assert measured == [list(SECONDS)]
-    assert first.settings.name == second.settings.name == "bf16 contiguous"
-    assert first.settings.seconds == second.settings.seconds == SECONDS
+    assert first.arithmetic.name == second.arithmetic.name == "bf16 contiguous"
+    assert first.arithmetic.seconds == second.arithmetic.seconds == SECONDS
     assert "cpu: bf16, contiguous (measured in 0.1 s; not compiled, which saves little on cpu)" in first.lines
     assert "measured on 20" in second.lines[-1]
     assert "float32 channels_last 2.00, bf16 contiguous 1.00" in second.lines[-1]
@@ -86,7 +86,7 @@ def test_another_machine_is_measured_anew(
     settled(small.changed(AUTO))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     settled(small.changed(AUTO))
-    monkeypatch.setattr(settings, "name_of", lambda device: "a faster one")
+    monkeypatch.setattr(arithmetic, "name_of", lambda device: "a faster one")
     settled(small.changed(AUTO))
     assert len(measured) == 3
 
@@ -96,7 +96,7 @@ def test_what_the_recipe_says_is_taken_and_nothing_measured(
 ) -> None:
     recipe = small.changed({"precision": "bf16", "memory_format": "channels_last", "compile": "on"})
     found = settled(recipe)
-    assert found.settings.name == "bf16 channels_last"
+    assert found.arithmetic.name == "bf16 channels_last"
     assert found.compiles
     assert found.lines == ["cpu: bf16, channels_last, compiled (as the recipe says)"]
     assert settled(small.changed({"compile": "off"})).lines == ["cpu: float32, contiguous (as the recipe says)"]
@@ -107,13 +107,13 @@ def test_what_the_recipe_says_is_taken_and_nothing_measured(
 def test_one_forced_setting_leaves_the_other_to_be_measured(
     small: Recipe, memory: Path, measured: list[list[str]]
 ) -> None:
-    assert settled(small.changed({"memory_format": "auto"})).settings.name == "float32 channels_last"
+    assert settled(small.changed({"memory_format": "auto"})).arithmetic.name == "float32 channels_last"
     assert measured == [["float32 contiguous", "float32 channels_last"]]
 
 
 def test_small_models_are_not_measured(small: Recipe, memory: Path) -> None:
     found = settled(small.changed(AUTO))
-    assert found.settings.single_thread
+    assert found.arithmetic.single_thread
     assert "one thread" in found.lines[0]
     assert not memory.exists()
 
@@ -128,7 +128,7 @@ def test_a_damaged_memory_is_ignored_with_a_note(
     memory.write_text(damage)
     found = settled(small.changed(AUTO))
     assert len(found.lines) == 2
-    assert "settings.json cannot be read and is made anew" in found.lines[0]
+    assert "arithmetic.json cannot be read and is made anew" in found.lines[0]
     assert len(settled(small.changed(AUTO)).lines) == 1
     assert len(measured) == 1
 
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_only(
 ) -> None:
     memory.parent.write_text("a file in its place")
     found = settled(small.changed(AUTO))
-    assert found.settings.name == "bf16 contiguous"
+    assert found.arithmetic.name == "bf16 contiguous"
     assert "not shared" in found.lines[0]
     assert "not remembered" in found.lines[1]
 
@@ -155,18 +155,18 @@ def test_the_first_process_decides_and_the_others_take_its_answer(
     assert len(measured) == 1
 
 
-def on_cuda(monkeypatch: pytest.MonkeyPatch, cost: Compiling | UserError) -> list[Settings]:
+def on_cuda(monkeypatch: pytest.MonkeyPatch, cost: Compiling | UserError) -> list[Arithmetic]:
     """A GPU of which compiling has a known cost; returns the settings that it is measured with."""
-    found: list[Settings] = []
+    found: list[Arithmetic] = []
 
-    def measure(distiller: Distiller, batch: Any, chosen: Settings, device: torch.device) -> Compiling:
+    def measure(distiller: Distiller, batch: Any, chosen: Arithmetic, device: torch.device) -> Compiling:
         found.append(chosen)
         if isinstance(cost, UserError):
             raise cost
         return cost
 
-    monkeypatch.setattr(settings, "measure_compiling", measure)
-    monkeypatch.setattr(settings, "name_of", lambda device: "a GPU")
+    monkeypatch.setattr(arithmetic, "measure_compiling", measure)
+    monkeypatch.setattr(arithmetic, "name_of", lambda device: "a GPU")
     return found
 
 
@@ -219,7 +219,7 @@ def test_a_run_keeps_what_was_settled_and_goes_on_with_it(
     assert (kept.precision, kept.memory_format, kept.compile) == ("bf16", "contiguous", "off")
     assert claim(recipe, tmp_path / "run", True) == kept
     again = settle(kept, tiny.distiller(), tiny.Batch(*tiny.images(8)), CPU, steps=1)
-    assert again.settings.name == "bf16 contiguous"
+    assert again.arithmetic.name == "bf16 contiguous"
     assert len(measured) == 1
 
 

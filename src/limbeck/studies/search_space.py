@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.recipes.reading import explain_value, read_value
+from limbeck.recipes.parsing import explain_value, read_value
 from limbeck.recipes.recipe import ROLES, Recipe, fields_of, keeping_teacher, without_unread
 from limbeck.recipes.roles import Kind
 from limbeck.recipes.values import LOGIT_METHODS

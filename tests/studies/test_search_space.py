@@ -4,7 +4,16 @@ import pytest
 
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.studies.space import Choices, Range, changed, check_space, combinations, described, is_grid, parse_space
+from limbeck.studies.search_space import (
+    Choices,
+    Range,
+    changed,
+    check_space,
+    combinations,
+    described,
+    is_grid,
+    parse_space,
+)
 
 BASE = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", epochs=3)
 

@@ -1,8 +1,8 @@
 """Settle how this machine runs a recipe: measured once for each kind of step, remembered, one answer for all processes.
 
-What was measured is kept in ``settings.json`` beside the downloads, by the machine (device, threads, torch) and by what
-is run (models, terms, shapes of a batch). So equal recipes get equal settings on one machine, although timings differ.
-Runs that start together measure in turn, and find what the first has found.
+What was measured is kept in ``arithmetic.json`` beside the downloads, by the machine (device, threads, torch) and by
+what is run (models, terms, shapes of a batch). So equal recipes get equal arithmetic on one machine, although timings
+differ. Runs that start together measure in turn, and find what the first has found.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from limbeck.storage.files import save_json
 from limbeck.storage.untrusted import parse_json
 from limbeck.training import precision as hardware
 from limbeck.training.compiling import Compiling, may_pay, measure_compiling, pays
-from limbeck.training.precision import Settings
+from limbeck.training.precision import Arithmetic
 
-FILE = "settings.json"
+FILE = "arithmetic.json"
 WAIT = 300.0  # seconds for another process to finish measuring
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -42,12 +42,12 @@ class Settled:
     """What was settled.
 
     Attributes:
-        settings: Number format and layout.
+        arithmetic: Number format and layout.
         compiles: Whether models and terms are compiled.
         lines: What to tell the user: the last one says what was chosen and why.
     """
 
-    settings: Settings
+    arithmetic: Arithmetic
     compiles: bool
     lines: list[str]
 
@@ -71,7 +71,7 @@ def settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devic
         with collectives.alone():
             answer = json.dumps(asdict(_settle(recipe, distiller, share, device, steps)))
     found = json.loads(collectives.from_first(answer, device))
-    return Settled(**{**found, "settings": Settings(**found["settings"])})
+    return Settled(**{**found, "arithmetic": Arithmetic(**found["arithmetic"])})
 
 
 def _in_shares(recipe: Recipe, device: torch.device) -> Settled:
@@ -79,42 +79,42 @@ def _in_shares(recipe: Recipe, device: torch.device) -> Settled:
     precision = recipe.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and hardware.bf16_is_native(device) else "float32"
-    settings = Settings(precision, "contiguous", False, "not measured in shards")
-    line = f"{device.type}: {precision}, contiguous, not compiled ({settings.reason})"
-    return Settled(settings, False, [line])
+    arithmetic = Arithmetic(precision, "contiguous", False, "not measured in shards")
+    line = f"{device.type}: {precision}, contiguous, not compiled ({arithmetic.reason})"
+    return Settled(arithmetic, False, [line])
 
 
 def _settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.device, steps: int) -> Settled:
     lines: list[str] = []
     given = {"precision": recipe.precision, "memory_format": recipe.memory_format}
-    settings = hardware.obvious(distiller, batch, **given, device=device)
+    arithmetic = hardware.obvious(distiller, batch, **given, device=device)
     looks = recipe.compile == "auto" and device.type == "cuda"
     compiles, why = recipe.compile == "on", ""
-    if settings is None or looks:
+    if arithmetic is None or looks:
         choice = hardware.candidates(**given, device=device)
         key = _key(distiller, batch, choice, device)
         with _one_after_the_other(lines):
             memory = _recall(lines)
-            settings, known = _measured(memory.get(key), distiller, batch, choice, device)
-            if looks and settings.seconds:
-                compiles, why, known = _compiling(known, distiller, batch, settings, device, steps)
-            if settings.seconds and known != memory.get(key):
+            arithmetic, known = _measured(memory.get(key), distiller, batch, choice, device)
+            if looks and arithmetic.seconds:
+                compiles, why, known = _compiling(known, distiller, batch, arithmetic, device, steps)
+            if arithmetic.seconds and known != memory.get(key):
                 _remember({**memory, key: known}, lines)
     if recipe.compile == "auto" and not looks:
         why = f"; not compiled, which saves little on {device.type}"
-    words = [settings.precision, settings.memory_format]
-    words += ["one thread"] if settings.single_thread else []
+    words = [arithmetic.precision, arithmetic.memory_format]
+    words += ["one thread"] if arithmetic.single_thread else []
     words += ["compiled"] if compiles else []
-    return Settled(settings, compiles, [*lines, f"{device.type}: {', '.join(words)} ({settings.reason}{why})"])
+    return Settled(arithmetic, compiles, [*lines, f"{device.type}: {', '.join(words)} ({arithmetic.reason}{why})"])
 
 
 def _measured(
-    known: dict[str, Any] | None, distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device
-) -> tuple[Settings, dict[str, Any]]:
-    """The settings, and what is to be remembered of them; measured where that is not known."""
+    known: dict[str, Any] | None, distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device
+) -> tuple[Arithmetic, dict[str, Any]]:
+    """The arithmetic, and what is to be remembered of them; measured where that is not known."""
     if known is None:
-        settings = hardware.measure(distiller, batch, choice, device)
-        return settings, {"measured": str(datetime.date.today()), "seconds": settings.seconds}
+        arithmetic = hardware.measure(distiller, batch, choice, device)
+        return arithmetic, {"measured": str(datetime.date.today()), "seconds": arithmetic.seconds}
     seconds = known["seconds"]
     chosen = next(one for one in choice if one.name == hardware.fastest(seconds))
     reason = f"measured on {known['measured']}: {hardware.in_words(seconds)}"
@@ -122,14 +122,14 @@ def _measured(
 
 
 def _compiling(
-    known: dict[str, Any], distiller: Distiller, batch: Any, settings: Settings, device: torch.device, steps: int
+    known: dict[str, Any], distiller: Distiller, batch: Any, arithmetic: Arithmetic, device: torch.device, steps: int
 ) -> tuple[bool, str, dict[str, Any]]:
     """Whether to compile, why, and what is to be remembered of it."""
     if "compiling" not in known:
-        if not may_pay(settings.seconds[settings.name], steps):
+        if not may_pay(arithmetic.seconds[arithmetic.name], steps):
             return False, f"; not compiled, too little to win in {steps:,} steps", known
         try:
-            found = measure_compiling(distiller, batch, settings, device)
+            found = measure_compiling(distiller, batch, arithmetic, device)
         except UserError as error:
             return False, f"; not compiled: {error}", known
         except RuntimeError as error:
@@ -142,7 +142,7 @@ def _compiling(
     return pays(cost, steps), f"; compiling {why}", known
 
 
-def _key(distiller: Distiller, batch: Any, choice: Sequence[Settings], device: torch.device) -> str:
+def _key(distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> str:
     """Hash of all that the timing depends on."""
     shapes = tree_map(lambda x: [list(x.shape), str(x.dtype)] if isinstance(x, Tensor) else None, batch)
     words = {
@@ -178,7 +178,7 @@ def _one_after_the_other(lines: list[str]) -> Generator[None, None, None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=WAIT)
     except OSError as error:  # a timeout is one, too
-        lines.append(f"measured settings are not shared: {path.parent} cannot be locked ({error})")
+        lines.append(f"measured arithmetic is not shared: {path.parent} cannot be locked ({error})")
     try:
         yield
     finally:
@@ -212,4 +212,4 @@ def _remember(memory: dict[str, dict[str, Any]], lines: list[str]) -> None:
     try:
         save_json(memory, cache_folder() / FILE)
     except UserError as error:
-        lines.append(f"measured settings are not remembered: {error}")
+        lines.append(f"measured arithmetic is not remembered: {error}")
