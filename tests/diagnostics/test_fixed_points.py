@@ -16,6 +16,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from torch import Tensor, nn
 
 import reference
+import reference_dynamics
 from limbeck import diagnostics, losses
 from limbeck.errors import UserError
 
@@ -155,7 +156,7 @@ def test_the_pull_at_the_equilibrium_behind_a_batch_norm() -> None:
     g = g - w * (w * g).sum(0) / w.square().sum(0)  # orthogonal to the columns, as it is behind a batch norm
     lr, weight_decay = 0.1, 0.02
     decay = lr * weight_decay
-    rest = diagnostics.equilibrium_column_norms(w, g, lr=lr, decay=decay)
+    rest = reference_dynamics.equilibrium_column_norms(w, g, lr=lr, decay=decay)
     w, g = w / w.norm(dim=0) * rest, g * w.norm(dim=0) / rest
     close((w - lr * (g + weight_decay * w)).norm(dim=0), rest)  # a step of SGD leaves the lengths as they are
     assert diagnostics.pull(w, g, weight_decay=weight_decay).item() == pytest.approx(math.sqrt(2 / decay - 1))
