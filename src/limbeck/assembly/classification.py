@@ -47,7 +47,7 @@ def _open(recipe: Recipe) -> Data:
 
 
 def _open_for_scoring(
-    recipe: Recipe, source: str, *, size: int, classes: tuple[str, ...], bits: int, label_file: str | None
+    recipe: Recipe, source: str, label_file: str | None, size: int, bits: int, classes: tuple[str, ...]
 ) -> Data:
     spec = DataSpec(
         source=source,
@@ -60,25 +60,9 @@ def _open_for_scoring(
     return open_for_scoring(spec, classes, bits=bits)
 
 
-def _build_model(
-    name: str,
-    *,
-    num_classes: int,
-    size: int | None,
-    weights: str | None = None,
-    pretrained: bool = False,
-    allow_new_head: bool = False,
-    frozen_norms: bool = False,
-) -> Model:
+def _build_model(name: str, *, frozen_norms: bool = False, **settings: Any) -> Model:
     assert not frozen_norms  # of detectors alone: the recipe refuses it
-    return models.build(
-        name,
-        num_classes=num_classes,
-        size=size,
-        weights=weights,
-        pretrained=pretrained,
-        allow_new_head=allow_new_head,
-    )
+    return models.build(name, **settings)
 
 
 def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data: AnyData | None) -> Distiller:
@@ -136,7 +120,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(["n", *(str(d) for d in shape[1:])])
 
 
-def _random_batch(recipe: Recipe, student: Model, count: int, *, side: int, classes: int) -> Any:
+def _random_batch(recipe: Recipe, student: Model, count: int, side: int, classes: int) -> Any:
     return torch.rand(count, 3, side, side), torch.randint(classes, (count,))
 
 

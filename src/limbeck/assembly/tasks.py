@@ -129,17 +129,6 @@ class Program(NamedTuple):
 
 
 @runtime_checkable
-class OpenForScoring(Protocol):
-    """Opens all images of another source, to score a model of these classes on them; raises UserError."""
-
-    def __call__(
-        self, recipe: Recipe, source: str, *, size: int, classes: tuple[str, ...], bits: int, label_file: str | None
-    ) -> AnyData:
-        """Open them; ``bits``: how many 16-bit images use, as in the data that the model was trained on."""
-        ...
-
-
-@runtime_checkable
 class BuildModel(Protocol):
     """Builds a model by its name; see `limbeck.models.build`."""
 
@@ -158,15 +147,6 @@ class BuildModel(Protocol):
         ...
 
 
-@runtime_checkable
-class RandomBatch(Protocol):
-    """A batch of noise with targets of the usual kind, of images with a side of so many pixels."""
-
-    def __call__(self, recipe: Recipe, student: Model, count: int, *, side: int, classes: int) -> Any:
-        """Draw it, on the CPU."""
-        ...
-
-
 Samples = Callable[[nn.Module], dict[str, Any] | None]
 """From the trained student, or its moving average, to what is kept to be shown; None on all processes but the first."""
 
@@ -177,7 +157,8 @@ class Kind:
 
     Attributes:
         open_data: Opens the recipe's images, a part to train on and one to validate on.
-        open_for_scoring: Opens all images of another source.
+        open_for_scoring: Opens all images of another source: the run's recipe, the source and its file of labels, then
+            of the model that is scored: side and bits of its images, and its classes.
         build_model: Builds a student or a teacher.
         unused_parameters: Names of a student's parameters on which neither its output nor one of some taps depends.
         teaches_headless: Whether features are worth learning from when the head of their model is random.
@@ -195,12 +176,13 @@ class Kind:
         samples_file: Name of the file of validation images that are shown on the run's page.
         find_samples: Called while the teacher is there; all processes call what it returns with the student.
         program: A student as it is exported in a format that holds programs; UserError if that format cannot.
-        random_batch: What the time of a step is measured on.
+        random_batch: What the time of a step is measured on: noise with targets of the usual kind, by recipe, student,
+            number and side of the images, and number of classes.
         few: Images of it on a CPU, where large ones take as long as they do one by one.
     """
 
     open_data: Callable[[Recipe], AnyData]
-    open_for_scoring: OpenForScoring
+    open_for_scoring: Callable[[Recipe, str, str | None, int, int, tuple[str, ...]], AnyData]
     build_model: BuildModel
     unused_parameters: Callable[[Model, list[str]], list[str]]
     teaches_headless: bool
@@ -216,7 +198,7 @@ class Kind:
     samples_file: str
     find_samples: Callable[[Recipe, Parts, torch.device], Samples]
     program: Callable[[Model, str], Program]
-    random_batch: RandomBatch
+    random_batch: Callable[[Recipe, Model, int, int, int], Any]
     few: int
 
 

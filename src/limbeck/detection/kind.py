@@ -31,7 +31,7 @@ OBJECTS = 7  # of an image of COCO on average
 
 
 def _open_for_scoring(
-    recipe: Recipe, source: str, *, size: int, classes: tuple[str, ...], bits: int, label_file: str | None
+    recipe: Recipe, source: str, label_file: str | None, size: int, bits: int, classes: tuple[str, ...]
 ) -> DetectionData:
     del label_file
     changes = {"data": source, "val": None, "size": size, "classes": ()}
@@ -65,7 +65,7 @@ def _program(student: Model, format: str) -> Program:
     return Program(decoded, ("boxes", "scores"), note)
 
 
-def _random_batch(recipe: Recipe, student: Model, count: int, *, side: int, classes: int) -> DetectionBatch:
+def _random_batch(recipe: Recipe, student: Model, count: int, side: int, classes: int) -> DetectionBatch:
     """In frames of photographs 3 to 4, as most of COCO's are; or in square ones."""
     longest = side if recipe.longest is None else min(recipe.longest, side * 4 // 3)
     divisor = detector_of(student).divisor

@@ -146,8 +146,7 @@ def _others(recipe: Recipe, folder: Path, data: str, label_file: str | None, cla
     about = read_object(place, "size" if place.name == RECORD else "input")
     size = int(about["size"] if place.name == RECORD else about["input"]["size"])
     bits = int(about.get("bits") or 16)
-    open_for_scoring = kind_of(recipe.task).open_for_scoring
-    return open_for_scoring(recipe, data, size=size, classes=classes, bits=bits, label_file=label_file)
+    return kind_of(recipe.task).open_for_scoring(recipe, data, label_file, size, bits, classes)
 
 
 def _model_line(model: Model) -> str:

@@ -93,7 +93,7 @@ def _seconds(recipe: Recipe, classes: int, side: int, device: torch.device) -> f
     count = min(recipe.batch_size, kind.few) if device.type == "cpu" and side > SMALL else recipe.batch_size
     distiller = kind.build_distiller(recipe, student, teacher, None).to(device).train()
     optimizer = build_optimizer(recipe, distiller)
-    batch = to_device(kind.random_batch(recipe, student, count, side=side, classes=classes), device)
+    batch = to_device(kind.random_batch(recipe, student, count, side, classes), device)
     began = 0.0
     for step in range(STEPS + 1):
         if step == 1:
