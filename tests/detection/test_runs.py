@@ -55,6 +55,9 @@ def test_a_detector_learns_and_its_folder_says_so(teacher: Path):
     assert summary["best"]["ap"] >= summary["last"]["ap"]
     assert (teacher / "student_best.safetensors").is_file()
     assert evaluate(teacher) == pytest.approx(summary["last"], abs=1e-9)
+    others: list[object] = []
+    assert evaluate(teacher, data=str(Recipe.from_yaml(teacher / "recipe.yaml").data), say=others.append)["ap50"] > 0.3
+    assert others[0] == f"images: {summary['data']['val']} of {summary['data']['name']}"
     card = json.loads((teacher / "student.json").read_text())
     assert (card["task"], card["classes"], card["input"]["size"]) == ("detection", ["red", "green"], 64)
     plain = build_detector(card["model"], num_classes=card["num_classes"]).module
