@@ -52,6 +52,8 @@ def test_a_detector_learns_and_its_folder_says_so(teacher: Path):
     summary = json.loads((teacher / "summary.json").read_text())
     assert summary["metric"] == "ap"
     assert summary["last"]["ap50"] > 0.3
+    with pytest.raises(UserError, match=r"^--labels x\.csv: for image classes; boxes come with --data"):
+        evaluate(teacher, data=str(Recipe.from_yaml(teacher / "recipe.yaml").data), label_file="x.csv")
     assert summary["best"]["ap"] >= summary["last"]["ap"]
     assert (teacher / "student_best.safetensors").is_file()
     assert evaluate(teacher) == pytest.approx(summary["last"], abs=1e-9)

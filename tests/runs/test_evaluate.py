@@ -51,6 +51,11 @@ def test_all_images_of_a_folder_are_scored_and_counted(trained: Path, tmp_path: 
     assert (top1, said.split(" of")[0]) == (1.0, "images: 60")
 
 
+def test_labels_without_their_images_are_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"^--labels x\.csv: needs --data"):
+        evaluate(trained, label_file="x.csv")
+
+
 def test_images_are_read_in_the_size_of_the_run(trained: Path, tmp_path: Path) -> None:
     kept = json.loads((trained / "data.json").read_text(encoding="utf-8"))
     assert kept["size"] == 12

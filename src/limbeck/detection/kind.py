@@ -33,7 +33,10 @@ OBJECTS = 7  # of an image of COCO on average
 def _open_for_scoring(
     recipe: Recipe, source: str, label_file: str | None, size: int, bits: int, classes: tuple[str, ...]
 ) -> DetectionData:
-    del label_file
+    if label_file is not None:
+        raise UserError(
+            f"--labels {label_file}: for image classes; boxes come with --data, for example coco:FILE or yolo:FOLDER"
+        )
     changes = {"data": source, "val": None, "size": size, "classes": ()}
     return build_detection_data(recipe.changed(changes), scored=classes, bits=bits)
 

@@ -99,6 +99,8 @@ def evaluate(
     Raises:
         UserError: There is no such run, or the images cannot be used.
     """
+    if label_file is not None and data is None:
+        raise UserError(f"--labels {label_file}: needs --data, the folder of the images in it")
     student = load_student(folder)
     card = read_object(folder / CARD, "model")
     recipe = _recipe_of(folder, card, data)
