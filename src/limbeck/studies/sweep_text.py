@@ -66,7 +66,7 @@ def sweep_record(plan: Plan, folder: Path, trials: Trials, confirmed: Confirmed,
         "by seed": {
             row: {str(seed): run["last"][metric] for seed, run in runs.items()} for row, runs in confirmed.items()
         },
-        "best": _best(found, rows, choice, winner_of(confirmed, plan, best)),
+        "best": _best(found, rows, choice if confirming else [], winner_of(confirmed, plan, best)),
         "teacher": next((run["teacher"] for run in summaries if run.get("teacher")), None),
         "in common": check(
             folder,
@@ -197,11 +197,14 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     elif best["mean"] is None:
         lines.append(f"best: {best['row']} ({described(best['settings'])}); not confirmed on other seeds.")
     else:
-        chose = "" if best.get("chose") is None else f"{figure(metric, best['chose'])} on the seeds that chose it, "
-        lines.append(
-            f"best: {best['row']} ({described(best['settings'])}): {figure(metric, best['chosen with'])} on the seed "
-            f"of its trial, {chose}{figure(metric, best['mean'])} on seeds that chose nothing."
-        )
+        mean = figure(metric, best["mean"])
+        others = f"{mean} on other seeds"
+        if "choice" not in record:  # of before
+            others += ", which chose it among those in the table"
+        elif record["choice"]:
+            others = f"{figure(metric, best['chose'])} on the seeds that chose it, {mean} on seeds that chose nothing"
+        trial = f"{figure(metric, best['chosen with'])} on the seed of its trial"
+        lines.append(f"best: {best['row']} ({described(best['settings'])}): {trial}, {others}.")
     if record.get("in common"):
         lines.append(f"all runs: {record['in common']}.")
     if done:
@@ -221,9 +224,11 @@ def markdown(record: Mapping[str, Any]) -> str:
         grid(HEAD, (cells_of(trial, metric) for trial in ranked(record))),
         "",
     ]
-    for title, rows in (("The seeds that chose:", record["choice"]), ("Seeds that chose nothing:", record["rows"])):
+    choice = record.get("choice")  # records of before do not have it
+    tables = {"The seeds that chose:": choice, "Seeds that chose nothing:": record["rows"]}
+    for title, rows in tables.items() if choice else {"": record["rows"]}.items():
         if rows:
-            lines += [title, "", grid(CONFIRMED, (_confirmed(row, record) for row in rows)), ""]
+            lines += [*([title, ""] if title else []), grid(CONFIRMED, (_confirmed(row, record) for row in rows)), ""]
     return "\n".join([*lines, *(f"- {line}" for line in sentences(record))]) + "\n"
 
 
