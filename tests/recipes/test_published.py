@@ -77,8 +77,15 @@ def known(model: Model) -> tuple[int, int]:
     return MODELS.get(f"{model.name}@{model.num_classes}") or MODELS[model.name]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+ONE_OF_A_KIND = (
+    "digits", "cifar100-wrn-40-2-wrn-16-2", "cifar100-resnet50-mobilenetv2", "imagenet-resnet34-resnet18",
+    "imagenet-deit-ti", "imagenet20-resnet50-resnet18", "label-free-dinov2-resnet18",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_A_KIND else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
+)
 def test_a_recipe_is_whole_at_full_size(name: str) -> None:
     """Both models run at their size, with the literature's counts; the projector joins the widths that it says."""
     recipe = named(name)
