@@ -119,6 +119,7 @@ def test_finding_everything_is_perfect_in_pixels_of_the_file():
     assert evaluate(Told(batch, shift=8.0), Detection(detector()), parts, CPU)["ap"] < 0.3
 
 
+@pytest.mark.long  # test_runs.py has a detector that learns, and a teacher that keeps its bytes
 def test_a_small_detector_learns_bright_rectangles_and_the_teacher_keeps_its_bytes():
     """The complete path: a student with a dense feature term learns; its average precision rises from nothing."""
     student, teacher = detector(), detector("fcos-32/cifar/resnet20", seed=1)

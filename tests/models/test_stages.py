@@ -37,6 +37,7 @@ EXPECTED = {
     "torchvision/squeezenet1_1": ("features.4", "features.7", "features.12"),
     "torchvision/alexnet": ("features.1", "features.4", "features.11"),  # avgpool is finer than what it pools
 }
+DEEP = ("cifar/resnet50@32", "cifar/mobilenetv2@32", "cifar/shufflenetv1@32")  # each takes seconds
 # Small variants of timm whose stages a guess by shapes got wrong, or gets right by luck.
 KNOWN = {
     "mvitv2_tiny": ("stages.1:input", "stages.2:input", "stages.3:input", "norm:input"),  # its stages return tuples
@@ -162,7 +163,9 @@ def check(model: Model, taps: tuple[str, ...]) -> None:
         assert {x.ndim for x in found} == {3}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in DEEP else name for name in EXPECTED]
+)
 def test_the_stages_of_known_models(name: str) -> None:
     model = at_a_size(name)
     taps = stages(model)

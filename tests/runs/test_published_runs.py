@@ -144,9 +144,8 @@ def narrow(model: str, width: int) -> str:
     return f"{kind.partition('-')[0]}-{width}/{trunk}"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "small-boxes" else pytest.mark.long) for name in DETECTION]
-)
+@pytest.mark.long  # tests/detection/test_runs.py trains, resumes and exports detectors
+@pytest.mark.parametrize("name", DETECTION)
 def test_two_steps_a_resume_and_an_export_of_a_detector(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     return folder
 
 
+@pytest.mark.long  # three commands under torchrun; tests/distributed/test_sharding.py has the trainings
 @pytest.mark.timeout(600)
 @pytest.mark.processes
 def test_two_processes_in_shares_end_as_one(shares: Path, alone: Path) -> None:
