@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/limbeck compare --recipe digits $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
-	$(BIN)/python -m pytest -m long --long -n $(JOBS) --dist loadfile --jaxtyping-packages=limbeck,typechecking.typechecker
+	$(BIN)/python -m pytest -m long --long -n $(JOBS) --dist loadfile --no-loadscope-reorder --jaxtyping-packages=limbeck,typechecking.typechecker
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)
