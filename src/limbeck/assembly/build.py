@@ -20,7 +20,7 @@ from limbeck.storage.untrusted import read_object
 from limbeck.training.guard import Skip
 from limbeck.training.optim import Rate, adamw, cosine_decay, named, sgd, step_decay
 
-_MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # of a card that comes with weights of others
+_MOST_CLASSES, _MOST_SIDE = 1_000_000, 4096  # limits of an untrusted card
 SKIPPED = 10  # steps, see limbeck.training.guard.Skip
 LOWERED = 0.5  # of the learning rate; what a GradScaler does to its scale
 CARD = "student.json"  # in a run folder: how to build the student and feed it

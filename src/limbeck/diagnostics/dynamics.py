@@ -41,7 +41,7 @@ def self_relation(z_s: Float[Tensor, "*n d_s"], *, centered: bool = False) -> Fl
     batches, or of two processes, add up to that of both. Divide by N for second moments.
 
     Args:
-        z_s: Student features, in front of the projector.
+        z_s: Student features, before the projector.
         centered: Take the mean of each channel off first: N times the covariance, biased. It is what a projector
             behind which a batch norm follows sees.
 
@@ -71,7 +71,7 @@ def cross_relation(
     A sum over N, as :func:`self_relation`. It is not symmetric, not even where the widths are equal.
 
     Args:
-        z_s: Student features, in front of the projector.
+        z_s: Student features, before the projector.
         z_t: Teacher features of the same rows.
         centered: Take the mean of each channel off first, on both sides.
 

@@ -65,7 +65,7 @@ class Probe:
         distiller: The distiller, with its teacher.
         batch: Images that are not trained on, as its task reads them; 128 are enough for correlations of channels to
             within 0.09.
-        every: Steps between two looks; None: as the budget allows.
+        every: Steps between two measurements. Default: what the budget allows.
         log: Gets a record of kind "probe" of each look. What a run that goes on after a kill has to find again (the
             first projector) is in ``probe/`` beside the log.
         budget: Share of the time that looks may take.
@@ -353,7 +353,7 @@ class Schedule:
     whatever it costs, and the longest: much is done for the first time.
 
     Args:
-        every: Steps between two looks; None: as the budget allows.
+        every: Steps between two measurements. Default: what the budget allows.
         budget: Share of the time that looks may take.
 
     Raises:

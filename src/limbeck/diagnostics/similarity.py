@@ -127,7 +127,7 @@ def input_output_correlation(x: Float[Tensor, "*n d_s"], p: Float[Tensor, "*n d_
     ``sqrt(2 / (pi (n - 1)))`` by chance, 0.07 for 128 rows, and two rows always 1: compare values of the same n only.
 
     Args:
-        x: Student features, in front of the projector.
+        x: Student features, before the projector.
         p: What the projector makes of them, before or behind a batch norm.
 
     Returns:

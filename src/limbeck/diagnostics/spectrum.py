@@ -278,7 +278,7 @@ def local_jacobians(projector: nn.Module, x: Float[Tensor, "n d_s"]) -> Float[Te
 
     Args:
         projector: Any module that maps rows one by one, in eval mode if it has a norm that would mix them.
-        x: Student features, in front of the projector, in the precision of its parameters (half precisions are taken
+        x: Student features, before the projector, in the precision of its parameters (half precisions are taken
             to float32).
 
     Returns:
