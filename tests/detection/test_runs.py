@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from detection import boxes
 from limbeck import cli
 from limbeck.assembly.build import build_data, build_parts, load_student
+from limbeck.data.stream import Stream
 from limbeck.detection import DenseHeadTerm, Detections, FGDTerm, ForegroundTerm, RegionTerm, Truth
 from limbeck.detection.assembly import build_detection_distiller, paired_levels
 from limbeck.detection.boxes import choose, judge
@@ -151,16 +152,14 @@ def test_a_run_that_is_resumed_ends_with_the_same_bytes(alone: Recipe, teacher: 
 
 def _run_until_second_epoch(recipe: Recipe, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        from limbeck.detection.data.loader import DetectionLoader
+        plain = Stream.iterate
 
-        plain = DetectionLoader.iterate
-
-        def stopping(self: DetectionLoader, start: int = 0) -> Any:
-            if self.plan.training and self._epoch == 1:
+        def stopping(self: Stream[Any, Any], start: int = 0) -> Any:
+            if self.order.training and self._epoch == 1:
                 raise KeyboardInterrupt
             return plain(self, start)
 
-        patch.setattr(DetectionLoader, "iterate", stopping)
+        patch.setattr(Stream, "iterate", stopping)
         run(recipe, folder)
 
 
@@ -329,7 +328,7 @@ def test_faults_in_annotations_stop_a_run_with_their_list(
     words = ["train", "--task", "detection", "--model", str(alone.student), "--data", f"coco:{colored / 'broken.json'}"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "2 faults in the annotations (--on-bad-boxes skip leaves them out)" in said
+    assert "2 faults in the annotations (--on-bad-annotations skip leaves them out)" in said
     assert "box with negative width or height: 1 (annotation 0 of train00.png" in said
     assert "unknown category: 1 (annotation 1: category 9)" in said
     assert not (tmp_path / "run").exists()

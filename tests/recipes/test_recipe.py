@@ -134,7 +134,7 @@ UNREAD: list[tuple[dict[str, Any], str, Any, str]] = [
     ({"method": "kd"}, "cache_top_k", 3, "cache_views a number"),
     ({"method": "kd"}, "cache_limit", 3.0, "cache_views a number"),
     ({}, "levels", "trunk", "task detection"),
-    ({}, "on_bad_boxes", "skip", "task detection"),
+    ({}, "on_bad_annotations", "skip", "task detection"),
 ]
 
 

@@ -65,7 +65,7 @@ def build_detection_data(
         classes=recipe.classes,
         subset=recipe.subset,
         train_limit=recipe.train_limit,
-        on_bad=recipe.on_bad_boxes,
+        on_bad=recipe.on_bad_annotations,
         skip_bad_images=recipe.skip_bad_images,
         workers=recipe.workers,
     )

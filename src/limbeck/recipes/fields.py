@@ -168,7 +168,7 @@ class Settings(BaseModel):
     classes: Annotated[tuple[Line, ...], OneIsAList, DATA, BOXES] = Field(
         default=(), description="Detection: use these classes alone, in this order; by default all."
     )
-    on_bad_boxes: Annotated[Literal["refuse", "skip"], FAULTS, BOXES] = Field(
+    on_bad_annotations: Annotated[Literal["refuse", "skip"], FAULTS, BOXES] = Field(
         default="refuse", description="Detection: refuse annotations with faults, or skip the images that have them."
     )
     augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(

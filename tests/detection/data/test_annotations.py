@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from detection.data import planted
+from limbeck.data.problems import Problems
 from limbeck.detection.data import DetectionSpec, open_detection
 from limbeck.detection.data.coco import read_coco
-from limbeck.detection.data.problems import Fault, Problems
+from limbeck.detection.data.problems import Fault
 from limbeck.errors import UserError
 
 
@@ -203,7 +204,7 @@ def test_a_fault_is_refused_with_its_kind_and_place_or_left_out(
     with pytest.raises(UserError) as refused:
         opened(source, val=val)
     first, *lines = str(refused.value).splitlines()
-    assert first == f"{source}: 1 faults in the annotations (--on-bad-boxes skip leaves them out)"
+    assert first == f"{source}: 1 faults in the annotations (--on-bad-annotations skip leaves them out)"
     assert len(lines) == 1
     assert lines[0].startswith(f"  {fault.value}: 1 (")
     assert example in lines[0]

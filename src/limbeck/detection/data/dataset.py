@@ -12,12 +12,13 @@ import numpy as np
 
 from limbeck.data import decode
 from limbeck.data.fetch import Skips
+from limbeck.data.problems import Problems
 from limbeck.detection import DetectionBatch
 from limbeck.detection.data.coco import annotation_files, find_coco, read_coco
 from limbeck.detection.data.files import child
 from limbeck.detection.data.index import BoxIndex
-from limbeck.detection.data.loader import DetectionLoader, Plan
-from limbeck.detection.data.problems import Fault, Problems, Remark
+from limbeck.detection.data.loader import DetectionLoader, Plan, detection_loader
+from limbeck.detection.data.problems import Fault, Remark
 from limbeck.detection.data.spec import FORMATS, DetectionSpec
 from limbeck.detection.data.transforms import Frame
 from limbeck.detection.data.voc import find_sets, is_voc, read_voc
@@ -192,7 +193,7 @@ class DetectionData:
             flip=augmented and self._spec.flip,
             workers=_workers(self._spec),
         )
-        return DetectionLoader(plan, self._skips)
+        return detection_loader(plan, self._skips)
 
     def val_loader(self, *, batch_size: int, divisor: int = DIVISOR) -> DetectionLoader:
         """All validation images in their order, not augmented; the last batch may be short."""
@@ -213,7 +214,7 @@ class DetectionData:
 
     def _as_they_are(self, part: BoxIndex, batch_size: int, divisor: int) -> DetectionLoader:
         plan = Plan(part, self.frame, batch_size, divisor=divisor, workers=_workers(self._spec))
-        return DetectionLoader(plan, self._skips)
+        return detection_loader(plan, self._skips)
 
 
 @paths_explained()

@@ -9,8 +9,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from limbeck.data.problems import Problems
 from limbeck.detection.data.pictures import Picture, is_inside
-from limbeck.detection.data.problems import Fault, Problems, Remark
+from limbeck.detection.data.problems import Fault, Remark
 from limbeck.storage.untrusted import read_image_file
 
 EDGE = 1.0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from limbeck.data import decode, folders
-from limbeck.detection.data.problems import Fault, Problems, Remark
+from limbeck.data.problems import Problems
+from limbeck.detection.data.problems import Fault, Remark
 from limbeck.errors import UserError
 from limbeck.storage.untrusted import read_image_file
 

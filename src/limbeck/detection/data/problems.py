@@ -1,15 +1,6 @@
-"""What is wrong with annotations of boxes, collected and told in one report."""
+"""What can be wrong with annotations of boxes; `limbeck.data.problems.Problems` collects it."""
 
-from collections.abc import Iterator
 from enum import StrEnum
-from typing import Literal, final
-
-from limbeck.errors import UserError
-
-OnBad = Literal["refuse", "skip"]
-
-_SHOWN = 3  # examples of a kind
-_WIDTH = 100  # of an example
 
 
 class Fault(StrEnum):
@@ -53,78 +44,3 @@ class Remark(StrEnum):
     BACKGROUND = "images without a label file: used as images without objects"
     SAME_NAME = "categories of a name that is there twice, without boxes: left out"
     LEFT_OUT = "images left out, because a box of theirs was"
-
-
-@final
-class Problems:
-    """Faults in the order in which they were met, by kind.
-
-    Example:
-        >>> problems = Problems()
-        >>> problems.add(Fault.EMPTY, "annotation 3 of cat.jpg: 4 x 0")
-        >>> list(problems.lines())
-        ['box without area: 1 (annotation 3 of cat.jpg: 4 x 0)']
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[Fault | Remark, int] = {}
-        self._examples: dict[Fault | Remark, list[str]] = {}
-
-    def __len__(self) -> int:
-        """How many faults there are."""
-        return sum(count for kind, count in self._counts.items() if isinstance(kind, Fault))
-
-    def add(self, fault: Fault, where: str) -> None:
-        """Note a fault.
-
-        Args:
-            fault: Its kind.
-            where: The annotation and the image, and what was found.
-        """
-        self._note(fault, where)
-
-    def remark(self, remark: Remark, where: str) -> None:
-        """Note what is no fault; arguments as of :meth:`add`."""
-        self._note(remark, where)
-
-    def _note(self, kind: Fault | Remark, where: str) -> None:
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        examples = self._examples.setdefault(kind, [])
-        if len(examples) < _SHOWN:
-            line = " ".join(where.split())
-            examples.append(line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "...")
-
-    def lines(self) -> Iterator[str]:
-        """One line a kind of fault, the most frequent first: how many there are, and the first ones."""
-        return self._lines(Fault)
-
-    def remarks(self) -> Iterator[str]:
-        """One line a kind of remark, as :meth:`lines`."""
-        return self._lines(Remark)
-
-    def _lines(self, of: type[Fault | Remark]) -> Iterator[str]:
-        for kind, count in sorted(self._counts.items(), key=lambda item: -item[1]):
-            if isinstance(kind, of):
-                examples = self._examples[kind]
-                more = "; ..." if count > len(examples) else ""
-                yield f"{kind.value}: {count} ({'; '.join(examples)}{more})"
-
-    def settle(self, source: str, on_bad: OnBad) -> tuple[str, ...]:
-        """Refuse the annotations, or say what was left out of them.
-
-        Args:
-            source: How messages call the annotations.
-            on_bad: ``refuse`` or ``skip``.
-
-        Returns:
-            Notes for the log: the faults, and the remarks.
-
-        Raises:
-            UserError: There are faults, and they are to be refused; a line for each kind follows the first one.
-        """
-        if not len(self):
-            return tuple(self.remarks())
-        if on_bad == "refuse":
-            head = f"{source}: {len(self)} faults in the annotations (--on-bad-boxes skip leaves them out)"
-            raise UserError("\n".join([head, *(f"  {line}" for line in self.lines())]))
-        return (f"{source}: {len(self)} faults in the annotations, left out", *self.lines(), *self.remarks())

@@ -6,10 +6,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from limbeck.data import folders
+from limbeck.data.problems import Problems
 from limbeck.detection.data.files import child, read_annotations, read_text
 from limbeck.detection.data.index import BoxIndex, Collector
 from limbeck.detection.data.pictures import Box, Size, find_pictures, is_inside
-from limbeck.detection.data.problems import Fault, Problems, Remark
+from limbeck.detection.data.problems import Fault, Remark
 from limbeck.errors import UserError
 
 IMAGES, ANNOTATIONS, SETS = ("JPEGImages", "images"), "Annotations", "ImageSets/Main"

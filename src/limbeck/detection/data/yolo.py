@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from limbeck.data import folders
+from limbeck.data.problems import Problems
 from limbeck.detection.data.files import child, read_annotations, read_text
 from limbeck.detection.data.index import BoxIndex, Collector
 from limbeck.detection.data.pictures import Box, find_pictures
-from limbeck.detection.data.problems import Fault, Problems, Remark
+from limbeck.detection.data.problems import Fault, Remark
 from limbeck.errors import UserError
 
 _SLACK = 1e-3  # coordinates are written with few digits

@@ -110,7 +110,7 @@ def _coco(name: str, teacher: str, student: str) -> Recipe:
         size=800,
         longest=1333,
         scales=(0.8, 1.0),
-        on_bad_boxes="skip",
+        on_bad_annotations="skip",
         method="projector",
         epochs=epochs,
         batch_size=BATCH,
