@@ -125,11 +125,12 @@ def settled(recipe: Any, device: torch.device) -> tuple[Any, Any]:
     teacher = models.build(recipe.teacher, num_classes=len(data.classes), size=recipe.size)
     parts = build_parts(recipe, data, teacher)
     parts.distiller.to(device)
-    found = settle(recipe, parts.distiller, first_batch(parts, device), device, steps=1)
+    found = settle(recipe, parts.distiller, first_batch(parts, device), device, steps=10**6)
     for line in found.lines:
         print(line, file=sys.stderr)
-    settings = {"precision": found.settings.precision, "memory_format": found.settings.memory_format}
-    return teacher, recipe.changed({**settings, "compile": "off"})
+    arithmetic = found.arithmetic
+    changes = {"precision": arithmetic.precision, "memory_format": arithmetic.memory_format, "compile": "off"}
+    return teacher, recipe.changed(changes)
 
 
 def prepared(parts: Any, recipe: Any, device: torch.device) -> None:

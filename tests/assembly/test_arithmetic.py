@@ -1,7 +1,6 @@
 """Arithmetic: measured once, remembered, the same in every process, and never a reason for a run not to start."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from limbeck.runs import run as runs
 from limbeck.runs.claim import claim
 from limbeck.training import precision as hardware
 from limbeck.training.compiling import Compiling, may_pay, pays
-from limbeck.training.precision import Arithmetic
+from limbeck.training.precision import Arithmetic, Measurement
 
 CPU = torch.device("cpu")
 AUTO = {"precision": "auto", "memory_format": "auto"}
@@ -38,12 +37,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was measured; models count as large, and a measurement takes no time."""
     found: list[list[str]] = []
 
-    def measure(distiller: Distiller, batch: Any, choice: list[Arithmetic], device: torch.device) -> Arithmetic:
+    def measure(
+        distiller: Distiller, batch: Any, choice: list[Arithmetic], device: torch.device, *, steps: int
+    ) -> Measurement:
         found.append([one.name for one in choice])
-        seconds = {one.name: SECONDS[one.name] for one in choice}
-        name = hardware.fastest(seconds)
-        chosen = next(one for one in choice if one.name == name)
-        return replace(chosen, reason="measured in 0.1 s", seconds=seconds)
+        return Measurement({one.name: SECONDS[one.name] for one in choice}, {}, waited=0.01, is_sure=True)
 
     monkeypatch.setattr(hardware, "measure", measure)
     monkeypatch.setattr(hardware, "SMALL", 1.0)
@@ -51,7 +49,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-def settled(recipe: Recipe, *, rows: int = 8, width: int = 4, device: torch.device = CPU, steps: int = 10) -> Settled:
+def settled(
+    recipe: Recipe, *, rows: int = 8, width: int = 4, device: torch.device = CPU, steps: int = 10_000
+) -> Settled:
     distiller = tiny.distiller()
     if width != 4:
         distiller.student = tiny.Net(width)
@@ -64,7 +64,8 @@ def test_it_is_measured_once_and_then_remembered(small: Recipe, memory: Path, me
     assert measured == [list(SECONDS)]
     assert first.arithmetic.name == second.arithmetic.name == "bf16 contiguous"
     assert first.arithmetic.seconds == second.arithmetic.seconds == SECONDS
-    assert "cpu: bf16, contiguous (measured in 0.1 s; not compiled, which saves little on cpu)" in first.lines
+    assert "cpu: bf16, contiguous (measured in 0.0 s: " in first.lines[0]
+    assert "bf16 contiguous 1.00, bf16 channels_last 1.50; not compiled, which saves little on cpu)" in first.lines[0]
     assert "measured on 20" in second.lines[-1]
     assert "float32 channels_last 2.00, bf16 contiguous 1.00" in second.lines[-1]
     assert {path.suffix for path in memory.parent.iterdir()} <= {".json", ".lock"}
@@ -111,6 +112,34 @@ def test_one_forced_setting_leaves_the_other_to_be_measured(
     assert measured == [["float32 contiguous", "float32 channels_last"]]
 
 
+def test_a_choice_that_is_not_sure_is_used_and_not_remembered(
+    small: Recipe, memory: Path, measured: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load for a second must not decide for ever."""
+
+    def busy(*_: object, **__: object) -> Measurement:
+        return Measurement({"float32 contiguous": 1.0, "float32 channels_last": 4.9}, {}, waited=0.52, is_sure=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hardware, "measure", busy)
+        found = settled(small.changed(AUTO))
+    assert found.arithmetic.name == "float32 contiguous"
+    assert "not sure, so not remembered; 52% of the time other processes had our cores" in found.lines[0]
+    assert not memory.exists()
+    assert settled(small.changed(AUTO)).arithmetic.name == "bf16 contiguous"
+
+
+def test_a_run_that_is_too_short_measures_nothing_and_uses_what_is_remembered(
+    small: Recipe, memory: Path, measured: list[list[str]]
+) -> None:
+    found = settled(small.changed(AUTO), steps=399)  # of which 2% are less than two steps of each of four candidates
+    assert (found.arithmetic.name, measured) == ("float32 contiguous", [])
+    assert "not measured: 399 steps are too few" in found.lines[0]
+    settled(small.changed(AUTO), steps=400)
+    assert len(measured) == 1
+    assert settled(small.changed(AUTO), steps=399).arithmetic.name == "bf16 contiguous"
+
+
 def test_small_models_are_not_measured(small: Recipe, memory: Path) -> None:
     found = settled(small.changed(AUTO))
     assert found.arithmetic.single_thread
@@ -119,7 +148,8 @@ def test_small_models_are_not_measured(small: Recipe, memory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["{", "[]", '{"a": 1}', '{"a": {"measured": "x", "seconds": {"b": "quick"}}}', "\x00"]
+    "damage",
+    ["{", "[]", '{"a": 1}', '{"a": {"measured": "x", "seconds": {"b": "quick"}, "spread": {}, "waited": 0}}', "\x00"],
 )
 def test_a_damaged_memory_is_ignored_with_a_note(
     small: Recipe, memory: Path, measured: list[list[str]], damage: str
@@ -172,7 +202,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, cost: Compiling | UserError) -> lis
 
 @pytest.mark.parametrize(
     ("steps", "compiles", "looks"),
-    [(100, False, 0), (100_000, True, 1), (8000, False, 1)],
+    [(500, False, 0), (100_000, True, 1), (8000, False, 1)],
     ids=["not worth a look", "won back", "not won back"],
 )
 def test_compiling_has_to_be_won_back(
@@ -214,6 +244,7 @@ def test_a_run_keeps_what_was_settled_and_goes_on_with_it(
 ) -> None:
     teacher = str(next((finished.parent / "teachers").iterdir()))
     recipe = small.changed({**AUTO, "teacher_weights": teacher, "epochs": 1})
+    monkeypatch.setattr(hardware, "is_too_short", lambda *_: False)
     runs.run(recipe, tmp_path / "run")
     kept = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
     assert (kept.precision, kept.memory_format, kept.compile) == ("bf16", "contiguous", "off")

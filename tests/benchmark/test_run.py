@@ -40,6 +40,9 @@ def test_all_of_our_loops_are_timed_against_their_floors(monkeypatch: pytest.Mon
     assert set(result.alone) == {ALONE_FLOOR, ALONE, GIVEN}
     assert all(timing.seconds > 0 for timing in (*result.timings.values(), *result.alone.values()))
     assert rounds[-1] == (5, 5)
+    assert set(result.by_hand) >= {"float32 contiguous", "float32 channels_last"}
+    assert result.settings["floor"] == min(result.by_hand, key=lambda name: result.by_hand[name])
+    assert f"floor: {result.settings['floor']}, the quickest by hand" in result.table()
     assert len(said) == 1
     assert result.settings["precision"] in said[0]
 

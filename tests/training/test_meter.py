@@ -67,3 +67,18 @@ def test_it_goes_on_from_its_state(tmp_path: Path) -> None:
     left, right = whole.finish(), second.finish()
     assert left["loss"] == right["loss"] == 3.0
     assert left["task"] == right["task"]
+
+
+@pytest.mark.parametrize(("waited", "seconds", "lines"), [(4.0, 10.0, 1), (2.0, 10.0, 0), (4.0, 4.0, 0)])
+def test_an_epoch_whose_threads_waited_for_a_core_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited: float, seconds: float, lines: int
+) -> None:
+    delays = iter([0.0, waited])
+    monkeypatch.setattr(meter, "run_delay", lambda: next(delays))
+    found, _, optimizer = measured(tmp_path, tiny.distiller())
+    found.add(result(1.0), optimizer)
+    found._began -= seconds
+    found.finish()
+    said = [record["text"] for record in tiny.records(tmp_path) if record["kind"] == "note"]
+    assert len(said) == lines
+    assert all("threads waited for a core 40% of the first epoch" in line for line in said)

@@ -8,16 +8,32 @@ from torch import nn
 import tiny
 from limbeck import models
 from limbeck.training import precision as hardware
-from limbeck.training.precision import Arithmetic, apply_arithmetic, bf16_is_native, candidates, measure, obvious
+from limbeck.training.precision import (
+    Arithmetic,
+    Measurement,
+    apply_arithmetic,
+    bf16_is_native,
+    candidates,
+    chosen,
+    in_words,
+    measure,
+    obvious,
+)
 
 CPU = torch.device("cpu")
+LONG = 10**9  # steps of a run whose share for timing never ends
 
 
-def settle(precision: str = "auto", memory_format: str = "auto") -> hardware.Arithmetic:
+def settle(precision: str = "auto", memory_format: str = "auto") -> Arithmetic:
     batch = tiny.Batch(*tiny.images(4))
     distiller = tiny.distiller()
     found = obvious(distiller, batch, precision=precision, memory_format=memory_format, device=CPU)
-    return found or measure(distiller, batch, candidates(precision, memory_format, CPU), CPU)
+    if found is not None:
+        return found
+    choice = candidates(precision, memory_format, CPU)
+    measured = measure(distiller, batch, choice, CPU, steps=LONG)
+    assert measured is not None
+    return chosen(choice, measured.seconds, in_words(measured.seconds))
 
 
 def test_what_the_recipe_says_is_taken() -> None:
@@ -48,9 +64,14 @@ def product(native: bool) -> list[tuple[str, str]]:
     return [(p, m) for p in ("float32", *(["bf16"] if native else [])) for m in ("contiguous", "channels_last")]
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> list[str]:
-    """The settings of each step that was timed; every step is said to have taken what ``times`` has, or else 1."""
+def slow_down(monkeypatch: pytest.MonkeyPatch, times: dict[str, float | list[float]]) -> list[str]:
+    """The settings of each step that was timed; every step is said to have taken what ``times`` has, or else 1 s.
+
+    A list is taken one by one, first the warm-up, and its last time again and again. A negative time is of a step that
+    waited for a core. A clock that stands still leaves the budget alone.
+    """
     tried: list[str] = []
+    delay = [0.0]
     real, now = hardware.apply_arithmetic, hardware.timed
 
     def apply(module: nn.Module, arithmetic: Arithmetic, device: torch.device) -> None:
@@ -59,31 +80,73 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> list[
 
     def timed(step: Callable[[], None], device: torch.device) -> float:
         now(step, device)  # it does run
-        return times.get(tried[-1], 1) * 1e-3 if tried else 1e-6
+        found = times.get(tried[-1], 1.0)
+        seconds = found[min(tried.count(tried[-1]), len(found)) - 1] if isinstance(found, list) else found
+        delay[0] += 0.5 * abs(seconds) if seconds < 0 else 0.0
+        return abs(seconds)
 
     monkeypatch.setattr(hardware, "apply_arithmetic", apply)
     monkeypatch.setattr(hardware, "timed", timed)
+    monkeypatch.setattr(hardware, "run_delay", lambda: delay[0])
     return tried
 
 
-def test_candidates_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = slow_down(monkeypatch, {})
-    measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
-    assert tried == ["float32 contiguous", "float32 channels_last"] * (hardware.ROUNDS + 1)
+def measured(times: dict[str, float | list[float]], monkeypatch: pytest.MonkeyPatch) -> tuple[Measurement, list[str]]:
+    """What is found of float32's two layouts whose steps take these times, and what was timed."""
+    tried = slow_down(monkeypatch, times)
+    found = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU, steps=LONG)
+    assert found is not None
+    return found, tried
 
 
-def test_a_step_that_is_too_long_for_the_budget_is_timed_once_and_on_fewer_images(
+A, B = "float32 contiguous", "float32 channels_last"
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds", "is_sure", "rounds"),
+    [
+        ({A: 1.0, B: 2.0}, (1.0, 2.0), True, [2, 2]),
+        ({A: [9.0, 1.0, 1.5, 1.01], B: 2.0}, (1.0, 2.0), True, [3, 2]),  # confirmed by the third
+        ({A: [9.0, -4.9, -4.9, 1.0], B: 1.3}, (1.0, 1.3), True, [4, 2]),  # the load that was there at the start
+        ({A: -1.0, B: -1.3}, (1.0, 1.3), False, [8, 5]),  # busy all the time: five rounds of five decide
+        ({A: [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], B: 1.0}, (1.0, 1.0), False, [8, 2]),
+    ],
+    ids=["quiet", "one disturbance", "disturbed at first", "busy", "never confirmed"],
+)
+def test_candidates_take_turns_until_each_is_confirmed_or_out(
     monkeypatch: pytest.MonkeyPatch,
+    times: dict[str, float | list[float]],
+    seconds: tuple[float, float],
+    is_sure: bool,
+    rounds: list[int],
 ) -> None:
+    found, tried = measured(times, monkeypatch)
+    assert tuple(found.seconds.values()) == seconds
+    assert found.is_sure is is_sure
+    assert [tried.count(name) - 1 for name in (A, B)] == rounds
+    assert tried[:4] == [A, B] * 2
+
+
+def test_the_share_of_the_run_that_timing_may_take_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 3))  # each look at it is 3 s later
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: float(next(clock)))
+    tried = slow_down(monkeypatch, {A: -1.0, B: -1.0})
+    measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU, steps=200)
+    assert tried.count(A) == 2  # the warm-up and one round, since 2% of 200 s had passed
+
+
+def test_steps_are_timed_on_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    monkeypatch.setattr(hardware, "BUDGET", 0.0)
     distiller = tiny.distiller()
     monkeypatch.setattr(
         type(distiller.task), "student_input", lambda task, batch: rows.append(len(batch[0])) or batch[0]
     )
-    measure(distiller, tiny.Batch(*tiny.images(64)), candidates("float32", "auto", CPU), CPU)
-    assert rows[0] == 64  # asked how many there are
-    assert rows[1:] == [8] * (2 + 2 * 2)  # a look at the cost, the warm-up, and one round
+    measure(distiller, tiny.Batch(*tiny.images(64)), candidates("float32", "contiguous", CPU), CPU, steps=LONG)
+    assert set(rows) == {64}
+
+
+def test_the_system_says_how_long_threads_waited_for_a_core() -> None:
+    assert 0 <= hardware.run_delay() <= hardware.run_delay()
 
 
 def test_what_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +155,16 @@ def test_what_does_not_fit_into_memory_is_not_chosen(monkeypatch: pytest.MonkeyP
 
     assert hardware.timed(full, CPU) == float("inf")
     slow_down(monkeypatch, {"float32 contiguous": float("inf")})
-    arithmetic = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), candidates("float32", "auto", CPU), CPU)
-    assert arithmetic.memory_format == "channels_last"
+    choice = candidates("float32", "auto", CPU)
+    found = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU, steps=LONG)
+    assert found is not None
+    assert list(found.seconds) == ["float32 channels_last"]
+    assert found.is_sure
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator")])
 @pytest.mark.parametrize("place", ["beside", "step_of"])
-def test_without_memory_to_measure_the_first_setting_is_taken(
+def test_without_memory_to_measure_a_rule_decides(
     monkeypatch: pytest.MonkeyPatch, place: str, error: RuntimeError
 ) -> None:
     def full(*_: object) -> Any:
@@ -106,9 +172,8 @@ def test_without_memory_to_measure_the_first_setting_is_taken(
 
     monkeypatch.setattr(hardware, place, full if place == "beside" else lambda *_: full)
     choice = candidates("float32", "auto", CPU)
-    arithmetic = measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU)
-    assert arithmetic.name == "float32 contiguous"
-    assert (arithmetic.seconds, arithmetic.reason) == ({}, "not measured, for lack of memory")
+    assert measure(tiny.distiller(), tiny.Batch(*tiny.images(8)), choice, CPU, steps=LONG) is None
+    assert hardware.by_rule(choice, CPU, "no memory").name == "float32 contiguous"
 
 
 def test_the_copy_shares_the_teacher_which_gets_its_layout_back() -> None:
@@ -134,7 +199,7 @@ def test_measuring_changes_neither_models_nor_randomness() -> None:
     distiller.student.attention = attention.blocks[0].attn  # not used; measuring sets it, on its copy
     state = torch.get_rng_state()
     choice = candidates("auto", "auto", CPU) + candidates("bf16", "auto", CPU)
-    measure(distiller, tiny.Batch(*tiny.images(8)), choice, CPU)
+    measure(distiller, tiny.Batch(*tiny.images(8)), choice, CPU, steps=LONG)
     assert torch.equal(state, torch.get_rng_state())
     assert attention.blocks[0].attn.fused_attn
     del distiller.student.attention
@@ -160,7 +225,7 @@ def test_choosing_changes_neither_models_nor_randomness() -> None:
     state = torch.get_rng_state()
     batch = tiny.Batch(*tiny.images(4))
     obvious(distiller, batch, precision="auto", memory_format="auto", device=CPU)
-    measure(distiller, batch, candidates("auto", "auto", CPU), CPU)
+    measure(distiller, batch, candidates("auto", "auto", CPU), CPU, steps=LONG)
     assert torch.equal(state, torch.get_rng_state())
     assert tiny.same_bytes(before, distiller.state_dict())
     assert distiller.student.training

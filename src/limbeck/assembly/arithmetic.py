@@ -11,8 +11,9 @@ import hashlib
 import json
 import platform
 import re
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,9 @@ def settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devic
 
 def _in_shares(recipe: Recipe, device: torch.device) -> Settled:
     """What needs no timing, for no process can run the models by itself."""
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and hardware.bf16_is_native(device) else "float32"
-    arithmetic = Arithmetic(precision, "contiguous", False, "not measured in shards")
-    line = f"{device.type}: {precision}, contiguous, not compiled ({arithmetic.reason})"
+    choice = hardware.candidates(recipe.precision, "contiguous", device)
+    arithmetic = hardware.by_rule(choice, device, "not measured in shards")
+    line = f"{device.type}: {arithmetic.precision}, contiguous, not compiled ({arithmetic.reason})"
     return Settled(arithmetic, False, [line])
 
 
@@ -88,19 +87,19 @@ def _settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devi
     lines: list[str] = []
     given = {"precision": recipe.precision, "memory_format": recipe.memory_format}
     arithmetic = hardware.obvious(distiller, batch, **given, device=device)
-    looks = recipe.compile == "auto" and device.type == "cuda"
+    measures_compiling = recipe.compile == "auto" and device.type == "cuda"
     compiles, why = recipe.compile == "on", ""
-    if arithmetic is None or looks:
+    if arithmetic is None or measures_compiling:
         choice = hardware.candidates(**given, device=device)
         key = _key(distiller, batch, choice, device)
         with _one_after_the_other(lines):
             memory = _recall(lines)
-            arithmetic, known = _measured(memory.get(key), distiller, batch, choice, device)
-            if looks and arithmetic.seconds:
+            arithmetic, known = _measured(memory.get(key), distiller, batch, choice, device, steps)
+            if measures_compiling and arithmetic.seconds:
                 compiles, why, known = _compiling(known, distiller, batch, arithmetic, device, steps)
-            if arithmetic.seconds and known != memory.get(key):
+            if "measured" in known and known != memory.get(key):
                 _remember({**memory, key: known}, lines)
-    if recipe.compile == "auto" and not looks:
+    if recipe.compile == "auto" and not measures_compiling:
         why = f"; not compiled, which saves little on {device.type}"
     words = [arithmetic.precision, arithmetic.memory_format]
     words += ["one thread"] if arithmetic.single_thread else []
@@ -109,16 +108,34 @@ def _settle(recipe: Recipe, distiller: Distiller, batch: Any, device: torch.devi
 
 
 def _measured(
-    known: dict[str, Any] | None, distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device
+    known: dict[str, Any] | None,
+    distiller: Distiller,
+    batch: Any,
+    choice: Sequence[Arithmetic],
+    device: torch.device,
+    steps: int,
 ) -> tuple[Arithmetic, dict[str, Any]]:
-    """The arithmetic, and what is to be remembered of them; measured where that is not known."""
-    if known is None:
-        arithmetic = hardware.measure(distiller, batch, choice, device)
-        return arithmetic, {"measured": str(datetime.date.today()), "seconds": arithmetic.seconds}
-    seconds = known["seconds"]
-    chosen = next(one for one in choice if one.name == hardware.fastest(seconds))
-    reason = f"measured on {known['measured']}: {hardware.in_words(seconds)}"
-    return replace(chosen, reason=reason, seconds=seconds), known
+    """The arithmetic, and what to remember of it: nothing if the measurement is not sure."""
+    if known is not None:
+        words = hardware.in_words(known["seconds"])
+        return hardware.chosen(choice, known["seconds"], f"measured on {known['measured']}: {words}"), known
+    if hardware.is_too_short(choice, steps):
+        return hardware.by_rule(choice, device, f"not measured: {steps:,} steps are too few"), {}
+    began = time.perf_counter()
+    found = hardware.measure(distiller, batch, choice, device, steps=steps)
+    if found is None:
+        return hardware.by_rule(choice, device, "not measured, for lack of memory"), {}
+    took = time.perf_counter() - began
+    reason = f"measured in {took:.1f} s: {hardware.in_words(found.seconds)}"
+    if not found.is_sure:
+        disturbed = (
+            f"; {found.waited:.0%} of the time other processes had our cores"
+            if found.waited > hardware.DISTURBED
+            else ""
+        )
+        return hardware.chosen(choice, found.seconds, f"{reason}; not sure, so not remembered{disturbed}"), {}
+    record = {"measured": str(datetime.date.today()), "seconds": found.seconds}
+    return hardware.chosen(choice, found.seconds, reason), record | {"spread": found.spread, "waited": found.waited}
 
 
 def _compiling(
@@ -202,6 +219,8 @@ def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {
         "measured": str(entry["measured"]),
         "seconds": {str(name): float(value) for name, value in entry["seconds"].items()},
+        "spread": {str(name): float(value) for name, value in entry["spread"].items()},
+        "waited": float(entry["waited"]),
     }
     if "compiling" in entry:
         kept["compiling"] = asdict(Compiling(**{name: float(value) for name, value in entry["compiling"].items()}))

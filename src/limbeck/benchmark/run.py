@@ -1,7 +1,9 @@
 """One pair of models, every loop that can train it, in one interleaved run."""
 
 import copy
-from collections.abc import Callable
+import itertools
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,11 +26,13 @@ from limbeck.recipes.recipe import Recipe
 from limbeck.runs.run import device_of
 from limbeck.runs.summary import device_name
 from limbeck.tasks import Classification
-from limbeck.training.precision import LAYOUTS, PRECISIONS, apply_arithmetic
+from limbeck.training.precision import LAYOUTS, PRECISIONS, Arithmetic, apply_arithmetic, candidates
 
 FLOOR, FULL = "floor", "limbeck"
 ALONE_FLOOR, ALONE, GIVEN = "student alone, by hand", "student alone, limbeck", "limbeck, teacher's outputs given"
 WRITTEN = "as usually written"
+ROUNDS_BY_HAND = 3
+LONG = 10**6  # steps of a run in which every measurement pays
 LEARNING_RATE = 1e-3  # small: after many steps on one batch the numbers are still ordinary ones
 
 Say = Callable[[str], None]
@@ -42,11 +46,13 @@ class Benchmark:
         settings: Which pair, which settings, which machine.
         timings: Loop to its timing against the floor.
         alone: The loops without a teacher's pass, against the student alone by hand.
+        by_hand: Each setting of the plain loop, to its milliseconds a step in a few rounds; the least is the floor.
     """
 
     settings: dict[str, Any]
     timings: dict[str, Timing]
     alone: dict[str, Timing]
+    by_hand: dict[str, float]
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -54,6 +60,7 @@ class Benchmark:
             "settings": self.settings,
             "against the floor": {name: asdict(timing) for name, timing in self.timings.items()},
             "against the student alone": {name: asdict(timing) for name, timing in self.alone.items()},
+            "by hand, ms": self.by_hand,
         }
 
     def table(self) -> str:
@@ -66,7 +73,9 @@ class Benchmark:
             ]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines[: len(self.timings) + 1], "", *lines[len(self.timings) + 1 :]])
+        settings = ", ".join(f"{name} {ms:.1f}" for name, ms in self.by_hand.items())
+        said = f"floor: {self.settings['floor']}, the quickest by hand of (ms): {settings}"
+        return "\n".join([*lines[: len(self.timings) + 1], "", *lines[len(self.timings) + 1 :], "", said])
 
 
 def benchmark(
@@ -74,8 +83,10 @@ def benchmark(
 ) -> Benchmark:
     """Time a recipe's training step on random images, on one device.
 
-    The floor is the two networks and the optimizer alone, in the number format, layout and form of attention that
-    Limbeck chose: teacher forward without gradient, student forward and backward on cross entropy, optimizer.
+    The floor is the two networks and the optimizer alone: teacher forward without gradient, student forward and
+    backward on cross entropy, optimizer. A plain loop is timed by hand in every number format, layout and form of
+    attention, on a GPU compiled as well, and the quickest is the floor, whatever Limbeck chose: a wrong choice shows as
+    a ratio above 1.
     ``limbeck`` is :func:`limbeck.fit` with all that a run has: input transforms, taps, terms, checks, meter. The same
     pair "as usually written" is in float32 and the ordinary layout. With the teacher's outputs given, as by a
     cache, the step is measured against the student's alone; reading a cache is a part of ``benchmarks/epoch.py``.
@@ -109,7 +120,7 @@ def benchmark(
         else:
             timed_peers = peers(student, teacher, say=say)
     distiller = build_distiller(recipe, student, teacher, None).to(device).train()
-    settled = settle(recipe, distiller, batch, device, steps=1)
+    settled = settle(recipe, distiller, batch, device, steps=LONG)
     for line in settled.lines:
         say(line)
     arithmetic = settled.arithmetic
@@ -118,9 +129,13 @@ def benchmark(
         torch.set_num_threads(1)
     written = Pair(student, teacher).copied()
     others = {WRITTEN: by_hand(written.student.module, written.frozen(), _sgd(recipe, written.student)), **timed_peers}
-    loops = _loops(recipe, Pair(student, teacher), batch, settled)
-    loops |= {name: repeated(step, *batch) for name, step in others.items()}
+    pair = Pair(student, teacher)
     try:
+        settings = _settings(recipe, pair, device)
+        milliseconds = _milliseconds(recipe, pair, batch, settings)
+        floor = min(milliseconds, key=lambda name: milliseconds[name])
+        loops = _floors(recipe, pair, batch, settings[floor]) | _loops(recipe, pair, batch, settled)
+        loops |= {name: repeated(step, *batch) for name, step in others.items()}
         seconds = interleave(loops, rounds=rounds, device=device, said=on_round)
     finally:
         torch.set_num_threads(threads)
@@ -133,6 +148,7 @@ def benchmark(
         "batch_size": recipe.batch_size,
         "classes": classes,
         "rounds": rounds,
+        "floor": floor,
         "precision": arithmetic.precision,
         "memory_format": arithmetic.memory_format,
         "compiled": settled.compiles,
@@ -140,7 +156,7 @@ def benchmark(
         "threads": 1 if arithmetic.single_thread else threads,
         "torch": torch.__version__,
     }
-    return Benchmark(described, compare(seconds, FLOOR), compare(without, ALONE_FLOOR))
+    return Benchmark(described, compare(seconds, FLOOR), compare(without, ALONE_FLOOR), milliseconds)
 
 
 @dataclass(frozen=True)
@@ -160,22 +176,64 @@ class Pair:
         return self.teacher.module.eval().requires_grad_(False)
 
 
-def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settled: Settled) -> dict[str, Loop]:
-    """The floor and Limbeck's loops, in the same settings, each on models of its own."""
+@dataclass(frozen=True)
+class Setting:
+    """How a plain loop computes."""
+
+    arithmetic: Arithmetic
+    fused_attention: bool | None  # None: the models have none
+    compiled: bool
+
+    def __str__(self) -> str:
+        words = [self.arithmetic.name]
+        if self.fused_attention is not None:
+            words.append("fused attention" if self.fused_attention else "written attention")
+        return ", ".join([*words, "compiled"] if self.compiled else words)
+
+
+def _settings(recipe: Recipe, pair: Pair, device: torch.device) -> dict[str, Setting]:
+    """How a plain loop can compute here, by name."""
+    parts = [*pair.student.module.modules(), *pair.teacher.module.modules()]
+    forms = [True, False] if any(hasattr(part, "fused_attn") for part in parts) else [None]
+    compiled = [False, True] if device.type == "cuda" and recipe.compile != "off" else [False]
+    found = (Setting(*each) for each in itertools.product(candidates("auto", "auto", device), forms, compiled))
+    return {str(setting): setting for setting in found}
+
+
+def _milliseconds(
+    recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settings: Mapping[str, Setting]
+) -> dict[str, float]:
+    """A step of the plain loop in each setting: medians of a few rounds that take turns."""
+    loops = {name: _floors(recipe, pair, batch, setting)[FLOOR] for name, setting in settings.items()}
+    seconds = interleave(loops, rounds=ROUNDS_BY_HAND, device=batch[0].device)
+    return {name: 1000 * statistics.median(taken) for name, taken in seconds.items()}
+
+
+def _floors(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], setting: Setting) -> dict[str, Loop]:
+    """The plain loops with and without the teacher, each on models of its own."""
     images, labels = batch
-    device, arithmetic = images.device, settled.arithmetic
-    dtype = PRECISIONS[arithmetic.precision]
+    dtype = PRECISIONS[setting.arithmetic.precision]
     floor, alone = pair.copied(), pair.copied()
     for model in (floor.student, floor.teacher, alone.student):
-        apply_arithmetic(model.module, arithmetic, device)
-        if settled.compiles:
+        apply_arithmetic(model.module, setting.arithmetic, images.device)
+        for part in model.module.modules():
+            if hasattr(part, "fused_attn"):
+                setattr(part, "fused_attn", setting.fused_attention)  # noqa: B010
+        if setting.compiled:
             model.module.compile()
     hands = {
         FLOOR: by_hand(floor.student.module, floor.frozen(), _fused(recipe, floor.student), precision=dtype),
         ALONE_FLOOR: by_hand(alone.student.module, None, _fused(recipe, alone.student), precision=dtype),
     }
-    laid_out = images.contiguous(memory_format=LAYOUTS[arithmetic.memory_format])
-    loops = {name: repeated(step, laid_out, labels) for name, step in hands.items()}
+    laid_out = images.contiguous(memory_format=LAYOUTS[setting.arithmetic.memory_format])
+    return {name: repeated(step, laid_out, labels) for name, step in hands.items()}
+
+
+def _loops(recipe: Recipe, pair: Pair, batch: tuple[Tensor, Tensor], settled: Settled) -> dict[str, Loop]:
+    """Limbeck's loops, as it chose to compute, each on models of its own."""
+    device, arithmetic = batch[0].device, settled.arithmetic
+    dtype = PRECISIONS[arithmetic.precision]
+    loops: dict[str, Loop] = {}
     recipe = recipe.changed({"lr": LEARNING_RATE})
     full, own, given = pair.copied(), pair.copied(), pair.copied()
     distillers = {

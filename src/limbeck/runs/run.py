@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import joblib
 import torch
 from accelerate import PartialState
 from torch import nn
@@ -126,6 +127,9 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
     threads = torch.get_num_threads()
     with RunLog(folder, said=said) as log, contextlib.ExitStack() as restored, explaining():
         restored.callback(torch.set_num_threads, threads)
+        if (cores := joblib.cpu_count()) < threads:  # torch knows the affinity, and not a container's limit
+            torch.set_num_threads(cores)
+            log.note(f"threads: {cores} of {threads}, as many as the container may use")
         device = device_of(recipe)
         try:
             parts, checked, recipe = prepare(recipe, folder, log, device, said)

@@ -9,8 +9,9 @@ import torch
 
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
-from limbeck.training.precision import PRECISIONS, ROUNDS, Arithmetic, apply_arithmetic, step_of, timed, trial
+from limbeck.training.precision import PRECISIONS, Arithmetic, apply_arithmetic, step_of, timed, trial
 
+ROUNDS = 5
 GAIN = 0.1  # share of a step that it is taken to save, and
 SECONDS = 60.0  # to cost, until both have been measured
 

@@ -14,7 +14,10 @@ from limbeck.errors import UserError
 from limbeck.logs.runlog import RunLog
 from limbeck.storage.checkpoint import Counters
 from limbeck.training.guard import Guard, read_rows
+from limbeck.training.precision import run_delay
 
+BUSY = 0.3  # share of an epoch that threads wait for a core, which is worth a line
+BRIEF = 5.0  # seconds of an epoch that says nothing of it
 LOG_EVERY = 20  # batches between two records; on a GPU the losses are read only then, so that nothing waits for it
 
 
@@ -59,6 +62,7 @@ class Meter:
         self._started = time.perf_counter()
         self._readings: dict[str, Tensor] = {}
         self._lr = 0.0
+        self._began, self._delayed = time.perf_counter(), run_delay()  # of this process, whatever it continues
         self._clock = clock
         self._taught = self._teacher_total() or 0.0
 
@@ -131,8 +135,17 @@ class Meter:
         self._record()
         if self._taken == 0:
             raise UserError(f"no step of epoch {self._epoch + 1} could be taken: the numbers of none were finite")
+        self._note_a_busy_machine()
         means = collectives.mean_across([total / self._taken for total in self._sums], self._device)
         return dict(zip(self._names, means, strict=True)) | {"images_per_second": self._speed()}
+
+    def _note_a_busy_machine(self) -> None:
+        """Say that other processes have our cores: OpenMP's threads wait for each other, and steps take longer."""
+        taken = time.perf_counter() - self._began
+        waited = (run_delay() - self._delayed) / taken
+        if self._device.type == "cpu" and self._epoch == 0 and taken > BRIEF and waited > BUSY:
+            fewer = f"; OMP_NUM_THREADS={n // 2} may be faster" if (n := torch.get_num_threads()) > 1 else ""
+            self._log.note(f"the machine is busy: threads waited for a core {waited:.0%} of the first epoch{fewer}")
 
     def _speed(self) -> float:
         return self._images / (time.perf_counter() - self._started)

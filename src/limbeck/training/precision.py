@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import math
 import re
+import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,13 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SMALL = 5e8  # floating point operations of one forward pass below which calls, not arithmetic, cost the time
 MARGIN = 0.95  # bf16 has to take less than this share of float32's time: float32 is the safer one
-BUDGET = 4.0  # seconds after which no further round is timed
-ROUNDS = 5
+SHARE = 0.02  # of a run that timing may take
+ROUNDS = 8  # at most
+SIGNS = 5  # rounds that a sign test needs
+SAMPLE = 0.05  # seconds: shorter steps are timed several at once
+AGREEMENT = 1.03  # two times this close confirm each other
+OUT = 1.2  # a candidate that takes this much of the best one's time is not timed any further
+DISTURBED = 0.05  # share of a step that our threads waited for a core
 
 
 @dataclass(frozen=True)
@@ -111,55 +118,144 @@ def candidates(precision: str, memory_format: str, device: torch.device) -> list
     return [Arithmetic(p, m, False, "") for p, m in itertools.product(precisions, layouts)]
 
 
-def measure(distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Arithmetic:
-    """The quickest of some arithmetic, each timed in turn, so that what else the machine does falls on all of them.
+@dataclass(frozen=True)
+class Measurement:
+    """What timing the candidates gave.
 
-    A step is forward and backward of a copy in training mode, and a candidate's time the least of a few rounds. bf16 is
-    taken only where it saves 5% or more.
+    Attributes:
+        seconds: The least time of a step, by the name of each candidate that fits into memory.
+        spread: The second least time over the least, of undisturbed steps, of candidates that have two.
+        waited: The share of their time in which our threads were ready to run and had no core, median over all steps.
+        is_sure: Whether every candidate's time is confirmed, or clearly too long: only this is worth remembering.
+    """
+
+    seconds: dict[str, float]
+    spread: dict[str, float]
+    waited: float
+    is_sure: bool
+
+
+def is_too_short(choice: Sequence[Arithmetic], steps: int) -> bool:
+    """Whether a warm-up and one step of each candidate are more than timing may take of a run."""
+    return SHARE * steps < 2 * len(choice)
+
+
+def measure(
+    distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device, *, steps: int
+) -> Measurement | None:
+    """Time a step with each candidate, in rounds that take turns, until the order is clear or the budget ends.
+
+    A step is forward and backward of a whole batch in training mode: on fewer rows the order may be another one. Other
+    processes only add time, so that a candidate's time is its least. A second one within 3% confirms it, and steps in
+    which our threads waited for a core confirm nothing. A candidate that is 20% slower than the best in two rounds is
+    out; on a machine that stays busy, one that loses five rounds of five. Timing takes about 2% of the run at most, and
+    no more than eight rounds.
 
     Args:
-        distiller: Not changed; a copy is timed.
-        batch: A typical batch, on the device. Where whole ones would take too long, an eighth of it is used.
+        distiller: Not changed; a copy of student and terms is timed.
+        batch: A batch, on the device.
         choice: The settings.
         device: Where training will run.
+        steps: How many steps the run has.
 
     Returns:
-        One of them, with the reason, and the seconds of all; the first one, and no seconds, where there is no memory to
-        measure with.
+        What was found; None if no candidate fits into memory.
     """
     try:
-        return _measured(distiller, batch, choice, device)
+        samples = _rounds(distiller, batch, choice, device, steps)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return replace(choice[0], reason="not measured, for lack of memory")
+        return None
+    fitting = {name: taken for name, taken in samples.items() if all(math.isfinite(one.seconds) for one in taken)}
+    if not fitting:
+        return None
+    quiet = {name: _quiet(taken) for name, taken in fitting.items()}
+    return Measurement(
+        {name: min(one.seconds for one in taken) for name, taken in fitting.items()},
+        {name: times[1] / times[0] for name, times in quiet.items() if len(times) > 1},
+        statistics.median(one.waited for taken in fitting.values() for one in taken),
+        not _unconfirmed(samples),
+    )
 
 
-def _measured(distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Arithmetic:
-    began = time.perf_counter()
-    best = {one.name: math.inf for one in choice}
+class _Sample(NamedTuple):
+    seconds: float  # of a step
+    waited: float  # share of it, over all threads
+
+
+def _rounds(
+    distiller: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device, steps: int
+) -> dict[str, list[_Sample]]:
+    started = time.perf_counter()
+    samples: dict[str, list[_Sample]] = {one.name: [] for one in choice}
     with trial(distiller, device) as subject:
         fused = _fused_attentions(subject)
-        batch = _affordable(subject, batch, choice, device)
-        for index in range(ROUNDS + 1):
+
+        def sample(one: Arithmetic, repeats: int) -> _Sample:
+            for part in fused:
+                setattr(part, "fused_attn", True)  # noqa: B010
+            apply_arithmetic(subject, one, device)
+            step = step_of(subject, batch, PRECISIONS[one.precision], device)
+            delayed = run_delay()
+            seconds = sum(timed(step, device) for _ in range(repeats))
+            return _Sample(seconds / repeats, (run_delay() - delayed) / seconds)
+
+        once = {one.name: sample(one, 1).seconds for one in choice}  # warms up
+        for _ in range(ROUNDS):
+            names = _open(samples)
             for one in choice:
-                for part in fused:
-                    setattr(part, "fused_attn", True)  # noqa: B010
-                apply_arithmetic(subject, one, device)
-                seconds = timed(step_of(subject, batch, PRECISIONS[one.precision], device), device)
-                if index > 0:  # the first round warms up
-                    best[one.name] = min(best[one.name], seconds)
-            if index > 0 and time.perf_counter() - began > BUDGET:
+                if one.name in names:
+                    samples[one.name].append(sample(one, max(1, math.ceil(SAMPLE / once[one.name]))))
+            least = min(taken.seconds for every in samples.values() for taken in every)
+            if not _open(samples) or time.perf_counter() - started > SHARE * steps * least:
                 break
-    if math.isinf(min(best.values())):
-        return replace(choice[0], reason="not measured, for lack of memory")
-    name = fastest(best)
-    chosen = next(one for one in choice if one.name == name)
-    reason = f"measured in {time.perf_counter() - began:.1f} s: {in_words(best)}"
-    return replace(chosen, reason=reason, seconds=best)
+    return samples
 
 
-def in_words(seconds: dict[str, float]) -> str:
+def _open(samples: Mapping[str, Sequence[_Sample]]) -> list[str]:
+    """The candidates that need more rounds: neither confirmed, nor clearly too long, nor beaten."""
+    if not any(samples.values()):
+        return list(samples)
+    leader = min(samples, key=lambda name: min(one.seconds for one in samples[name]))
+    return [name for name in _unconfirmed(samples) if name == leader or not _is_beaten(samples[name], samples[leader])]
+
+
+def _unconfirmed(samples: Mapping[str, Sequence[_Sample]]) -> list[str]:
+    least = min(one.seconds for taken in samples.values() for one in taken)
+    found: list[str] = []
+    for name, taken in samples.items():
+        quiet = _quiet(taken)
+        fits = all(math.isfinite(one.seconds) for one in taken)
+        if fits and (len(quiet) < 2 or (quiet[1] > AGREEMENT * quiet[0] and quiet[0] < OUT * least)):
+            found.append(name)
+    return found
+
+
+def _is_beaten(taken: Sequence[_Sample], by: Sequence[_Sample]) -> bool:
+    """Whether it was slower in each of five rounds or more: a sign test at 3%, busy cores or not."""
+    pairs = [one.seconds > other.seconds for one, other in zip(taken, by, strict=False)]
+    return len(pairs) >= SIGNS and all(pairs)
+
+
+def _quiet(taken: Sequence[_Sample]) -> list[float]:
+    return sorted(sample.seconds for sample in taken if sample.waited < DISTURBED)
+
+
+def run_delay() -> float:
+    """Seconds in which this process's threads were ready to run and waited for a core; 0 if the system does not say.
+
+    Linux counts them for each thread (``schedstat``). On two cores, a quiet step waits for 1% of its time, and beside
+    one busy process for half of it.
+    """
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has just ended
+            total += int(path.read_text(encoding="ascii").split()[1])
+    return total / 1e9
+
+
+def in_words(seconds: Mapping[str, float]) -> str:
     """Times of candidates relative to the least of them.
 
     Example:
@@ -168,6 +264,17 @@ def in_words(seconds: dict[str, float]) -> str:
     """
     least = min(seconds.values())
     return ", ".join(f"{name} {value / least:.2f}" for name, value in seconds.items())
+
+
+def chosen(choice: Sequence[Arithmetic], seconds: dict[str, float], reason: str) -> Arithmetic:
+    """The quickest candidate, with the reason and the seconds of all."""
+    return replace(next(one for one in choice if one.name == fastest(seconds)), reason=reason, seconds=seconds)
+
+
+def by_rule(choice: Sequence[Arithmetic], device: torch.device, reason: str) -> Arithmetic:
+    """A candidate without timing: bf16 on a GPU that multiplies it in hardware, float32 on other devices."""
+    prefers = "bf16" if device.type == "cuda" and bf16_is_native(device) else "float32"
+    return replace(next((one for one in choice if one.precision == prefers), choice[0]), reason=reason)
 
 
 def fastest(seconds: dict[str, float]) -> str:
@@ -185,15 +292,6 @@ def fastest(seconds: dict[str, float]) -> str:
         return quick
     safest = min(safe, key=lambda name: safe[name])
     return quick if seconds[quick] < MARGIN * safe[safest] else safest
-
-
-def _affordable(subject: Distiller, batch: Any, choice: Sequence[Arithmetic], device: torch.device) -> Any:
-    """The batch, or an eighth of it where whole ones would take longer than the budget."""
-    count = subject.task.student_input(batch).shape[0]
-    few = rows(batch, count, max(2, count // 8))
-    step = step_of(subject, few, PRECISIONS[choice[0].precision], device)
-    step()
-    return few if 8 * 2 * len(choice) * timed(step, device) > BUDGET else batch
 
 
 def rows(batch: Any, count: int, kept: int) -> Any:
