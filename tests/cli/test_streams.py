@@ -108,10 +108,15 @@ def test_a_page_goes_into_a_pipe_and_no_file_takes_the_place_of_one(tmp_path: Pa
     assert pipe.is_fifo()
 
 
-def test_a_logger_that_is_installed_and_not_asked_for_is_not_imported(tmp_path: Path) -> None:
-    """It leaves temporary folders behind when a run is killed."""
+def test_what_no_run_asked_for_is_not_imported(tmp_path: Path) -> None:
+    """wandb, which timm imports, leaves temporary folders behind when a run is killed; the others take seconds."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit(3)")
-    code = "import sys; sys.path.insert(0, '.'); import limbeck.runs.run; print('wandb' in sys.modules)"
+    code = (
+        "import sys; sys.path.insert(0, '.'); import limbeck.runs.run; "
+        "from limbeck.data import arrays; arrays.digits(); "
+        "print(*[name for name in ('timm', 'torchvision', 'sklearn', 'torch._dynamo') if name in sys.modules]); "
+        "import limbeck.models.library; print('wandb' in sys.modules, 'timm' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr[-500:]
+    assert (done.returncode, done.stdout) == (0, "\nFalse True\n"), done.stderr[-500:]

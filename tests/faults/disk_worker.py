@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     meter.LOG_EVERY = 2
     store.SHARD_IMAGES = 60
-    for name in ("limbeck.runs.run", "limbeck.report", "timm", "torchvision", "sklearn.datasets"):
+    for name in ("limbeck.runs.run", "limbeck.report", "torch._dynamo"):
         importlib.import_module(name)  # once, for all children
 
     for line in sys.stdin:

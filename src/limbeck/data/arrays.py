@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,11 +57,12 @@ def digits() -> tuple[Part, Part, tuple[str, ...]]:
     Values 0 to 16 become 0 to 255. 500 are held back for validation, the same share
     of each digit, always the same ones.
     """
-    from sklearn.datasets import load_digits
-
-    images, labels = (np.asarray(values) for values in load_digits(return_X_y=True))
-    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    train, val = parts.hold_back(part(pixels, labels.astype(np.int64), "digit"), _DIGITS_VAL)
+    spec = find_spec("sklearn")  # its import takes two seconds
+    assert spec is not None
+    assert spec.origin is not None
+    values = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    pixels = np.rint(values[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, val = parts.hold_back(part(pixels, values[:, -1].astype(np.int64), "digit"), _DIGITS_VAL)
     return train, val, tuple(str(d) for d in range(10))
 
 

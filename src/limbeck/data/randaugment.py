@@ -7,12 +7,6 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2.functional import (
-    adjust_contrast,
-    adjust_saturation,
-    autocontrast,
-    equalize,
-)
 
 from limbeck.data.on_device import send
 
@@ -77,14 +71,16 @@ def apply(
     operation: str, x: UInt8[Tensor, "n 3 s s"], level: Float64[np.ndarray, " n"], signed: Float64[np.ndarray, " n"]
 ) -> UInt8[Tensor, "n 3 s s"]:
     """One operation at each image's own level (in [0, 1]; `signed` is the level or its negative)."""
+    from torchvision.transforms.v2 import functional as images  # takes seconds, and most runs do not augment so
+
     if operation in _GEOMETRIC:
         return _geometric(operation, x, signed)
     enhance = _column(np.maximum(0.1, 1 + 0.9 * signed).astype(np.float32), x.device)
     match operation:
         case "autocontrast":
-            return autocontrast(x)
+            return images.autocontrast(x)
         case "equalize":
-            return equalize(x)
+            return images.equalize(x)
         case "invert":
             return 255 - x
         case "posterize":
@@ -97,9 +93,9 @@ def apply(
             added = _column(np.minimum(128, (level * 110).astype(np.int64)), x.device)
             return torch.where(x < 128, (x + added).clamp(max=255).to(torch.uint8), x)
         case "color":
-            return _blend(x, adjust_saturation(x, 0.0), enhance)
+            return _blend(x, images.adjust_saturation(x, 0.0), enhance)
         case "contrast":
-            return _blend(x, adjust_contrast(x, 0.0), enhance)
+            return _blend(x, images.adjust_contrast(x, 0.0), enhance)
         case "brightness":
             return _blend(x, torch.zeros_like(x), enhance)
         case "sharpness":

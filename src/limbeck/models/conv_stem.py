@@ -12,8 +12,9 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from limbeck.models.quiet_timm import timm
 
 STEM = 64
 
@@ -83,7 +84,7 @@ class ConvStemViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + (size // shape.patch) ** 2, width))
         self.blocks = nn.Sequential(
             *(
-                Block(width, shape.heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType]  (a type)
+                timm.models.vision_transformer.Block(width, shape.heads, qkv_bias=True, norm_layer=norm)  # pyright: ignore[reportArgumentType]  (a type)
                 for _ in range(shape.depth)
             )
         )

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import timm
 import torch
 import torchvision
-from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.probe import classifiers, name_of, run_once
+from limbeck.models.quiet_timm import timm
 from limbeck.models.spec import InputSpec
 from limbeck.models.weights import WeightsUnavailable
 from limbeck.storage.untrusted import read_object
@@ -46,7 +45,7 @@ def own_classes(family: str, name: str) -> int | None:
     if family == "torchvision":
         return IMAGENET_CLASSES
     _fetch(name, "config.json", f"hub/{name}")
-    settings, _, _ = load_model_config_from_hf(name)
+    settings, _, _ = timm.models.load_model_config_from_hf(name)
     return settings.get("num_classes")
 
 
@@ -68,7 +67,7 @@ def from_hub(repository: str, *, num_classes: int, size: int | None, pretrained:
         raise UserError(f'"{name}" is no repository of the hub: hub/OWNER/NAME is wanted')
     _refuse_code(Path(_fetch(repository, "config.json", name)), name)
     try:
-        settings, architecture, _ = load_model_config_from_hf(repository)
+        settings, architecture, _ = timm.models.load_model_config_from_hf(repository)
     except Exception as error:  # a config of another library: the keys that timm asks for are absent
         raise UserError(f"{name} is not in timm's form ({_first_line(error)})") from error
     if not architecture or not timm.is_model(architecture):

@@ -37,7 +37,7 @@ def _candidates(name: str) -> Iterator[str]:
     family, _, rest = name.partition("/")
     known: list[str] = []
     if family == "timm":
-        import timm
+        from limbeck.models.quiet_timm import timm
 
         known, rest = timm.list_models(), rest.partition(".")[0]  # without the tag of its weights
     elif family == "torchvision":
@@ -64,7 +64,7 @@ def _make(name: str) -> nn.Module:
     if family == "cifar":
         return NETS[rest](num_classes=100)
     if family == "timm":
-        import timm
+        from limbeck.models.quiet_timm import timm
 
         create: Any = timm.create_model
         return create(rest)

@@ -55,13 +55,13 @@ def small_net(name: str, *, num_classes: int, size: int | None = None) -> Built:
 
 def _small_vit(width: int, *, num_classes: int, size: int) -> Built:
     """Timm's VisionTransformer with patches of 4x4, six blocks, heads of 32 channels and the mean of the patches."""
-    from timm.models.vision_transformer import VisionTransformer
+    from limbeck.models.quiet_timm import timm
 
     name = f"small/vit-{width}"
     if width % VIT_HEAD:
         raise UserError(f"{name}: the width has to be a multiple of {VIT_HEAD}, the channels of a head")
     check_size(name, size, VIT_PATCH)
-    module = VisionTransformer(
+    module = timm.models.VisionTransformer(
         img_size=size,
         patch_size=VIT_PATCH,
         embed_dim=width,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -24,6 +23,7 @@ from limbeck.detection.models.rtdetr import UNUSED, build_rtdetr, input_spec
 from limbeck.detection.models.trunk import StageTrunk, Trunk, as_list, shapes
 from limbeck.detection.models.two_stage import TwoStage
 from limbeck.errors import UserError, did_you_mean
+from limbeck.models.quiet_timm import timm
 from limbeck.models.spec import InputSpec, Model
 from limbeck.models.weights import WeightsUnavailable, fit_weights, read_weights
 
@@ -257,7 +257,7 @@ def _rtdetr(name: _Name, num_classes: int, size: int, pretrained: bool, frozen_n
 def _freeze(made: _Made) -> None:
     """Put batch norms whose statistics and parameters are fixed in the place of the trunk's."""
     body: Any = made.trunk.module if made.trunk is not None else made.module.backbone
-    freeze_batch_norm_2d(body)
+    timm.layers.norm_act.freeze_batch_norm_2d(body)
     if isinstance(body, StageTrunk):
         body.tap()
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,6 +15,7 @@ from limbeck.features.taps import Taps
 from limbeck.models.build import build
 from limbeck.models.built import find_name
 from limbeck.models.library import from_timm, from_torchvision, timm_names
+from limbeck.models.quiet_timm import timm
 from limbeck.models.spec import InputSpec
 from limbeck.models.stages import stages
 
