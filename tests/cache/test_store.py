@@ -142,7 +142,7 @@ def test_other_files_and_a_broken_card_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="thesis is not empty and holds no cache"):
         subject(tmp_path / "thesis")
-    with pytest.raises(UserError, match="is not empty and holds no cache"):
+    with pytest.raises(UserError, match=r"thesis\.tex is a file; expected a folder, choose another folder"):
         subject(tmp_path / "thesis" / "thesis.tex")
     subject(tmp_path / "c").fill()
     card = tmp_path / "c" / "cache.json"
@@ -233,3 +233,11 @@ def test_a_card_that_another_process_writes_while_the_folder_is_listed_is_read(
 
     monkeypatch.setattr(Path, "iterdir", written_first)
     assert subject(tmp_path / "c").cache.card == other.cache.card
+
+
+def test_a_cache_that_another_run_began_since_the_plan_is_not_mixed_with_it(tmp_path: Path) -> None:
+    late, same = subject(tmp_path / "c", augmentation="strong"), subject(tmp_path / "c")
+    subject(tmp_path / "c").fill()
+    assert same.fill() == 0
+    with pytest.raises(UserError, match=r"holds another cache \(augment: .*'strong': False.* -> .*'strong': True"):
+        late.fill()

@@ -19,6 +19,7 @@ from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.features.taps import Captured
 from limbeck.storage.files import save_json
+from limbeck.storage.shared import check_free
 from limbeck.storage.untrusted import parse_json
 
 CARD = "cache.json"
@@ -110,14 +111,9 @@ def plan_cache(
         UserError: If the folder holds another cache (the message names what differs), or something else.
     """
     identity = dict(json.loads(json.dumps(dict(identity))))  # as it is read back: tuples are lists
-    is_other = folder.exists() and (not folder.is_dir() or not all(_is_left(path) for path in folder.iterdir()))
-    if (folder / CARD).is_file():  # after the listing: another process may have written it meanwhile
-        card = _read(folder / CARD)
-        if changed := differences(card.identity, identity):
-            raise UserError(f"{folder} holds another cache ({'; '.join(changed)}); choose another folder")
-        return Cache(folder, card, contents)
-    if is_other:
-        raise UserError(f"{folder} is not empty and holds no cache; choose another folder")
+    check_free(folder, CARD, kind="cache", choose="another folder")
+    if (folder / CARD).is_file():
+        return Cache(folder, _card_of(folder, identity), contents)
     plan = loader.plan
     first = loader.changed(batch_size=plan.batch_size, seed=plan.seed)
     captured = teacher(next(first.stretch(0, range(1), parts=parts)))
@@ -152,11 +148,16 @@ class Cache:
         self._sizes: dict[int, int] = {}  # rows to bytes of a file: whole shards are all alike
 
     def begin(self) -> None:
-        """Write `cache.json`, where there is none, by the first process."""
-        if collectives.rank() == 0 and not (self.folder / CARD).is_file():
+        """Write `cache.json`, if there is none, by the first process; take over the one that another run wrote.
+
+        Raises:
+            UserError: If another run began another cache here since this one was planned.
+        """
+        if collectives.rank() == 0:
             values = {"format": FORMAT, **asdict(self.card)}
-            save_json({**values, "checksum": _checksum(values)}, self.folder / CARD)
+            save_json({**values, "checksum": _checksum(values)}, self.folder / CARD, only_new=True)
         collectives.barrier()
+        self.card = _card_of(self.folder, self.card.identity)
 
     def path(self, shard: Shard) -> Path:
         """The file of a shard."""
@@ -262,6 +263,14 @@ class View:
         return found
 
 
+def _card_of(folder: Path, identity: Identity) -> Card:
+    """The card of a cache that is there, which has to be of this identity."""
+    card = _read(folder / CARD)
+    if changed := differences(card.identity, identity):
+        raise UserError(f"{folder} holds another cache ({'; '.join(changed)}); choose another folder")
+    return card
+
+
 def _read(path: Path) -> Card:
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
@@ -290,11 +299,6 @@ def _read(path: Path) -> Card:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({error}); delete its folder, and the cache is made again") from error
-
-
-def _is_left(path: Path) -> bool:
-    """Whether a file is half a card, of a process that was killed while it wrote it."""
-    return path.name.startswith(f".{CARD}.") and path.name.endswith(".tmp")
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

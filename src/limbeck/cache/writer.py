@@ -1,5 +1,6 @@
 """Fill a cache: walk the views of the training loader, run the teacher, write the shards that are missing."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -140,8 +141,9 @@ def _remove_stale(cache: Cache) -> None:
     """Half files of a writer that was killed; a living one may be another run's."""
     if collectives.rank() == 0:
         for path in cache.folder.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > _STALE:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
 
 
 def bar(shows: bool | None) -> Progress:

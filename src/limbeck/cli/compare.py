@@ -93,7 +93,7 @@ def _compare(recipe: Recipe, folder: Path, options: Flags, seeds: Sequence[int],
             folder,
             methods=options.methods,
             seeds=seeds,
-            resume=options.resume is not None or (options.resume_if_begun and (folder / COMPARISON_FILE).is_file()),
+            resume=None if options.resume_if_begun else options.resume is not None,
             command=command,
             say=say,
         )

@@ -126,6 +126,8 @@ def _read(path: Path, workers: int) -> Decoded | None:
         checksum = about.pop("checksum")
         bad = {int(row): str(why) for row, why in json.loads(about["bad"]).items()}
     except Exception as error:  # safetensors raises its own type for every defect of a file
+        if not path.is_file():  # another process removed it to make room
+            return None
         raise _DamagedError(f"cannot be read ({error})") from None
     if _checksum(stored, about, workers) != checksum:
         raise _DamagedError("is damaged (its checksum is another)")

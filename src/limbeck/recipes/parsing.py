@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from limbeck.errors import UserError, did_you_mean
-from limbeck.storage.untrusted import read_object
+from limbeck.storage.untrusted import find_object
 
 MAX_BYTES = 1_000_000
 """A recipe has about fifty short lines; a file larger than this is some other file."""
@@ -216,5 +216,4 @@ def _plain(bound: float) -> str:
 
 def read_summary(place: Path) -> dict[str, Any] | None:
     """What a run came to; None where it is not finished."""
-    path = place / "summary.json"
-    return read_object(path, "metric", "last", "best", "seconds") if path.is_file() else None
+    return find_object(place / "summary.json", "metric", "last", "best", "seconds")

@@ -1,5 +1,6 @@
 """What a run or comparison folder holds, read so that a stopped or damaged one still gives a page."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 
 from limbeck.errors import UserError, paths_explained
 from limbeck.logs.records import Record, mapping, number, records
-from limbeck.storage.untrusted import parse_json, records_of
+from limbeck.storage.untrusted import parse_json, records_of, text_of
 
 RUN_FILES = ("log.jsonl", "recipe.yaml", "summary.json")
 
@@ -89,7 +90,7 @@ def read_run(folder: Path) -> RunRecord:
         findings=_findings(by_kind["preflight"]),
         notes=tuple(str(r["text"]) for r in by_kind["note"] if "text" in r),
         summary=read_json(folder / "summary.json") or end,
-        files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
+        files=_sizes(folder),
         probes=_by_step(by_kind["probe"]),
         inputs=by_kind["data"] + by_kind["inputs"],
         samples=read_json(folder / "samples.json"),
@@ -127,7 +128,16 @@ def _log(path: Path) -> list[Record]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text_of(path) or ""
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # a run that is at work renames and removes files
+            if path.is_file():
+                sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def _is_flat(text: str) -> bool:

@@ -8,27 +8,34 @@ from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.runs.lock import LOCK
+from limbeck.storage.shared import check_free
+from limbeck.storage.untrusted import text_of
 
 
-def claim(recipe: Recipe, folder: Path, resume: bool) -> Recipe:
-    """The recipe as the folder's run has it; UserError where the folder holds something else. Nothing is written."""
-    if (folder / "recipe.yaml").is_file():
-        kept = Recipe.from_yaml(folder / "recipe.yaml")
-        # What the first start settled for this machine stays settled.
-        settled = {k: getattr(kept, k) for k in fields_of("arithmetic") if getattr(recipe, k) == "auto"}
-        recipe = recipe.changed(settled)
-        changes = kept.difference(recipe, but=fields_of(*RESUMABLE))
-        if changes and resume:
-            raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
-        if not resume:
-            raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
+def claim(recipe: Recipe, folder: Path, resume: bool | None) -> Recipe:
+    """The recipe as the folder's run has it. Nothing is written.
+
+    Args:
+        recipe: What is to be trained.
+        folder: The run folder.
+        resume: Whether a run has to be there; None: either way.
+
+    Raises:
+        UserError: The folder holds something else, or the run is there or missing against ``resume``.
+    """
+    check_free(folder, "recipe.yaml", kind="run")
+    if (text := text_of(folder / "recipe.yaml")) is None:
+        if resume:
+            raise UserError(f"no run to resume in {folder}")
         return recipe
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out must be a folder")
-    if resume:
-        raise UserError(f"no run to resume in {folder}")
-    if folder.is_dir() and not all(path.name == LOCK or _is_left(path) for path in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run; choose another --out")
+    if resume is False:
+        raise UserError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
+    kept = Recipe.from_yaml(text, called=str(folder / "recipe.yaml"))
+    # What the first start settled for this machine stays settled.
+    settled = {k: getattr(kept, k) for k in fields_of("arithmetic") if getattr(recipe, k) == "auto"}
+    recipe = recipe.changed(settled)
+    if changes := kept.difference(recipe, but=fields_of(*RESUMABLE)):
+        raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
     return recipe
 
 
@@ -41,8 +48,3 @@ def give_up(folder: Path) -> None:
             if all(path.name == LOCK for path in folder.iterdir()):  # which is this run's own
                 (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
-
-
-def _is_left(path: Path) -> bool:
-    """Whether a file is half of one, of a run that was killed while it wrote it."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")

@@ -17,14 +17,13 @@ from limbeck.distributed import collectives
 from limbeck.distributed.processes import meet
 from limbeck.errors import UserError
 from limbeck.logs.records import mapping
-from limbeck.recipes.parsing import read_text
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
 from limbeck.recipes.validation import in_words
 from limbeck.runs.images import RECORD, changes_of, record_of
 from limbeck.runs.summary import commit, device_name, versions
 from limbeck.storage.files import save_json
-from limbeck.storage.untrusted import read_object
+from limbeck.storage.untrusted import find_object, read_object, text_of
 
 FILE = "arithmetic.json"
 """In the folder of a study: the arithmetic that the first of its runs settled, for all of them."""
@@ -71,8 +70,7 @@ def begin(folder: Path, places: Mapping[Path, Recipe], say: Say) -> list[Made]:
         if changes := run.recipe.difference(planned, but=(*fields_of(*RESUMABLE), *_left_open(planned))):
             raise UserError(f"{folder / run.name} holds a run of another recipe: {'; '.join(changes)}")
     agree(folder, made)
-    if not (folder / FILE).is_file():
-        save_json(_arithmetic(made[0].recipe) if made else {}, folder / FILE)
+    save_json(_arithmetic(made[0].recipe) if made else {}, folder / FILE, only_new=True)
     finished = [run for run in made if run.summary]
     if not finished or len(finished) == len(places):
         return made
@@ -172,11 +170,11 @@ def together(study: Path, recipe: Recipe, device: torch.device, settle: Callable
 def read(places: Iterable[Path]) -> Iterator[Made]:
     """The runs of some places that were started."""
     for place in places:
-        if not (place / "recipe.yaml").is_file():
+        if (text := text_of(place / "recipe.yaml")) is None:
             continue
-        summary = read_object(place / "summary.json") if (place / "summary.json").is_file() else {}
-        images = read_object(place / RECORD) if (place / RECORD).is_file() else mapping(summary, "data")
-        yield Made(place.name, _recipe(read_text(place / "recipe.yaml")), images, summary)
+        summary = find_object(place / "summary.json") or {}
+        images = find_object(place / RECORD)
+        yield Made(place.name, _recipe(text), mapping(summary, "data") if images is None else images, summary)
 
 
 @functools.lru_cache(maxsize=4096)  # a study is read after each of its runs

@@ -68,7 +68,7 @@ def rerun(first: Path, place: Path, *, anyway: bool = False, say: Callable[[str]
         say(f"the images have changed since: {told}")
     folder = place / RUN
     say(f"run folder: {folder}")
-    run(recipe, folder, resume=(folder / "recipe.yaml").is_file())
+    run(recipe, folder, if_begun=True)
     outcome = compare_runs(first, folder)
     if collectives.rank() == 0:
         save_json({"first": str(first), "second": str(folder), **asdict(outcome)}, place / RESULT)

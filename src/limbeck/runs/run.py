@@ -99,18 +99,17 @@ def run(
     require_loggers(recipe.loggers)
     # Before anything else: what follows asks which process this is.
     here = meet(on_cpu=recipe.device == "cpu", timeout=recipe.process_timeout)
-    if if_begun:  # as the first process sees it: it may have begun the run before another has looked
-        resume = first_sees((folder / "recipe.yaml").is_file())
+    wanted = None if if_begun or shared else resume
     if not shared:
-        claim(recipe, folder, resume)
+        claim(recipe, folder, wanted)
     said = said if said is not None else set()
     waiting = RunLog(said=said).note if shared else None
-    if (resume or shared) and first_sees(is_run(folder)):
+    if wanted is not False and first_sees(is_run(folder)):
         return read_object(folder / "summary.json", "metric", "last", "best")
     with only_run_in(folder, here, waiting=waiting):
         # Again: until now another process may have taken it, or come to its end.
-        recipe = claim(recipe, folder, resume or (shared and first_sees((folder / "recipe.yaml").is_file())))
-        if shared and first_sees(is_run(folder)):
+        recipe = claim(recipe, folder, wanted)
+        if wanted is None and first_sees(is_run(folder)):
             return read_object(folder / "summary.json", "metric", "last", "best")
         return _run(recipe, folder, said, on_epoch)
 

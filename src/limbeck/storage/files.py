@@ -17,8 +17,12 @@ from limbeck.storage.untrusted import check_tensor_file
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
+def replacing(path: Path, *, only_new: bool = False) -> Generator[Path, None, None]:
     """A temporary path beside ``path``; what is written there takes the place of ``path`` at once, or not at all.
+
+    Args:
+        path: The file.
+        only_new: Leave a file that is there as it is; of several processes at once the first one writes.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written; the message names the path.
@@ -32,13 +36,25 @@ def replacing(path: Path) -> Generator[Path, None, None]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # safetensors makes its files readable for their owner only
-        temporary.replace(path)
+        if not (only_new and _link(temporary, path)):
+            temporary.replace(path)
         manifest.flush(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless another one has it; False if the file system has no links."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return True
+    except OSError:
+        return path.exists()
+    return True
 
 
 def _umask() -> int:
@@ -95,12 +111,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def save_json(value: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file atomically."""
-    save_text(json.dumps(value, indent=2) + "\n", path)
+def save_json(value: Mapping[str, Any], path: Path, *, only_new: bool = False) -> None:
+    """Write a JSON file atomically; see :func:`replacing`."""
+    save_text(json.dumps(value, indent=2) + "\n", path, only_new=only_new)
 
 
-def save_text(text: str, path: Path) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as temporary:
+def save_text(text: str, path: Path, *, only_new: bool = False) -> None:
+    """Write a text file atomically; see :func:`replacing`."""
+    with replacing(path, only_new=only_new) as temporary:
         temporary.write_text(text, encoding="utf-8")

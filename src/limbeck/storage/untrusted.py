@@ -105,6 +105,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def text_of(path: Path) -> str | None:
+    """The text of a file; None if there is none. One look: another process may write or remove it between two."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except FileNotFoundError:  # removed since
+        return None
+
+
 def read_object(path: Path, *needed: str) -> dict[str, Any]:
     """The object in a JSON file of a run folder.
 
@@ -113,10 +121,19 @@ def read_object(path: Path, *needed: str) -> dict[str, Any]:
         *needed: The names that it has to have.
 
     Raises:
-        UserError: It cannot be read, is no object, or lacks a name.
+        UserError: It is missing, cannot be read, is no object, or lacks a name.
     """
+    if (found := find_object(path, *needed)) is None:
+        raise UserError(f"{path} cannot be read (no such file)")
+    return found
+
+
+def find_object(path: Path, *needed: str) -> dict[str, Any] | None:
+    """As :func:`read_object`; None if there is no such file."""
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        if (text := text_of(path)) is None:
+            return None
+        value = parse_json(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     missing = [name for name in needed if not isinstance(value, dict) or name not in value]

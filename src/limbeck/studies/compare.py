@@ -29,7 +29,7 @@ def compare(
     *,
     methods: Sequence[Method],
     seeds: Sequence[int],
-    resume: bool = False,
+    resume: bool | None = False,
     command: str = "",
     say: Say = print,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def compare(
         folder: Where the comparison goes: one run folder per ``METHOD-seedN``.
         methods: The methods, in the order of the table.
         seeds: The seeds; each method gets every one of them.
-        resume: Go on with a comparison: finished runs are kept, methods and seeds may be added.
+        resume: Continue a comparison: finished runs are kept, methods and seeds may be added. None: if one is there.
         command: The command line, for the record.
         say: Told one line before each run.
 
@@ -74,7 +74,7 @@ def compare(
         place = folder / name
         head = f"[{number}/{len(plans)}] {planned.method}, seed {planned.seed}"
         say(head + (": finished before" if (place / "summary.json").is_file() else ""))
-        summary = dict(run(planned, place, resume=(place / "recipe.yaml").is_file(), said=said))
+        summary = dict(run(planned, place, if_begun=True, said=said))
         record["in common"] = studies.check(folder, places)
         teacher = teacher or _teacher(folder, summary)
         done[planned.method][planned.seed] = {**summary, "run": name}
@@ -116,24 +116,20 @@ def method_changes(recipe: Recipe, method: Method, seed: int, *, fitted: bool) -
     return {"method": method, "seed": seed, "fit_teacher": fitted and recipe.labels and method != BASELINE}
 
 
-def _claim(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    """Make sure that the folder is free, or holds this very comparison and is to be resumed."""
-    if (folder / COMPARISON_FILE).is_file():
-        if not resume:
-            raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
-        # Methods and seeds are not the recipe's here, but what is compared, and may be added.
-        free = ("method", "seed", *fields_of(*RESUMABLE))
-        changes = recorded_recipe(folder).difference(recipe, but=free)
-        if changes:
-            raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
-    else:
-        check_free(folder, "comparison")
+def _claim(recipe: Recipe, folder: Path, *, resume: bool | None) -> None:
+    """Make sure that the folder is free, or holds this very comparison and may be resumed."""
+    from limbeck.storage.shared import check_free
 
-
-def check_free(folder: Path, kind: str) -> None:
-    """Refuse a folder that holds something else."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty and holds no {kind}; choose another --out")
+    check_free(folder, COMPARISON_FILE, kind="comparison")
+    if not (folder / COMPARISON_FILE).is_file():
+        return
+    if resume is False:
+        raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
+    # Methods and seeds are not the recipe's here, but what is compared, and may be added.
+    free = ("method", "seed", *fields_of(*RESUMABLE))
+    changes = recorded_recipe(folder).difference(recipe, but=free)
+    if changes:
+        raise UserError(f"{folder} holds a comparison with another recipe ({'; '.join(changes)})")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def run_each(
             begun = (place / "recipe.yaml").is_file()
             say(f"[{number}/{len(places)}, {what}] {place.name}{': going on' if begun else ''}")
             try:
-                run(recipe, place, resume=begun, said=said)
+                run(recipe, place, if_begun=True, said=said)
             except HeldError:  # another process was quicker
                 of_others.append((number, (place, recipe)))
                 continue

@@ -15,8 +15,6 @@ from limbeck.errors import UserError, did_you_mean
 from limbeck.recipes.parsing import read_summary
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.validation import in_words
-from limbeck.storage.untrusted import read_object
-from limbeck.studies.compare import check_free
 from limbeck.studies.pool import Say, place_of, run_all
 from limbeck.studies.probed import at_the_end, points_of, probes_of
 from limbeck.studies.tables import Changes, Scale, table
@@ -213,24 +211,24 @@ def table_folder(plan: Plan, folder: Path) -> Path:
 def _claim(plan: Plan, folder: Path) -> None:
     """Make sure that the folder is free or holds tables, and this one, if at all, of the same settings."""
     from limbeck.storage.files import save_json
+    from limbeck.storage.shared import check_free, first_card
 
     own = table_folder(plan, folder)
     path = own / PLAN_FILE
     mine = plan.record()
-    if path.is_file():
-        kept = read_object(path, *SAME)
-        found = {name: (kept[name], mine[name]) for name in SAME}
-        for side in WEIGHTS:
-            theirs = kept.get(side)
-            for model, weights in mine[side].items():
-                if isinstance(theirs, dict) and model in theirs:
-                    found[f"{side[:-1]} {model}"] = (theirs[model], weights)
-        for name, (theirs, ours) in found.items():
-            if theirs != ours:
-                raise UserError(f"{own} is a table with {name} {theirs}, not {ours}; choose another --out")
-    elif not any(folder.glob(f"*/{PLAN_FILE}")):
-        check_free(folder, "table")
-    save_json(mine, path)
+    check_free(folder, f"*/{PLAN_FILE}", kind="table")
+    kept = first_card(mine, path)
+    found = {name: (kept[name], mine[name]) for name in SAME}
+    for side in WEIGHTS:
+        theirs = kept.get(side)
+        for model, weights in mine[side].items():
+            if isinstance(theirs, dict) and model in theirs:
+                found[f"{side[:-1]} {model}"] = (theirs[model], weights)
+    for name, (theirs, ours) in found.items():
+        if theirs != ours:
+            raise UserError(f"{own} is a table with {name} {theirs}, not {ours}; choose another --out")
+    if kept != mine:
+        save_json(mine, path)
 
 
 def _best_factor(plan: Plan, runs: Path, cell: tuple[str, str]) -> float:

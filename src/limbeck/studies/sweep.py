@@ -6,6 +6,7 @@ best of these once more on seeds that chose nothing; what is concluded is taken 
 chosen all the same.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,7 @@ from limbeck.logs.records import figure, headline
 from limbeck.recipes.parsing import read_summary
 from limbeck.recipes.recipe import Recipe, fields_of
 from limbeck.recipes.roles import RESUMABLE
-from limbeck.storage.untrusted import read_object
-from limbeck.studies.compare import Say, check_free
+from limbeck.studies.compare import Say
 from limbeck.studies.search_space import Value, check_space, combinations, described, is_grid, parse_space
 from limbeck.studies.sweep_text import AS_GIVEN, Confirmed, chosen, row_name, save_record, winner_of
 from limbeck.studies.trials import FAILED, Plan, Pruner, Sampler, Trials, require_optuna, trial_name
@@ -177,10 +177,11 @@ def _stop_where_all_fail(trials: Trials, folder: Path) -> None:
     told = [trial for trial in trials.all() if trial.state.is_finished()]
     reasons = {trial.user_attrs.get(FAILED) for trial in told}
     if len(told) >= ALL_FAIL and len(reasons) == 1 and (reason := reasons.pop()) is not None:
-        if not any(path.is_dir() for path in folder.iterdir()):
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # another process may do so, too, or be at work in it
+            if not any(path.is_dir() for path in folder.iterdir()):
+                for path in folder.iterdir():
+                    path.unlink()
+                folder.rmdir()
         raise UserError(f"the first {len(told)} trials failed alike: {reason}")
 
 
@@ -221,14 +222,11 @@ def _confirm(
 
 def _claim(plan: Plan, folder: Path) -> None:
     """Make sure that the folder is free, or holds this very sweep; trials, confirmed settings and seeds may grow."""
-    from limbeck.storage.files import save_json
+    from limbeck.storage.shared import check_free, first_card
 
-    path, mine = folder / PLAN_FILE, plan.record()
-    if not path.is_file():
-        check_free(folder, "sweep")
-        save_json(mine, path)
-        return
-    kept = read_object(path, *mine)
+    mine = plan.record()
+    check_free(folder, PLAN_FILE, kind="sweep")
+    kept = first_card(mine, folder / PLAN_FILE)
     for name in ("space", "sampler", "pruner", "min_epochs"):
         if mine[name] != kept[name]:
             raise UserError(f"{folder} holds a sweep with {name} {kept[name]}, not {mine[name]}; choose another --out")
