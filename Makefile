@@ -1,4 +1,4 @@
-# make demo | test | check | audit | bench | faults | docs. Each makes the virtual environment first, where it is missing or
+# make demo | test | check | audit | bench | faults | gpu | docs. Each makes the virtual environment first, where it is missing or
 # outdated.
 # Settings: PYTHON=python3.12, VENV=.venv, JOBS=2 (processes of the test run), ARGS="--seeds 3" (handed to the demo).
 PYTHON ?= python3
@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constr
 DOCUMENTED := limbeck $(addprefix limbeck.,features distributed distiller terms training storage logs detection cache assembly recipes runs \
   studies report errors)
 
-.PHONY: demo test check audit format bench faults docs clean
+.PHONY: demo test check audit format bench faults gpu docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -40,6 +40,10 @@ bench: $(VENV)/.installed-dev
 faults: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
 	$(BIN)/python -m pytest -m long --long -n $(JOBS) --dist loadfile --no-loadscope-reorder --jaxtyping-packages=limbeck,typechecking.typechecker
+
+gpu: $(VENV)/.installed-dev
+	$(INSTALL) '.[bench]'
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/pdoc --docformat google --output-directory site $(DOCUMENTED)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import torch
 
 LONG = "takes minutes; run by `make faults`, or with --long"
+GPU = "needs a CUDA device; run by `make gpu`"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,11 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what takes minutes, and say so."""
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long") is not None:
-                item.add_marker(pytest.mark.skip(reason=LONG))
+    """Skip what takes minutes and what needs a GPU, and say so."""
+    skipped = {} if config.getoption("--long") else {"long": LONG}
+    skipped |= {} if torch.cuda.is_available() else {"gpu": GPU}
+    for item in items:
+        for marker, reason in skipped.items():
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_collection_finish() -> None:

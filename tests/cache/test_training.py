@@ -247,8 +247,6 @@ def test_the_self_test_chooses_by_its_generator(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_self_test_agrees_and_training_reads_it(tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     device, made = torch.device("cuda"), distiller().to("cuda")
     loader = data().train_loader(batch_size=BATCH, seed=0, views=VIEWS)
     contents = cache.Contents(("fc:input",))

@@ -117,7 +117,6 @@ def test_the_forms_for_accelerators_give_the_same_pixels():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_pixels_of_the_cpu():
     gpu = torch.device("cuda")
     images, drawn = batch(64, 32), numbers(64, augment.BOX_NUMBERS + 1)

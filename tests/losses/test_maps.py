@@ -270,7 +270,6 @@ def test_autocast_changes_nothing(loss: Loss, side: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing_on_a_gpu(loss: Loss, dtype: torch.dtype) -> None:

@@ -192,7 +192,6 @@ def test_autocast_changes_nothing(norm: nn.Module) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_norm
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing_on_a_gpu(norm: nn.Module, dtype: torch.dtype) -> None:

@@ -311,7 +311,6 @@ def test_on_a_gpu_the_thread_has_a_stream_of_its_own_and_each_batch_is_waited_fo
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_arrive_on_a_gpu():
     gpu = torch.device("cuda")
     sent = [torch.full((64, 64), float(i)) for i in range(20)]
