@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.files import read_annotations
 from limbeck.data.problems import Problems
-from limbeck.detection.data.files import read_annotations
 from limbeck.detection.data.index import BoxIndex, Collector
 from limbeck.detection.data.pictures import Box, Size, base_name, find_pictures, is_inside
 from limbeck.detection.data.problems import Fault, Remark

@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple, final
 import numpy as np
 
 from limbeck.data import decode
+from limbeck.data.annotated import chosen, held_back, threads
 from limbeck.data.fetch import Skips
+from limbeck.data.files import child
 from limbeck.data.problems import Problems
 from limbeck.detection import DetectionBatch
 from limbeck.detection.data.coco import annotation_files, find_coco, read_coco
-from limbeck.detection.data.files import child
 from limbeck.detection.data.index import BoxIndex
 from limbeck.detection.data.loader import DetectionLoader, Plan, detection_loader
 from limbeck.detection.data.problems import Fault, Remark
@@ -78,11 +79,11 @@ def open_detection(spec: DetectionSpec) -> "DetectionData":
         train, val = train.of_classes(spec.classes), None if val is None else val.of_classes(spec.classes)
         notes.append(f"classes {', '.join(spec.classes)} alone, in the images that have one")
     if val is None:
-        train, val = _held_back(train, spec.val_share)
+        train, val = held_back(train, spec.val_share)
         notes.append(f"{len(val)} images held back for validation, chosen by a hash of their names")
     if both := len(_paths(train) & _paths(val)):
         notes.append(f"{both} images are in train and in val: their figures do not hold for new images")
-    train = _chosen(train, spec)
+    train = chosen(train, spec.subset, spec.train_limit)
     for part, what in ((train, "training"), (val, "validation")):
         if not len(part.boxes):
             why = "".join(f"\n  {line}" for line in problems.lines())
@@ -191,7 +192,7 @@ class DetectionData:
             training=True,
             scales=(self._spec.scales or usual) if augmented else None,
             flip=augmented and self._spec.flip,
-            workers=_workers(self._spec),
+            workers=threads(self._spec.workers),
         )
         return detection_loader(plan, self._skips)
 
@@ -213,7 +214,7 @@ class DetectionData:
         return next(iter(self._as_they_are(part, len(chosen), divisor)))
 
     def _as_they_are(self, part: BoxIndex, batch_size: int, divisor: int) -> DetectionLoader:
-        plan = Plan(part, self.frame, batch_size, divisor=divisor, workers=_workers(self._spec))
+        plan = Plan(part, self.frame, batch_size, divisor=divisor, workers=threads(self._spec.workers))
         return detection_loader(plan, self._skips)
 
 
@@ -344,33 +345,7 @@ def _is_beside_labels(file: Path, place: Path) -> bool:
     return file.parent == place and not file.name.startswith("boxes-") and child(place, LABELS) is not None
 
 
-def _held_back(part: BoxIndex, share: float) -> tuple[BoxIndex, BoxIndex]:
-    order = _by_hash(part, "val")
-    count = max(1, round(len(part) * share))
-    if count >= len(part):
-        raise UserError(f"too few images ({len(part)}) to hold back some for validation: use --val")
-    return part.take(np.sort(order[count:])), part.take(np.sort(order[:count]))
-
-
-def _chosen(part: BoxIndex, spec: DetectionSpec) -> BoxIndex:
-    count = max(1, round(len(part) * spec.subset))
-    count = count if spec.train_limit is None else min(count, spec.train_limit)
-    return part if count >= len(part) else part.take(np.sort(_by_hash(part, "train")[:count]))
-
-
-def _by_hash(part: BoxIndex, salt: str) -> np.ndarray:
-    digests = [hashlib.blake2b(f"{salt}/{name}".encode(), digest_size=8).digest() for name in part.names]
-    return np.array(sorted(range(len(part)), key=lambda i: (digests[i], part.names[i])), np.int64)
-
-
 def _usual_size(part: BoxIndex) -> int:
     """The median longer side, up to a multiple of 32, at most 640."""
     side = int(np.median(part.sizes.max(1)))
     return min(LARGEST_SIZE, max(DIVISOR, -(-side // DIVISOR) * DIVISOR))
-
-
-def _workers(spec: DetectionSpec) -> int:
-    if spec.workers is not None:
-        return spec.workers
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, available)

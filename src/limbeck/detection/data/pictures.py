@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from limbeck.data import decode, folders
+from limbeck.data.headers import Header, Size, read_header
 from limbeck.data.problems import Problems
 from limbeck.detection.data.problems import Fault, Remark
 from limbeck.errors import UserError
-from limbeck.storage.untrusted import read_image_file
 
-_HEAD = 1 << 18  # bytes; the header of nearly every JPEG file is shorter, and its pixels are many more
 _THREADS = 8
-
-Size = tuple[int, int]
-"""Height and width."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -47,20 +43,6 @@ class Picture(NamedTuple):
         if self.turn in (3, 4, 7, 8):
             top, bottom = self.height - bottom, self.height - top
         return left, top, right, bottom
-
-
-class _Header(NamedTuple):
-    height: int
-    width: int
-    orientation: int
-
-    @property
-    def stored(self) -> Size:
-        return self.height, self.width
-
-    @property
-    def shown(self) -> Size:
-        return (self.width, self.height) if self.orientation in decode.TURNED else (self.height, self.width)
 
 
 def is_inside(name: str) -> bool:
@@ -96,8 +78,8 @@ def find_pictures(
     files = _files(root, list(named), problems)
     with decode.quiet_pillow(), ThreadPoolExecutor(_THREADS) as pool:
         paths = [os.path.join(root, file) for file in files.values()]
-        headers = dict(zip(files, pool.map(_header, paths), strict=True))
-    read: dict[str, _Header] = {}
+        headers = dict(zip(files, pool.map(read_header, paths), strict=True))
+    read: dict[str, Header] = {}
     for name, header in headers.items():
         if isinstance(header, str):
             problems.add(Fault.IMAGE_UNREADABLE, f"{name}: {header}")
@@ -123,7 +105,7 @@ def find_pictures(
     return found
 
 
-def _tells(header: _Header, declared: Size | None) -> bool:
+def _tells(header: Header, declared: Size | None) -> bool:
     """Whether a declared size shows which of the two frames it is of."""
     return declared is not None and header.stored != header.shown
 
@@ -172,17 +154,3 @@ def _stem(name: str) -> str:
 
 def _spelled(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./").lower()
-
-
-def _header(path: str) -> _Header | str:
-    """Stored size and orientation of an image file; why it cannot be read."""
-    try:
-        head = read_image_file(path, _HEAD)
-        if head.startswith(b"\xff\xd8") and len(head) == _HEAD:  # a JPEG file begins with all that is asked for
-            try:
-                return _Header(*decode.stored(head))
-            except decode.BadImageError:  # it begins with more than that
-                pass
-        return _Header(*decode.stored(head if len(head) < _HEAD else read_image_file(path)))
-    except (decode.BadImageError, OSError) as error:
-        return str(error)

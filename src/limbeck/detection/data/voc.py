@@ -6,8 +6,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from limbeck.data import folders
+from limbeck.data.files import child, read_annotations, read_text
 from limbeck.data.problems import Problems
-from limbeck.detection.data.files import child, read_annotations, read_text
 from limbeck.detection.data.index import BoxIndex, Collector
 from limbeck.detection.data.pictures import Box, Size, find_pictures, is_inside
 from limbeck.detection.data.problems import Fault, Remark

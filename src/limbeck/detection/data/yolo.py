@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from limbeck.data import folders
+from limbeck.data.files import child, read_annotations, read_text
 from limbeck.data.problems import Problems
-from limbeck.detection.data.files import child, read_annotations, read_text
 from limbeck.detection.data.index import BoxIndex, Collector
 from limbeck.detection.data.pictures import Box, find_pictures
 from limbeck.detection.data.problems import Fault, Remark
