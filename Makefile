@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 # The package's own page shows its public names; these are the rooms that are not among them.
-DOCUMENTED := limbeck $(addprefix limbeck.,features distributed distiller terms training storage logs detection cache assembly recipes runs \
+DOCUMENTED := limbeck $(addprefix limbeck.,features distributed distiller terms training storage logs detection segmentation cache assembly recipes runs \
   studies report errors)
 
 .PHONY: demo test check audit format bench faults gpu docs clean

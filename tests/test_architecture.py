@@ -36,6 +36,7 @@ ROOMS = [
     "report",
     "assembly",
     "detection",
+    "segmentation",
     "runs",
     "studies",
     "benchmark",

@@ -44,7 +44,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"method": "projektor"},
         "method: expected one of alone, kd, projector, projector+kd, projector+dkd, stages, stages+kd, fitnet, at, "
-        "nst, sp, rkd, pkt, cc, vid, crd, review, dkd, dist, fgd, pkd, got 'projektor' (did you mean \"projector\"?)",
+        "nst, sp, rkd, pkt, cc, vid, crd, review, dkd, dist, fgd, pkd, cwd, got 'projektor' "
+        '(did you mean "projector"?)',
     ),
     ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, got 'adam' (did you mean \"adamw\"?)"),
     (
@@ -117,7 +118,7 @@ UNREAD: list[tuple[dict[str, Any], str, Any, str]] = [
         {"method": "projector"},
         "temperature",
         2.0,
-        "method kd, projector+kd, stages+kd or method dkd, dist, projector+dkd or feature_loss feature_kl",
+        "method kd, projector+kd, stages+kd or method dkd, dist, projector+dkd, cwd or feature_loss feature_kl",
     ),
     ({"logit_loss": "mlkd", "method": "kd"}, "temperature", 2.0, "logit_loss kl, standardized_kl, dkd, nkd, dist or"),
     ({"method": "kd"}, "dkd_beta", 2.0, "method dkd, projector+dkd or logit_loss dkd"),
@@ -230,7 +231,7 @@ def test_every_setting_has_one_role_and_the_lists_are_computed_from_it() -> None
         assert len([item for item in field.metadata if isinstance(item, Role)]) == 1, name
     assert fields_of("arithmetic") == ("precision", "memory_format", "compile")
     assert set(fields_of("data")) == {
-        "task", "data", "val", "val_share", "classes", "labels", "label_file", "on_missing_classes",
+        "task", "data", "val", "val_share", "classes", "void", "labels", "label_file", "on_missing_classes",
     }  # fmt: skip
     own = set(fields_of("science", of=("teacher", "both")))
     assert {"lr", "batch_size", "teacher_epochs", "subset"} <= own
@@ -250,6 +251,7 @@ SEVERAL: tuple[dict[str, Any], ...] = (
     {**_PAIR, "method": "kd", "cache_views": 2},
     {**_PAIR, "method": "kd", "schedule": "step", "milestones": (0.5,), "on_bad_numbers": "skip"},
     {"data": "a", "task": "detection", "student": "fcos/timm/a", "teacher": "fcos/timm/b"},
+    {"data": "a", "task": "segmentation", "student": "small/a", "teacher": "small/b"},
 )
 """Recipes of which each number is read by one at least."""
 
@@ -334,7 +336,7 @@ def test_what_is_accepted_can_be_read_again() -> None:
         assert not isinstance(found, int) or found <= 2**32
         assert not isinstance(found, float) or found <= 1e30
     assert not any("\n" in line for line in refused)
-    assert set(numbers) - accepted <= {"scales", "milestones", "longest"}, "no recipe here reads these"
+    assert set(numbers) - accepted <= {"scales", "milestones", "longest", "void"}, "no recipe here reads these"
 
 
 def _reads(base: Mapping[str, Any], name: str) -> bool:

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     MIX = 6
     SKETCH = 7
     SCALE = 8
+    COLOR = 9
 
 
 def words(

@@ -56,6 +56,7 @@ from limbeck.recipes.values import (
     Side,
     TaskName,
     Temperature,
+    Void,
     Weight,
     Width,
     Workers,
@@ -64,6 +65,8 @@ from limbeck.recipes.values import (
 
 CLASSES = Read(task=("classification",))
 BOXES = Read(task=("detection",))
+MASKS = Read(task=("segmentation",))
+ANNOTATED = Read(task=("detection", "segmentation"))
 TAUGHT = Read(method=TAUGHT_METHODS)
 TAPPED = Read(method=TAPPED_METHODS)
 FEATURES = Read(method=FEATURE_METHODS)
@@ -72,7 +75,7 @@ STEPS = Read(schedule=("step",))
 POWER = Read(feature_loss=("log_sum", "log_correlation", "correlation_power"))
 MLP, ENSEMBLE, LOW_RANK = Read(projector=("mlp",)), Read(projector=("ensemble",)), Read(projector=("low_rank",))
 SOFT_KD = Read(method=KD_METHODS, logit_loss=("kl", "standardized_kl", "dkd", "nkd", "dist"))
-SOFT_RIVAL = Read(method=("dkd", "dist", "projector+dkd"))
+SOFT_RIVAL = Read(method=("dkd", "dist", "projector+dkd", "cwd"))
 SOFT_FEATURE = Read(feature_loss=("feature_kl",))
 RISING = Read(task=("classification",), method=("dkd", "review", "projector+dkd"))
 REVIEW = Read(task=("classification",), method=("review",), rival_weight=(None,))
@@ -88,7 +91,7 @@ class Settings(BaseModel):
     )
     task: Annotated[TaskName, DATA] = Field(
         default="classification",
-        description="classification, or detection of objects in boxes, whose models and data are others.",
+        description="classification, detection (needs boxes) or segmentation (needs masks).",
     )
 
     teacher: Annotated[Line | None, TEACHER, TAUGHT] = Field(
@@ -148,7 +151,7 @@ class Settings(BaseModel):
 
     data: Annotated[Line, DATA] = Field(
         description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN;"
-        " for detection coco:FILE, yolo:FOLDER, voc:FOLDER."
+        " for detection coco:FILE, yolo:FOLDER, voc:FOLDER; for segmentation a folder of images and masks."
     )
     val: Annotated[Line | None, DATA] = Field(
         default=None, description="Validation images, as --data; None: the source's own, or a share."
@@ -162,14 +165,21 @@ class Settings(BaseModel):
     longest: Annotated[Side | None, SHARED, BOXES] = Field(
         default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
     )
-    scales: Annotated[tuple[Factor, ...], Field(max_length=2), OneIsAList, SHARED, BOXES] = Field(
-        default=(), description="Detection: smallest and largest factor on --size in training; by default 0.8 to 1.25."
+    shorter: Annotated[Side | None, SHARED, MASKS] = Field(
+        default=None, description="Segmentation: resize images to this shorter side; crops of --size are cut from them."
     )
-    classes: Annotated[tuple[Line, ...], OneIsAList, DATA, BOXES] = Field(
-        default=(), description="Detection: use these classes alone, in this order; by default all."
+    scales: Annotated[tuple[Factor, ...], Field(max_length=2), OneIsAList, SHARED, ANNOTATED] = Field(
+        default=(),
+        description="Smallest and largest factor on images in training. Default: 0.8 to 1.25; of masks 0.5 to 2.",
     )
-    on_bad_annotations: Annotated[Literal["refuse", "skip"], FAULTS, BOXES] = Field(
-        default="refuse", description="Detection: refuse annotations with faults, or skip the images that have them."
+    classes: Annotated[tuple[Line, ...], OneIsAList, DATA, ANNOTATED] = Field(
+        default=(), description="Detection, segmentation: use these classes alone, in this order; by default all."
+    )
+    void: Annotated[tuple[Void, ...], OneIsAList, DATA, MASKS] = Field(
+        default=(), description="Segmentation: numbers in masks that are no class, besides 255; by default none."
+    )
+    on_bad_annotations: Annotated[Literal["refuse", "skip"], FAULTS, ANNOTATED] = Field(
+        default="refuse", description="Boxes or masks with faults: refuse them, or skip the images that have them."
     )
     augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(
         default="standard",

@@ -136,7 +136,7 @@ def _check_shards(recipe: Settings) -> str | None:
     if not recipe.shard:
         return None
     unfit = {
-        "task": (recipe.task == "detection", "expected classification"),
+        "task": (recipe.task != "classification", "expected classification"),
         "precision": (recipe.precision == "fp16", "expected auto, bf16 or float32: the loss is not scaled in shards"),
         "accumulate": (recipe.accumulate > 1, "expected 1: the share of a batch is smaller already"),
         "cache_views": (recipe.cache_views is not None, "expected none: with a cache no device holds the teacher"),
@@ -151,16 +151,29 @@ def _check_shards(recipe: Settings) -> str | None:
 
 
 DETECTION_METHODS = ("alone", "kd", "projector", "projector+kd", "fitnet", "review", "fgd", "pkd")
+SEGMENTATION_METHODS = ("alone", "kd", "projector", "projector+kd", "stages", "stages+kd", "cwd", "at")
 
 
 def _check_task(recipe: Settings) -> str | None:
     detectors = [name for name in ("student", "teacher") if _names_detector(getattr(recipe, name))]
-    if recipe.task != "detection":
-        if detectors:
-            return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
-        if recipe.method in ("fgd", "pkd"):
-            return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
-        return None
+    if len(recipe.scales) == 1 or list(recipe.scales) != sorted(recipe.scales):
+        return f"scales: expected a smallest and a largest factor, got {plain(recipe.scales)}"
+    if recipe.task != "classification" and recipe.augmentation not in ("none", "standard"):
+        return f"augmentation: for {recipe.task} expected none or standard, got {recipe.augmentation}"
+    if recipe.task == "detection":
+        return _check_detection(recipe, detectors)
+    if detectors:
+        return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
+    if recipe.method in ("fgd", "pkd"):
+        return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
+    if recipe.task == "segmentation" and recipe.method not in SEGMENTATION_METHODS:
+        return f"method: for segmentation expected one of {', '.join(SEGMENTATION_METHODS)}, got {recipe.method}"
+    if recipe.task == "classification" and recipe.method == "cwd":
+        return "method: cwd compares logits at each place; expected task segmentation"
+    return None
+
+
+def _check_detection(recipe: Settings, detectors: list[str]) -> str | None:
     for name in ("student", "teacher"):
         if getattr(recipe, name) is not None and name not in detectors:
             return (
@@ -169,12 +182,8 @@ def _check_task(recipe: Settings) -> str | None:
             )
     if recipe.method not in DETECTION_METHODS:
         return f"method: for detection expected one of {', '.join(DETECTION_METHODS)}, got {recipe.method}"
-    if recipe.augmentation not in ("none", "standard"):
-        return f"augmentation: for detection expected none or standard, got {recipe.augmentation}"
     if (recipe.student_tap is None) != (recipe.teacher_tap is None) and recipe.teacher is not None:
         return "student_tap: for detection give both taps or none, then all levels are paired by their strides"
-    if len(recipe.scales) == 1 or list(recipe.scales) != sorted(recipe.scales):
-        return f"scales: expected a smallest and a largest factor, got {plain(recipe.scales)}"
     if recipe.longest is not None and (recipe.size is None or recipe.longest < recipe.size):
         return f"longest: expected at least size, the shorter side, got {recipe.longest} and size {recipe.size}"
     if recipe.accumulate > 1 and recipe.method != "alone":

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field
 
-TaskName = Literal["classification", "detection"]
+TaskName = Literal["classification", "detection", "segmentation"]
 
 
 class Place(NamedTuple):
@@ -26,10 +26,13 @@ class Place(NamedTuple):
 TASKS: Mapping[str, Place] = {
     "classification": Place("limbeck.assembly.classification", "top1"),
     "detection": Place("limbeck.detection.kind", "ap", "limbeck.detection.page"),
+    "segmentation": Place("limbeck.segmentation.kind", "miou"),
 }
 """The one list of tasks; each is in a folder of its own, whose modules are loaded when they are asked for."""
 
-Rival = Literal["fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd"]
+Rival = Literal[
+    "fitnet", "at", "nst", "sp", "rkd", "pkt", "cc", "vid", "crd", "review", "dkd", "dist", "fgd", "pkd", "cwd"
+]  # fmt: skip
 Method = Literal["alone", "kd", "projector", "projector+kd", "projector+dkd", "stages", "stages+kd", Rival]
 STAGE_METHODS: tuple[Method, ...] = ("stages", "stages+kd")
 """Those with a projector at the end of every stage."""
@@ -52,7 +55,7 @@ TAUGHT_METHODS: tuple[Method, ...] = ("kd", *FEATURE_METHODS, *get_args(Rival))
 CACHED_METHODS: tuple[Method, ...] = tuple(name for name in TAUGHT_METHODS if name not in STAGE_METHODS)
 """Those whose teacher's outputs can be kept."""
 
-TAPPED_METHODS: tuple[Method, ...] = tuple(name for name in CACHED_METHODS if name not in ("kd", "dkd", "dist"))
+TAPPED_METHODS: tuple[Method, ...] = tuple(name for name in CACHED_METHODS if name not in ("kd", "dkd", "dist", "cwd"))
 """Those that compare features at taps that a recipe may name."""
 
 FeatureLoss = Literal[
@@ -119,5 +122,6 @@ Factor = Annotated[float, Field(ge=0.05, le=20), Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), Number]
 Share = Annotated[float, Field(gt=0, le=1), Number]
 Part = Annotated[float, Field(ge=0, le=1), Number]
+Void = Annotated[int, Field(ge=0, le=65535), Number]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
 Open = Annotated[float, Field(gt=0, lt=1), Number]
