@@ -49,6 +49,7 @@ SMALL = Recipe(
     teacher="small/cnn-4",
     student="small/cnn-2",
     method="projector+kd",
+    teacher_epochs=2,
     train_limit=300,
     epochs=2,
     batch_size=50,

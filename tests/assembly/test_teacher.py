@@ -1,5 +1,6 @@
 """Where a teacher comes from, and the recipe by which one is trained here."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_what_teaches_the_student_does_not_decide_its_teacher(small: Recipe) -> 
     assert teachers.teacher_recipe(small.changed({"lr": 0.03})).lr == 0.03
 
 
+def test_a_teacher_is_trained_by_settings_of_its_own(small: Recipe) -> None:
+    """From scratch the student's, unless that one is fine-tuned; with weights those of fine-tuning, whatever it has."""
+    short = small.changed({"epochs": 1, "teacher_epochs": None, "lr": 0.02, "optimizer": "sgd", "label_smoothing": 0.1})
+    scratch = teachers.teacher_recipe(short)
+    assert (scratch.epochs, scratch.optimizer, scratch.lr, scratch.label_smoothing) == (30, "sgd", 0.02, 0.1)
+    assert teachers.teacher_recipe(short.changed({"epochs": 40})).epochs == 40
+    tuned = teachers.teacher_recipe(short.changed({"schedule": "step", "milestones": [0.5]}), pretrained=True)
+    assert (tuned.optimizer, tuned.lr, tuned.weight_decay, tuned.schedule) == ("adamw", 3e-4, 0.05, "cosine")
+    assert (tuned.epochs, tuned.warmup_epochs, tuned.pretrained) == (10, 1.0, True)
+    swept = short.changed({"lr": 0.5, **keeping_teacher(short, {"lr": 0.5})})
+    assert teachers.teacher_recipe(swept, pretrained=True) == teachers.teacher_recipe(short, pretrained=True)
+    own = short.changed({"teacher_lr": 2e-4, "teacher_epochs": 4, "teacher_settings": ["batch_size=16"]})
+    tuned = teachers.teacher_recipe(own, pretrained=True)
+    assert (tuned.lr, tuned.epochs, tuned.batch_size, tuned.warmup_epochs) == (2e-4, 4, 16, 0.4)
+    fine_tuned = Recipe(data="digits", student="timm/resnet18", teacher="timm/resnet34", pretrained=True, epochs=50)
+    scratch = teachers.teacher_recipe(fine_tuned)
+    assert (fine_tuned.optimizer, scratch.optimizer, scratch.lr, scratch.epochs) == ("adamw", "sgd", 0.05, 50)
+
+
 def test_a_hub_teacher_whose_head_does_not_fit_is_fine_tuned_from_the_hub_where_the_head_is_used(
     small: Recipe, data: Data, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,9 +107,10 @@ def test_a_hub_teacher_whose_head_does_not_fit_is_fine_tuned_from_the_hub_where_
     assert got is not None
     assert got.weights.startswith("run:")
     assert trainer.asked[0].pretrained
-    assert "its head does not fit these labels; fine-tuning it first" in said[-1]
+    assert "its head does not fit these labels; fine-tuning it first, for 2 epochs" in said[-2]
+    assert re.search(r"top-1 \S+% on 500 validation images \(chance 10.00%\)$", said[-1])
     teachers.build_teacher(features_only.changed({"fit_teacher": True}), data, tmp_path / "c", trainer, said.append)
-    assert "fine-tuning it first" in said[-1] or "using the one trained before" in said[-1]
+    assert "fine-tuning it first" in said[-2] or "using the one trained before" in said[-2]
 
 
 def test_no_weights_and_no_labels_is_an_error_not_a_random_teacher(small: Recipe, data: Data, tmp_path: Path) -> None:
@@ -200,7 +221,7 @@ def test_other_weights_at_the_same_path_make_another_teacher(
     file.rename(tmp_path / "moved.safetensors")
     moved = small.changed({"teacher_weights": str(tmp_path / "moved.safetensors")})
     teachers.build_teacher(moved, data, tmp_path / "b", trainer, said.append)
-    assert "using the one trained before" in said[-1]
+    assert "using the one trained before" in said[-2]
     assert len(trainer.asked) == 2
 
 

@@ -32,7 +32,7 @@ FLAGS = {
         --teacher-settings --fit-teacher --no-fit-teacher
         --teacher-size --teacher-tap --teacher-pool
         --student --student-weights --pretrained --no-pretrained --student-tap --student-pool
-        --student-logit-tap --frozen-norms --no-frozen-norms --longest --shorter --scales --classes --void
+        --student-logit-tap --frozen-norms --longest --shorter --scales --classes --void
         --on-bad-annotations --levels --background
         --data --val --val-share --size --augmentation --flip --subset --train-limit --labels --no-labels
         --label-file --on-missing-classes --skip-bad-images --workers
@@ -48,7 +48,7 @@ FLAGS = {
     """,
     "train": """
         --recipe --out --resume --resume-if-begun --dry-run --name --task --model --weights --pretrained --no-pretrained
-        --frozen-norms --no-frozen-norms --longest --shorter --scales --classes --void --on-bad-annotations
+        --frozen-norms --longest --shorter --scales --classes --void --on-bad-annotations
         --data --val --val-share --size --augmentation --flip --subset --train-limit --skip-bad-images --workers
         --label-file --on-missing-classes --label-smoothing
         --epochs --batch-size --optimizer --lr --momentum --weight-decay --schedule --warmup-epochs --milestones --gamma

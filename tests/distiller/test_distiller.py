@@ -93,6 +93,21 @@ def test_the_teacher_cannot_be_woken() -> None:
     assert tiny.same_bytes(before, bare.state_dict())
 
 
+def test_frozen_norms_keep_their_statistics_and_train_their_parameters() -> None:
+    norm = nn.BatchNorm1d(4)
+    norm.running_mean = torch.ones(4)
+    distiller = Distiller(nn.Sequential(norm, nn.Dropout(), nn.Linear(4, 3)), None, Classification(), frozen_norms=True)
+    with evaluating(distiller):
+        pass
+    for mode in (True, False, True):
+        distiller.train(mode)
+    assert [module.training for module in distiller.student.children()] == [False, True, True]
+    distiller((torch.randn(8, 4), torch.randint(3, (8,)))).loss.backward()
+    assert norm.running_mean.tolist() == [1, 1, 1, 1]
+    assert norm.weight.grad is not None
+    assert not distiller.with_student(nn.BatchNorm1d(3)).student.training
+
+
 def test_trainable_are_student_and_projectors_never_the_teacher() -> None:
     distiller = tiny.distiller()
     named = distiller.trainable_parameters()

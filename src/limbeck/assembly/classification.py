@@ -61,7 +61,7 @@ def _open_for_scoring(
 
 
 def _build_model(name: str, *, frozen_norms: bool = False, **settings: Any) -> Model:
-    assert not frozen_norms  # of detectors alone: the recipe refuses it
+    del frozen_norms  # which the distiller keeps
     return models.build(name, **settings)
 
 
@@ -91,7 +91,8 @@ def build_distiller(recipe: Recipe, student: Model, teacher: Model | None, data:
         terms |= rivals
         weights |= dict.fromkeys(rivals, rival_weight(recipe))
     frozen = teacher.module if teacher is not None and terms else None
-    return Distiller(student.module, frozen, build_task(recipe, student, teacher), terms=terms, weights=weights)
+    task = build_task(recipe, student, teacher)
+    return Distiller(student.module, frozen, task, terms=terms, weights=weights, frozen_norms=recipe.frozen_norms)
 
 
 def build_task(recipe: Recipe, student: Model, teacher: Model | None) -> Classification | LabelFree:

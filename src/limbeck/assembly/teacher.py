@@ -11,42 +11,78 @@ from limbeck.assembly.build import CARD, batch_size_of, build_data, build_parts,
 from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.distributed.processes import first_sees
 from limbeck.errors import UserError
+from limbeck.logs.records import figure
 from limbeck.models import Model, WeightsUnavailable
 from limbeck.models.weights import weights_digest
 from limbeck.recipes.parsing import read_value
-from limbeck.recipes.recipe import ONES_OWN, Recipe, fields_of, without_unread
+from limbeck.recipes.recipe import OF_STUDENT, ONES_OWN, Recipe, fields_of, without_unread
+from limbeck.recipes.situations import SCRATCH, TUNED, by_row, situation_of
 from limbeck.storage.untrusted import read_object
 
 Train = Callable[[Recipe, Path], None]
 
+TEACHER_EPOCHS = 30
+"""Fewest epochs of a teacher that is trained from scratch, where nobody says how many."""
+
+FINE_TUNING_EPOCHS = 10
+"""Epochs of one that has weights."""
+
 
 def teacher_recipe(recipe: Recipe, *, weights: str | None = None, pretrained: bool = False) -> Recipe:
-    """The recipe by which the teacher is trained on these data, alone; what is only the student's is at its default."""
-    given = dict(word.split("=", 1) for word in recipe.teacher_settings or ())
-    base: dict[str, Any] = {name: read_value(text, Recipe.model_fields[name]) for name, text in given.items()}
-    own = {name: getattr(recipe, name) for name in ONES_OWN} | base
-    epochs = recipe.teacher_epochs if recipe.teacher_epochs is not None else own["epochs"]
-    scale = epochs / own["epochs"]
+    """The recipe by which the teacher is trained on these data, alone; what is only the student's is at its default.
+
+    From scratch it is trained as a student from scratch is, for no fewer epochs than `TEACHER_EPOCHS`. With weights it
+    is fine-tuned: for its own number of epochs, by its own optimizer, whatever the student's are.
+
+    Args:
+        recipe: The student's run.
+        weights: A file or a run that the teacher starts from.
+        pretrained: Whether it starts from the hub's weights.
+    """
+    given, kept = (_values_of(recipe, of_student=kept) for kept in (False, True))
+    student: dict[str, Any] = (
+        {name: getattr(recipe, name) for name in ONES_OWN} | {"milestones": recipe.milestones} | kept
+    )
+    tuned = (weights is not None or pretrained) and recipe.task == "classification"
+    epochs = FINE_TUNING_EPOCHS if tuned else max(TEACHER_EPOCHS, student["epochs"])
+    epochs = recipe.teacher_epochs or given.get("epochs", epochs)
+    scale = epochs / student["epochs"]
+    own = student | {
+        "milestones": tuple(milestone * scale for milestone in student["milestones"]),
+        "warmup_epochs": student["warmup_epochs"] * scale,
+    }
+    if tuned:
+        own |= by_row(TUNED, {"epochs": epochs}) | {"schedule": "cosine", "milestones": (), "batch_size": 64}
+        own |= {"augmentation": "none" if student["augmentation"] == "none" else "standard"}
+    elif situation_of(vars(recipe)).optimizer != SCRATCH.optimizer:
+        own |= by_row(SCRATCH, {"epochs": epochs})
     not_its_own = fields_of("science", "seed", of=("student", "teacher"))  # one teacher for the students of every seed
     values = without_unread(
         {
             **recipe.model_dump(),
             **{name: Recipe.model_fields[name].default for name in not_its_own},
             **own,
+            **given,
             "name": "teacher",
             "method": "alone",
             "student": recipe.teacher,
             "student_weights": weights,
             "pretrained": pretrained,
-            "size": recipe.teacher_size if recipe.teacher_size is not None else own["size"],
+            "size": recipe.teacher_size if recipe.teacher_size is not None else (own | given)["size"],
             "epochs": epochs,
-            "lr": recipe.teacher_lr if recipe.teacher_lr is not None else own["lr"],
-            "milestones": [milestone * scale for milestone in recipe.milestones],
-            "warmup_epochs": own["warmup_epochs"] * scale,
+            "lr": recipe.teacher_lr if recipe.teacher_lr is not None else (own | given)["lr"],
         },
         given=given,
     )
     return Recipe(**values)
+
+
+def _values_of(recipe: Recipe, *, of_student: bool) -> dict[str, Any]:
+    """The values of ``teacher_settings``: the teacher's own, or those of the student that it follows."""
+    words = dict(word.split("=", 1) for word in recipe.teacher_settings or ())
+    found = {name: text for name, text in words.items() if name.startswith(OF_STUDENT) == of_student}
+    names = {name: name.removeprefix(OF_STUDENT) for name in found}
+    return {names[name]: read_value(text, Recipe.model_fields[names[name]]) for name, text in found.items()}
 
 
 def build_teacher(
@@ -104,7 +140,22 @@ def build_teacher(
         how = "fine-tuning" if teacher is not None else "training"
         say(f"teacher {recipe.teacher}: {reason}; {how} it first, for {own.epochs} epochs, in {run}")
         train(own, run)
+    say(f"teacher {recipe.teacher}: {_came_to(run, own, data)}")
     return kind.build_model(recipe.teacher, num_classes=classes, size=size, weights=str(run))
+
+
+def _came_to(run: Path, own: Recipe, data: AnyData) -> str:
+    """What the training of a teacher came to, and whether that is plausible."""
+    summary = read_object(run / "summary.json", "last", "metric")
+    metric = summary["metric"]
+    judged, fault = kind_of(own.task).judge_teacher(summary["last"], data)
+    probe = (summary.get("linear_probe") or {}).get(metric)
+    if probe is None:
+        return f"{judged}{f': {fault}' if fault else ''}"
+    text = f"{judged}, a linear probe of its frozen features {figure(metric, probe)}"
+    if not fault and summary["last"][metric] < probe:
+        fault = "fine-tuning made it worse; lower its learning rate (--teacher-lr) or train it for longer"
+    return f"{text}{f': {fault}' if fault else ''}"
 
 
 def teacher_classes(recipe: Recipe, data: AnyData) -> int:

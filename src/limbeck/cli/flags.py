@@ -19,9 +19,9 @@ import tyro
 from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE
-from limbeck.recipes.parsing import load_mapping, read_text
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
 from limbeck.recipes.recipe import DEFAULTS, GROUPS, Recipe, without_unread
+from limbeck.recipes.situations import CHOSEN
 from limbeck.studies.compare import recorded_recipe
 
 Parsed = TypeVar("Parsed")
@@ -235,13 +235,9 @@ def run_folder(options: RunFlags, default: Path) -> Path:
 def _base(words: Sequence[str]) -> dict[str, object] | None:
     """The values that the flags go on top of: those of --recipe, else of the run to resume; None without either."""
     if (file := _file_of(words)) is not None:
-        recipe = Recipe.from_yaml(file, shared=True)
-        written = load_mapping(read_text(file), str(file))
-        return {**recipe.model_dump(), **({"method": None} if written.get("method") is None else {})}
+        return _open(Recipe.from_yaml(file, shared=True))
     if chosen := given_flags(words).get("recipe"):
-        recipe = named(chosen[0])
-        # Where a named recipe has the stages, it left its method to the rule; other flags may lead that elsewhere.
-        return {**recipe.model_dump(), **({"method": None} if recipe.uses_stages else {})}
+        return _open(named(chosen[0]))
     if (place := resumed_folder(words)) is None:
         return None
     if (place / COMPARISON_FILE).is_file():
@@ -249,6 +245,13 @@ def _base(words: Sequence[str]) -> dict[str, object] | None:
     if not (place / "recipe.yaml").is_file():
         raise UserError(f"--resume: no run in {place} (no recipe.yaml there)")
     return Recipe.from_yaml(place / "recipe.yaml").model_dump()
+
+
+def _open(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values; what it left to the rule is left to it again, for other flags may lead that elsewhere."""
+    # A learning rate belongs to the optimizer and the weight decay that it was written with.
+    ruled = ("method",) if "lr" in recipe.model_fields_set else CHOSEN
+    return recipe.model_dump() | {name: None for name in ruled if name not in recipe.model_fields_set}
 
 
 def _file_of(words: Sequence[str]) -> Path | None:

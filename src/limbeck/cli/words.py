@@ -18,6 +18,9 @@ NO_REMOTE_CODE = (
 )
 
 
+LEFT_OPEN = ("flip", "frozen_norms")
+"""Switches that are neither on nor off where they are not given; tyro wants a value of them."""
+
 _SWITCH = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -43,7 +46,8 @@ def as_flags(words: Sequence[str]) -> list[str]:
     """The words as tyro reads them.
 
     ``--resume`` without a run means the one in --out: an empty value, since tyro wants one. ``--labels FILE`` is
-    ``--label-file FILE``, since tyro gives switches no value.
+    ``--label-file FILE``, since tyro gives switches no value. ``--flip`` and ``--no-flip`` are ``--flip True`` and
+    ``--flip False``.
     """
     result: list[str] = []
     for index, word in enumerate(words):
@@ -51,6 +55,10 @@ def as_flags(words: Sequence[str]) -> list[str]:
         following = value if equals else words[index + 1] if index + 1 < len(words) else "-"
         if name == "--labels" and not following.startswith("-") and following.lower() not in _SWITCH:
             word = f"--label-file{equals}{value}"  # noqa: PLW2901
+        off, switch = word.startswith("--no-"), word.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if switch in LEFT_OPEN and (off or following == "-" or is_flag(following)):
+            result += [f"--{switch}", str(not off)]
+            continue
         result.append(word)
         if word == "--resume" and (index + 1 == len(words) or is_flag(words[index + 1])):
             result.append("")

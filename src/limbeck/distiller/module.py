@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from limbeck.distiller.frozen import FrozenTeacher, evaluating, narrow_type, refuse_shared
 from limbeck.distiller.interface import TASK, StepResult, Task, UpstreamGradients, Weight
@@ -34,6 +35,7 @@ class Distiller(nn.Module):
         task: What a batch, a loss and a metric are, for instance :class:`limbeck.tasks.Classification`.
         terms: Name to term; the names appear in logs and in ``weights``.
         weights: Name to weight for the terms and for ``"task"``; 1.0 where a name is missing.
+        frozen_norms: Whether the student's batch norms keep the statistics that they have; their parameters train.
 
     Attributes:
         clock: How long the teacher has taken in training steps, or the reading of what it computed before.
@@ -61,6 +63,7 @@ class Distiller(nn.Module):
         *,
         terms: Mapping[str, Term] | None = None,
         weights: Mapping[str, Weight] | None = None,
+        frozen_norms: bool = False,
     ) -> None:
         super().__init__()
         self.terms: dict[str, Term] = dict(terms or {})
@@ -100,6 +103,17 @@ class Distiller(nn.Module):
         self._calls: dict[str, Compiled] = {}
         self.progress = 0.0
         self.clock = Clock()
+        self._frozen_norms = frozen_norms
+        if frozen_norms:
+            self.train()
+
+    def train(self, mode: bool = True) -> "Distiller":
+        """Put student and terms in training mode or out of it; batch norms that are frozen stay out."""
+        super().train(mode)
+        for module in self.student.modules() if self._frozen_norms else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def compile_parts(self, batch: Any) -> None:
         """From now on run student, teacher and terms compiled by ``torch.compile``, each by itself.
@@ -249,7 +263,9 @@ class Distiller(nn.Module):
     def with_student(self, student: nn.Module) -> "Distiller":
         """The same teacher, task, terms and weights around another student, for instance its moving average."""
         teacher = self.teacher.model if self.teacher is not None else None
-        other = Distiller(student, teacher, self.task, terms=self.terms, weights=self.weights)
+        other = Distiller(
+            student, teacher, self.task, terms=self.terms, weights=self.weights, frozen_norms=self._frozen_norms
+        )
         other.progress = self.progress
         return other
 

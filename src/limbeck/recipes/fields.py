@@ -104,15 +104,18 @@ class Settings(BaseModel):
     )
     teacher_epochs: Annotated[Count | None, TEACHER, TAUGHT] = Field(
         default=None,
-        description="Epochs for which a teacher without fitting weights is trained; None: as many as --epochs.",
+        description="Epochs for which a teacher without fitting weights is trained. None: as --epochs, at least 30; "
+        "10 if it has weights and only its head does not fit (fine-tuning).",
     )
     teacher_lr: Annotated[Positive | None, TEACHER, TAUGHT] = Field(
-        default=None, description="Learning rate at which such a teacher is trained; None: as --lr."
+        default=None,
+        description="Learning rate at which such a teacher is trained. None: from scratch as --lr, else 0.0003.",
     )
     teacher_settings: Annotated[tuple[Line, ...] | None, OneIsAList, TEACHER, TAUGHT] = Field(
         default=None,
-        description="Other settings of its training, as batch_size=64 optimizer=adamw; None: the student's. A sweep "
-        "writes those of its recipe here, so that all trials have one teacher.",
+        description="Other settings of its training, as batch_size=64 optimizer=adamw. None: from scratch the "
+        "student's, else those of fine-tuning. A sweep adds its recipe's, as student.lr=0.05, so that all trials have "
+        "one teacher.",
     )
     fit_teacher: Annotated[bool, TEACHER, TAUGHT] = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
@@ -145,9 +148,11 @@ class Settings(BaseModel):
         default=None,
         description="Student's module whose output the logit loss reads (a second head); None: what it returns.",
     )
-    frozen_norms: Annotated[bool, SHARED, BOXES] = Field(
-        default=False, description="Detection: fix the batch norms of the student's trunk (usual if it was pretrained)."
-    )
+    frozen_norms: Annotated[bool, SHARED] = Field(
+        default=None,
+        description="Keep the statistics of the student's batch norms; of a detector those of the trunk, and their "
+        "parameters. None: yes for a classifier that starts from weights.",
+    )  # pyright: ignore[reportAssignmentType]
 
     data: Annotated[Line, DATA] = Field(
         description="A folder, digits, fashion-mnist, cifar10, cifar100, imagenet:FOLDER, hf/NAME, shards:PATTERN;"
@@ -295,24 +300,30 @@ class Settings(BaseModel):
         default=128, description="Images of one batch, over all devices together. Chosen."
     )
     optimizer: Annotated[Literal["sgd", "adamw"], SHARED] = Field(
-        default="sgd", description="SGD with momentum, or AdamW (paper: for ViTs)."
-    )
+        default=None,
+        description="SGD with momentum, or AdamW. None: sgd from scratch, adamw for a student that has weights.",
+    )  # pyright: ignore[reportAssignmentType]
     lr: Annotated[Positive, SHARED] = Field(
-        default=0.05, description="Peak learning rate (paper's CIFAR-100 recipe: 0.05)."
-    )
+        default=None,
+        description="Peak learning rate. None: 0.05 from scratch (paper's CIFAR-100 recipe); 0.0003 with weights.",
+    )  # pyright: ignore[reportAssignmentType]
     momentum: Annotated[Fraction, SHARED, Read(optimizer=("sgd",))] = Field(
         default=0.9, description="Momentum of SGD (paper); AdamW has betas of its own, 0.9 and 0.999."
     )
     weight_decay: Annotated[Weight, SHARED] = Field(
-        default=5e-4, description="Weight decay, projector included (paper's CIFAR-100 recipe)."
-    )
+        default=None,
+        description="Weight decay, projector included. None: 0.0005 from scratch (paper's CIFAR-100 recipe); 0.05 with "
+        "weights.",
+    )  # pyright: ignore[reportAssignmentType]
     schedule: Annotated[Literal["cosine", "step", "constant"], SHARED] = Field(
         default="cosine",
         description="Learning rate after the warm-up: cosine to zero, steps at --milestones, or constant.",
     )
     warmup_epochs: Annotated[Weight, SHARED] = Field(
-        default=0.0, description="Epochs of linear warm-up (paper: none, but 20 for its DeiT)."
-    )
+        default=None,
+        description="Epochs of linear warm-up (paper: none, but 20 for its DeiT). None: none from scratch; with "
+        "weights a tenth of --epochs, one at most.",
+    )  # pyright: ignore[reportAssignmentType]
     milestones: Annotated[tuple[Positive, ...], OneIsAList, SHARED, STEPS] = Field(
         default=(), description="Epochs after which schedule step multiplies by --gamma."
     )

@@ -24,7 +24,8 @@ from limbeck.recipes.roles import (
     Whose,
     unread,
 )
-from limbeck.recipes.validation import default_method, plain, problem_of
+from limbeck.recipes.situations import CHOSEN, chosen
+from limbeck.recipes.validation import plain, problem_of
 
 
 class Recipe(Settings):
@@ -57,6 +58,7 @@ class Recipe(Settings):
             super().__init__(**values)
         except ValidationError as error:
             raise UserError(explain(error, type(self).model_fields)) from None
+        self.model_fields_set.difference_update(name for name in CHOSEN if values.get(name) is None)
 
     @classmethod
     def shared(cls, values: Mapping[str, object]) -> "Recipe":
@@ -72,9 +74,7 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _choose(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("method") is None:
-            return {**values, "method": default_method(values)}
-        return values
+        return {**values, **chosen(values)} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
@@ -142,7 +142,7 @@ class Recipe(Settings):
 def _problem_of(recipe: Recipe) -> str | None:
     """What is wrong with the settings of the teacher's training; None where nothing is."""
     for word in recipe.teacher_settings or ():
-        name, _, text = word.partition("=")
+        name, _, text = word.removeprefix(OF_STUDENT).partition("=")
         if name not in ONES_OWN:
             return f"teacher_settings: expected SETTING=VALUE of {', '.join(ONES_OWN)}, got {word!r}"
         try:
@@ -219,10 +219,8 @@ def without_unread(
         4.0
     """
     result = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    recipes = [{**result, **variant} for variant in variants]
-    for recipe in recipes:
-        if recipe["method"] is None:
-            recipe["method"] = default_method(recipe)
+    changed = [{**result, **variant} for variant in variants]
+    recipes = [{**recipe, **chosen(recipe)} for recipe in changed]
     for name in READS:
         default = DEFAULTS[name]
         if all(recipe[name] == default for recipe in recipes):
@@ -252,6 +250,10 @@ ONES_OWN = tuple(
 """Settings of a training that the teacher's may have another value of than the student's."""
 
 
+OF_STUDENT = "student."
+"""Before a word of ``teacher_settings``: the student's value for what the teacher takes from the student."""
+
+
 def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, object]:
     """What else changes with settings of a student's training, so that its teacher stays that of ``recipe``.
 
@@ -261,7 +263,7 @@ def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, 
     Example:
         >>> recipe = Recipe(data="digits", student="small/cnn-2", teacher="small/cnn-32", lr=0.05)
         >>> keeping_teacher(recipe, {"lr": 0.1, "alpha": 2.0})
-        {'teacher_settings': ('lr=0.05',)}
+        {'teacher_settings': ('student.lr=0.05',)}
         >>> keeping_teacher(recipe, {"lr": 0.05})
         {}
     """
@@ -279,5 +281,6 @@ def keeping_teacher(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, 
             found["teacher_size"] = recipe.size
     given = recipe.teacher_settings or ()
     there = {word.partition("=")[0] for word in given}
-    words = (*given, *(f"{name}={getattr(recipe, name)}" for name in kept if name not in there))
+    kept = [name for name in kept if name not in there and f"{OF_STUDENT}{name}" not in there]
+    words = (*given, *(f"{OF_STUDENT}{name}={getattr(recipe, name)}" for name in kept))
     return found | ({"teacher_settings": words} if words else {})

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from limbeck.recipes.fields import Settings
-from limbeck.recipes.values import Method
 
 TEACHER_SETTINGS = (
     "teacher", "teacher_weights", "teacher_epochs", "teacher_lr", "teacher_settings", "teacher_size", "teacher_tap",
@@ -13,25 +12,6 @@ TEACHER_SETTINGS = (
 
 ARCHITECTURES = ("fasterrcnn", "retinanet", "fcos", "ssdlite", "rtdetr")
 """First words of the names of detectors; the module that builds them, which imports torch, has the same."""
-
-
-def default_method(values: Mapping[str, object]) -> Method:
-    """What teaches where no method is named, by the other settings.
-
-    ``stages+kd``; its part with one layer, ``projector+kd``, where taps are named, and where the teacher's outputs are
-    kept, since whole maps are too many; ``projector`` of detectors, whose pyramid has it at every level anyway, and
-    without labels, where a teacher may have no head.
-    """
-    if values.get("task") == "detection" or _is_off(values.get("labels")):
-        return "projector"
-    if any(values.get(name) is not None for name in ("student_tap", "teacher_tap", "cache_views")):
-        return "projector+kd"
-    return "stages+kd"
-
-
-def _is_off(value: object) -> bool:
-    """Whether a switch, as YAML or a command line has it, is off: pydantic takes 0, "no" and "False" for it, too."""
-    return str(value).strip().lower() in ("false", "0", "0.0", "no", "off", "n", "f")
 
 
 def problem_of(recipe: Settings) -> str | None:
@@ -166,6 +146,8 @@ def _check_task(recipe: Settings) -> str | None:
         return f"task: {detectors[0]} {getattr(recipe, detectors[0])!r} is a detector; expected task detection"
     if recipe.method in ("fgd", "pkd"):
         return f"method: {recipe.method} compares the pyramids of detectors; expected task detection"
+    if recipe.task == "segmentation" and recipe.frozen_norms:
+        return "frozen_norms: of a classifier or a detector; for segmentation expected false, got true"
     if recipe.task == "segmentation" and recipe.method not in SEGMENTATION_METHODS:
         return f"method: for segmentation expected one of {', '.join(SEGMENTATION_METHODS)}, got {recipe.method}"
     if recipe.task == "classification" and recipe.method == "cwd":

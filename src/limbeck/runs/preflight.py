@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,11 +61,13 @@ class Preflight:
         findings: One of each check.
         teacher_scores: The teacher's validation scores; empty without a teacher or labels.
         step_seconds: What a forward and a backward pass of a batch took; 0 if there was an error.
+        linear_probe: Validation scores of the student with a new head, before its trunk is trained; empty without one.
     """
 
     findings: list[Finding]
     teacher_scores: dict[str, float]
     step_seconds: float = 0.0
+    linear_probe: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def preflight(

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -22,6 +23,7 @@ from limbeck.assembly.build import (
     is_run,
 )
 from limbeck.assembly.caching import cached_loader
+from limbeck.assembly.head import fit_head
 from limbeck.assembly.tasks import AnyData, Parts, kind_of
 from limbeck.assembly.teacher import build_teacher, rehearse
 from limbeck.data.folders import some
@@ -33,6 +35,7 @@ from limbeck.logs.loggers import attach_loggers, require_loggers
 from limbeck.logs.runlog import RunLog
 from limbeck.models import Model
 from limbeck.recipes.recipe import Recipe
+from limbeck.recipes.situations import training_in_words
 from limbeck.runs.claim import claim, give_up
 from limbeck.runs.comparable import together
 from limbeck.runs.images import keep_or_compare
@@ -240,6 +243,7 @@ def prepare(
     if parts.student.weights != "random":
         head = ", with a new head for these labels" if parts.student.new_head else ""
         log.note(f"student {recipe.student}: weights {parts.student.weights}{head}")
+    log.note(f"training: {training_in_words(vars(recipe))}")
     if parts.distiller.terms:
         weights = ", ".join(f"{name} {weight:.3g}" for name, weight in parts.distiller.current_weights().items())
         log.note(f"method {recipe.method}, weights: {weights}")
@@ -250,7 +254,11 @@ def prepare(
     if recipe.shard and teacher is not None and collectives.world_size() > 1:
         shard_frozen(teacher.module, device)  # before anything moves all of it there
     parts.distiller.to(device)
-    checked = preflight(parts, build_optimizer(recipe, parts.distiller), device)
+    linear_probe = fit_head(parts, device)
+    if linear_probe:
+        text, _ = kind_of(recipe.task).judge_teacher(linear_probe, data)
+        log.note(f"new head of {recipe.student}: a linear probe of its frozen features, {text}")
+    checked = replace(preflight(parts, build_optimizer(recipe, parts.distiller), device), linear_probe=linear_probe)
     _report(checked.findings, log)
     for note in data.notes[len(opened) :]:
         log.note(f"data {data.name}: {note}")

@@ -48,6 +48,7 @@ def summarize(
         "metric": headline(result.last)[0],
         "last": result.last,
         "best": result.best,
+        "linear_probe": checked.linear_probe or None,
         "teacher": checked.teacher_scores or None,
         "teacher_weights": parts.teacher.weights if parts.teacher is not None else None,
         "seconds": round(counters.seconds, 3),
