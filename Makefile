@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kills.py $(ARGS)
-	$(BIN)/python -m pytest -m long --long -n $(JOBS) --dist loadfile --no-loadscope-reorder --jaxtyping-packages=limbeck,typechecking.typechecker
+	$(BIN)/python -m pytest -m long --long -n $(JOBS) --dist loadfile --no-loadscope-reorder --jaxtyping-packages=limbeck,typechecking.shapes
 
 gpu: $(VENV)/.installed-dev
 	$(INSTALL) '.[bench]'

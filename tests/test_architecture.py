@@ -201,3 +201,14 @@ def test_source_keeps_the_rules_of_style():
 def test_pyright_is_strict_about_the_core():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pyright"]
     assert set(CORE) <= {Path(name).stem for name in config["strict"]}
+
+
+def test_shapes_are_checked_in_the_tests():
+    """The source's annotations, by the import hook that conftest.py narrows."""
+    import torch
+    from jaxtyping import TypeCheckError
+
+    from limbeck import losses
+
+    with pytest.raises(TypeCheckError):
+        losses.kl_divergence(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -3,4 +3,4 @@
 from beartype import BeartypeConf, beartype
 
 # An int is a float here, as it is for pyright (PEP 484's numeric tower): alpha=4 is no fault.
-typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+shapes = beartype(conf=BeartypeConf(is_pep484_tower=True))
