@@ -14,10 +14,11 @@ from limbeck.models import Model
 from limbeck.recipes import NAMED, Recipe, named
 from limbeck.recipes.published.cifar100 import AGAIN, CRD, METHODS, PAIRS, PAPER
 from limbeck.recipes.published.detection import DETECTION
+from limbeck.recipes.published.segmentation import SEGMENTATION
 from limbeck.studies.compare import plan
 from limbeck.terms import FeatureTerm
 
-NAMES = [name for name in NAMED if name not in DETECTION]  # those are in test_detection
+NAMES = [name for name in NAMED if name not in {**DETECTION, **SEGMENTATION}]  # those are in the tests of their tasks
 
 # Parameters with the classes of the recipe, and the width of the feature that it distils. [c] as in
 # tests/models/test_cifar.py; [tv] torchvision's table of weights; [timm] its table of results, in millions.

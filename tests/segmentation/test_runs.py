@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from limbeck.data.stream import Stream
 from limbeck.distiller import Distiller
 from limbeck.errors import UserError
+from limbeck.recipes.published import named
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.validation import SEGMENTATION_METHODS
 from limbeck.runs.export import export
@@ -137,6 +138,13 @@ def test_every_method_has_its_terms_and_their_gradients(method: str, student: st
     kinds = {type(term) for term in distiller.terms.values()}
     assert (FeatureTerm in kinds) == recipe.uses_features
     assert (PixelTerm in kinds) == recipe.has_logit_term
+
+
+def test_the_named_recipe_is_whole():
+    """Both models are built, and every stage of them meets on a grid."""
+    recipe = named("camvid")
+    distiller = built(recipe)
+    assert list(distiller.terms) == ["feature", "feature1", "feature2", "feature3", "logit"]
 
 
 def built(recipe: Recipe) -> Distiller:

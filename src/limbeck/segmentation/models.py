@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models, segmentation
 from torchvision.models._utils import IntermediateLayerGetter
@@ -82,6 +83,7 @@ def build_segmenter(
         UserError: If the name or the weights cannot be used.
 
     Example:
+        >>> import torch
         >>> model = build_segmenter("small/fcn-4s-8", num_classes=3)
         >>> model.penultimate, tuple(model.module(torch.zeros(1, 3, 64, 32)).shape)
         ('head:input', (1, 3, 16, 8))
@@ -120,8 +122,8 @@ def stage_taps(model: Model) -> tuple[str, ...]:
         UserError: None are found.
 
     Example:
-        >>> stage_taps(build_segmenter("torchvision/lraspp_mobilenet_v3_small", num_classes=3))
-        ('backbone.1', 'backbone.3', 'backbone.8', 'backbone.12')
+        >>> stage_taps(build_segmenter("small/fcn-8s-8", num_classes=3))
+        ('stage1', 'stage2', 'stage3')
     """
     module = model.module
     if isinstance(module, SmallFCN):
@@ -243,7 +245,13 @@ def _of_smp(name: str, num_classes: int, pretrained: bool) -> _Made:
     except Exception as error:  # of smp and timm, whatever they raise of a name or of a pair that does not fit
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{full} cannot be built: {reason}") from error
-    return _Made(module, full, _IMAGENET)
+    return _Made(module, full, _input_of(in_smp))
+
+
+def _input_of(encoder: str) -> InputSpec:
+    """What an encoder of timm was trained with; of smp's own ones ImageNet's statistics."""
+    config = timm.get_pretrained_cfg(encoder.removeprefix("tu-")) if encoder.startswith("tu-") else None
+    return _IMAGENET if config is None else replace(_IMAGENET, mean=tuple(config.mean), std=tuple(config.std))
 
 
 def _fetched(make: Callable[[], nn.Module], name: str, pretrained: bool) -> nn.Module:

@@ -15,13 +15,16 @@ from limbeck.recipes.published.cifar100 import CIFAR100
 from limbeck.recipes.published.detection import DETECTION
 from limbeck.recipes.published.imagenet import IMAGENET
 from limbeck.recipes.published.label_free import LABEL_FREE
+from limbeck.recipes.published.segmentation import SEGMENTATION
 from limbeck.recipes.published.small import NO_FOLDER, SMALL, digits
 from limbeck.recipes.published.transformers import TRANSFORMERS
 from limbeck.recipes.recipe import Recipe
 
 __all__ = ["NAMED", "NO_FOLDER", "digits", "named"]
 
-NAMED: dict[str, Callable[[], Recipe]] = {**SMALL, **CIFAR100, **IMAGENET, **TRANSFORMERS, **LABEL_FREE, **DETECTION}
+NAMED: dict[str, Callable[[], Recipe]] = {
+    **SMALL, **CIFAR100, **IMAGENET, **TRANSFORMERS, **LABEL_FREE, **DETECTION, **SEGMENTATION,
+}  # fmt: skip
 """The one table of names: what ``--recipe NAME`` and ``limbeck recipes`` know."""
 
 
