@@ -1,5 +1,6 @@
 """The preflight finds the faults that peers train through."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_a_nan_in_the_teacher_is_an_error(parts: Parts) -> None:
     finding = found(parts)["losses"]
     assert finding.level == "error"
     assert "feature" in finding.message
+
+
+def test_logits_may_pull_harder_where_a_new_head_was_fitted_first(parts: Parts) -> None:
+    """Which leaves the task little gradient; a student whose head came with its weights is warned at a tenth of it."""
+    message = found(parts)["balance"].message
+    pull = {name: float(value) for name, value in re.findall(r"(task|logit) (\S+?)(?:,|$)", message)}
+    parts.distiller.weights["logit"] = 4.0 * 40 * pull["task"] / pull["logit"]
+    for new_head, level in ((True, "ok"), (False, "warning")):
+        student = replace(parts.student, weights="hub", new_head=new_head)
+        assert found(replace(parts, student=student))["balance"].level == level
 
 
 def test_a_weight_that_drowns_the_task_is_a_warning(parts: Parts) -> None:

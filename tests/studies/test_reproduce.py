@@ -30,8 +30,8 @@ def plan(**more: Any) -> Plan:
 def pretend(monkeypatch: pytest.MonkeyPatch, score: Scores, made: list[Recipe] | None = None) -> None:
     """Runs that take no time, and whose top-1 is a function of the recipe."""
 
-    def run_it(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> None:
-        del resume, said
+    def run_it(recipe: Recipe, folder: Path, *, if_begun: bool = False, said: set[str] | None = None) -> None:
+        del if_begun, said
         if made is not None:
             made.append(recipe)
         figures = {"metric": "top1", "last": {"top1": score(recipe)}, "best": {"top1": score(recipe)}, "seconds": 2.0}
