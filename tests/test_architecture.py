@@ -72,6 +72,7 @@ LIGHT = [
     "report.verdict",
     "report.run",
     "detection.page",
+    "segmentation.page",
     "cli.report",
 ]
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "transformers", "datasets", "sklearn", "scipy", "onnx")

@@ -14,6 +14,7 @@ from limbeck.errors import UserError
 from limbeck.recipes.published import named
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.validation import SEGMENTATION_METHODS
+from limbeck.report import write_report
 from limbeck.runs.export import export
 from limbeck.runs.inspection import evaluate
 from limbeck.runs.run import run
@@ -21,6 +22,7 @@ from limbeck.segmentation import PixelTerm, Segmentation
 from limbeck.segmentation.assembly import build_segmentation_distiller
 from limbeck.segmentation.models import build_segmenter, stage_taps
 from limbeck.terms import FeatureTerm
+from report.planted import EVIL, check_page, read
 from segmentation import masks
 
 LRASPP = "torchvision/lraspp_mobilenet_v3_small"
@@ -81,6 +83,27 @@ def test_a_model_learns_and_its_folder_says_so(teacher: Path):
     assert sum(iou) / 3 == pytest.approx(summary["last"]["miou"], abs=1e-9)
     counts = torch.tensor(found["models"]["student"]["confusion"])
     assert counts.sum() == 6 * masks.HEIGHT * (masks.WIDTH - 2)
+
+
+def test_the_page_shows_classes_and_masks(alone: Recipe, teacher: Path, tmp_path: Path):
+    """What is recorded of a run is on its page; what is damaged or hostile is left out or escaped."""
+    run(taught(alone, teacher, method="kd", epochs=1, train_limit=8), tmp_path / "run")
+    text, page = read(write_report(tmp_path / "run"))
+    check_page(text, page)
+    assert {attributes.get("id") for attributes in page.all("figure")} >= {"classes-iou", "classes-confusion"}
+    assert len(page.all("image")) == 3 * 6
+    assert all(f"color of {name} {name}" in page.words for name in masks.CLASSES)
+    assert "Validation images on which the teacher is furthest ahead." in page.words
+    kept = json.loads((tmp_path / "run" / "masks.json").read_text())
+    kept["classes"][0] = EVIL
+    kept["colors"][1] = [f'0"/>{EVIL}', 0, 0]
+    kept["images"][0]["panels"]["student"] = EVIL
+    kept["images"][1]["width"] = "1e9"
+    kept["models"]["teacher"] = []
+    (tmp_path / "run" / "masks.json").write_text(json.dumps(kept))
+    text, page = read(write_report(tmp_path / "run"))
+    check_page(text, page)
+    assert len(page.all("image")) == 2 + 3 * 4
 
 
 def test_a_student_of_another_stride_is_resumed_to_the_same_bytes_and_exported(

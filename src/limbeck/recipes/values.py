@@ -26,7 +26,7 @@ class Place(NamedTuple):
 TASKS: Mapping[str, Place] = {
     "classification": Place("limbeck.assembly.classification", "top1"),
     "detection": Place("limbeck.detection.kind", "ap", "limbeck.detection.page"),
-    "segmentation": Place("limbeck.segmentation.kind", "miou"),
+    "segmentation": Place("limbeck.segmentation.kind", "miou", "limbeck.segmentation.page"),
 }
 """The one list of tasks; each is in a folder of its own, whose modules are loaded when they are asked for."""
 

@@ -3,16 +3,13 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import models
 from limbeck.assembly.features import tap_shape
-from limbeck.assembly.tasks import AnyData, Kind, Parts, Program
-from limbeck.distiller import evaluating
-from limbeck.distributed import collectives
+from limbeck.assembly.tasks import AnyData, Kind, Program
 from limbeck.errors import UserError
 from limbeck.models import Model
 from limbeck.recipes.recipe import Recipe
@@ -25,11 +22,9 @@ from limbeck.segmentation.assembly import (
 from limbeck.segmentation.batch import SegmentationBatch
 from limbeck.segmentation.data import SegmentationData
 from limbeck.segmentation.models import DIVISOR, build_segmenter
-from limbeck.segmentation.scores import scores_of
+from limbeck.segmentation.samples import MASKS, drawn_masks
 from limbeck.terms import Term
-from limbeck.training.evaluation import shared_batches
 
-MASKS = "masks.json"
 TOO_HEAVY = 30.0
 """As of detectors. Chosen: no table of masks says more yet."""
 
@@ -85,31 +80,6 @@ def _random_batch(recipe: Recipe, student: Model, count: int, side: int, classes
     return SegmentationBatch(torch.rand(count, 3, side, side), masks, (side, side), torch.arange(count))
 
 
-def measured(parts: Parts, student: nn.Module, device: torch.device) -> dict[str, Any] | None:
-    """What ``masks.json`` holds, of a run whose student is trained. All processes have to call it.
-
-    For student and teacher: intersection over union of each class, and the confusion matrix. None where the recipe
-    turns the probe off, nothing is validated, or this is not the first process.
-    """
-    data = parts.data
-    assert isinstance(data, SegmentationData)
-    if not parts.recipe.probes or not data.val_count:
-        return None
-    models_of: dict[str, tuple[Model, nn.Module]] = {"student": (parts.student, student)}
-    if (teacher := parts.teacher) is not None and teacher.num_classes == len(data.classes) and not teacher.new_head:
-        models_of["teacher"] = (teacher, teacher.module)
-    found: dict[str, Any] = {}
-    for name, (model, module) in models_of.items():
-        task = build_segmentation_task(model, None).to(device)
-        with evaluating(module):
-            loader = data.val_loader(batch_size=parts.recipe.batch_size)
-            matrix = task.collect(module.to(device), shared_batches(loader, device))
-        if matrix is not None:
-            iou = [None if math.isnan(value) else value for value in scores_of(matrix).iou]
-            found[name] = {"iou": iou, "confusion": matrix.tolist()}
-    return {"classes": list(data.classes), "models": found} if collectives.rank() == 0 else None
-
-
 KIND = Kind(
     open_data=build_segmentation_data,
     open_for_scoring=_open_for_scoring,
@@ -126,7 +96,7 @@ KIND = Kind(
     record_checks=lambda recipe, parts, log, device: None,
     build_probe=lambda recipe, parts, optimizer, log, step, steps: None,
     samples_file=MASKS,
-    find_samples=lambda recipe, parts, device: functools.partial(measured, parts, device=device),
+    find_samples=lambda recipe, parts, device: functools.partial(drawn_masks, parts, device=device),
     program=lambda student, format: Program(Enlarged(student.module), ("logits",)),
     random_batch=_random_batch,
     few=1,
