@@ -1,6 +1,7 @@
 """Detection recipes: the same commands train, distil, score and resume detectors; what does not fit is told."""
 
 import base64
+import copy
 import io
 import json
 from pathlib import Path
@@ -33,6 +34,7 @@ from limbeck.runs.inspection import check, describe, evaluate
 from limbeck.runs.run import run
 from limbeck.storage.files import load_weights
 from limbeck.terms import FeatureTerm
+from limbeck.training.optim import check_gradients
 
 
 @pytest.fixture(scope="session")
@@ -68,23 +70,23 @@ def test_a_detector_learns_and_its_folder_says_so(teacher: Path):
 
 
 @pytest.mark.parametrize("method", [method for method in DETECTION_METHODS if method != "alone"])
-def test_every_method_takes_its_steps_and_leaves_the_teacher_alone(
-    alone: Recipe, teacher: Path, tmp_path: Path, method: str
-):
-    before = (teacher / "student.safetensors").read_bytes()
-    summary = run(taught(alone, teacher, method=method, train_limit=16, probe="off"), tmp_path / "run")
-    assert summary["teacher"]["ap50"] > 0.3
-    assert set(summary["last"]) >= {"ap", "ap50", "ap75"}
-    assert (teacher / "student.safetensors").read_bytes() == before
-    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    parts = next(record["parts"] for record in records if record["kind"] == "step")
-    assert len(parts) >= 2
-    assert all(np.isfinite(list(parts.values())))
+def test_every_method_takes_a_step_and_leaves_the_teacher_alone(alone: Recipe, method: str):
+    distiller = built(alone.changed({"teacher": alone.student, "method": method})).train()
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    result = distiller(boxes.batch(4))
+    result.loss.backward()
+    check_gradients(distiller)
+    assert len(result.parts) >= 2
+    assert all(part.isfinite() for part in result.parts.values())
+    assert all(torch.equal(before[name], value) for name, value in distiller.teacher.state_dict().items())
 
 
 def test_what_is_found_is_kept_for_the_report(alone: Recipe, teacher: Path, tmp_path: Path):
     """The figures of the whole set, and boxes that lie on the rectangles of the images they are drawn on."""
+    weights = (teacher / "student.safetensors").read_bytes()
     summary = run(taught(alone, teacher, method="kd", epochs=2), tmp_path / "run")
+    assert summary["teacher"]["ap50"] > 0.3
+    assert (teacher / "student.safetensors").read_bytes() == weights
     boxes = json.loads((tmp_path / "run" / "boxes.json").read_text())
     assert boxes["classes"] == ["red", "green"]
     for who, figures in (("student", summary["last"]), ("teacher", summary["teacher"])):
@@ -353,7 +355,7 @@ def test_pairs_of_a_detector_with_itself_are_all_of_its_levels(alone: Recipe):
     assert [a.stride for a, _ in paired_levels(alone, model, model)] == [4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("format", ["safetensors", "torch-export", "onnx"])
+@pytest.mark.parametrize("format", ["safetensors", pytest.param("torch-export", marks=pytest.mark.long), "onnx"])
 def test_an_exported_detector_gives_the_same_boxes_without_limbeck(
     teacher: Path, colored: Path, tmp_path: Path, format: str
 ):

@@ -35,9 +35,9 @@ def lines_of(worker: str, *words: str) -> list[Any]:
     ("backend", "cells", "count"),
     [
         # What the passes over a graph can spoil: the autocast of its backward pass, buffers that it writes.
-        ("aot_eager", ["quick"], 11),
+        ("aot_eager", ["quick"], 5),
         # What the reading of the program can.
-        pytest.param("eager", ["rest"], 29, marks=pytest.mark.long),
+        pytest.param("eager", ["rest"], 38, marks=pytest.mark.long),
         pytest.param("aot_eager", [], 67, marks=pytest.mark.long),
         pytest.param("inductor", [], 174, marks=[pytest.mark.long, pytest.mark.timeout(7200)]),
     ],

@@ -20,8 +20,9 @@ from limbeck.detection.models.pyramid import BuiltPyramid, build_pyramid
 from limbeck.detection.models.queries import Encoded, Queries
 from limbeck.detection.models.rtdetr import HEADS as _QUERY_HEADS
 from limbeck.detection.models.rtdetr import UNUSED, build_rtdetr, input_spec
-from limbeck.detection.models.trunk import StageTrunk, Trunk, as_list, shapes
+from limbeck.detection.models.trunk import StageTrunk, Trunk, as_list
 from limbeck.detection.models.two_stage import TwoStage
+from limbeck.distiller import evaluating
 from limbeck.errors import UserError, did_you_mean
 from limbeck.models.quiet_timm import timm
 from limbeck.models.spec import InputSpec, Model
@@ -279,8 +280,9 @@ def trunk_only(module: nn.Module) -> nn.Module:
 
 
 def heads_shape(module: nn.Module, frame: tuple[int, int]) -> tuple[int, ...]:
-    """Places and columns of what a detector gives for one image of a frame, found without computing it."""
-    return shapes(module, frame)[0][1:]
+    """Places and columns of what a detector gives for one image of a frame, a small one."""
+    with evaluating(module):
+        return tuple(as_list(module(torch.zeros(1, 3, *frame)))[0].shape[1:])
 
 
 class Headless(nn.Module):
