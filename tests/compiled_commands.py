@@ -26,7 +26,7 @@ COMMANDS: dict[str, list[str]] = {
         "export run --format safetensors",
         "report run",
     ],
-    "compare": [f"compare {SHORT} --student small/cnn-4 --seeds 1 --methods alone projector stages+kd --out table"],
+    "compare": [f"compare {SHORT} --student small/cnn-4 --seeds 1 --methods alone projector+kd --out table"],
     "rivals": [f"compare {SHORT} --student small/cnn-4 --seeds 1 --methods crd dkd sp at --out table"],
     "train": [f"train {TINY} --epochs 1 --model small/cnn-4 --out alone"],
     "sweep": [f"sweep {SHORT} --space lr=0.01,0.02 --sampler grid --seeds 0 --out sweep"],

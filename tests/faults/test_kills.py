@@ -29,7 +29,7 @@ def kills() -> Iterator[ModuleType]:
 def test_killed_and_resumed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT / "src"), *(path for path in sys.path if path)])
     out = tmp_path / "kills.json"
-    words = ["--only", "cnn", "cached", "ema", "--kills", "9", "--no-sweep", "--work", str(tmp_path / "work")]
+    words = ["--only", "cached", "ema", "--kills", "6", "--no-sweep", "--work", str(tmp_path / "work")]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *words, "--out", str(out)],
         env=os.environ | {"PYTHONPATH": paths},
@@ -41,9 +41,9 @@ def test_killed_and_resumed_runs_end_with_the_same_bytes(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["wrong"] == []
-    assert found["all"]["kills"] + found["all"]["signals"] >= 9
+    assert found["all"]["kills"] + found["all"]["signals"] >= 6
     assert found["all"]["lost"] == found["all"]["different"] == 0
-    assert list(found["kinds"]) == ["cnn", "cached", "ema"]
+    assert list(found["kinds"]) == ["cached", "ema"]
 
 
 def write(folder: Path, weights: str) -> None:

@@ -20,6 +20,7 @@ def differences() -> dict[str, float]:
     return json.loads(result.stdout)
 
 
+@pytest.mark.long
 def test_every_loss_compiles_into_one_graph(differences: dict[str, float | str]) -> None:
     assert len(differences) >= 8
     wrong = {name: found for name, found in differences.items() if isinstance(found, str) or not found < 1e-5}

@@ -364,11 +364,11 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_odd_values_anywhere_are_faults_and_never_a_crash(tmp_path: Path):
-    """One to three values of a COCO file replaced by odd ones, 400 times."""
+    """One to three values of a COCO file replaced by odd ones, 120 times."""
     random = np.random.default_rng(0)
     planted.write_coco(tmp_path, 6)
     refused = 0
-    for _ in range(400):
+    for _ in range(120):
         content = planted.coco_content(6)
         for _ in range(int(random.integers(1, 4))):
             way = places(content)[int(random.integers(len(places(content))))]
@@ -384,4 +384,4 @@ def test_odd_values_anywhere_are_faults_and_never_a_crash(tmp_path: Path):
                 assert np.isfinite(data.part("train").boxes).all()
             except UserError:
                 refused += choice == "refuse"
-    assert refused > 200
+    assert refused > 60
