@@ -40,7 +40,7 @@ class Situation(NamedTuple):
 
 
 SCRATCH = Situation("training from scratch", "stages+kd", "sgd", 0.05, 5e-4, 0.0, False, "docs/results.md")
-TUNED = Situation("fine-tuning", "stages+kd", "adamw", 3e-4, 0.05, 0.1, True, "docs/guide.md")
+TUNED = Situation("fine-tuning", "stages+kd", "adamw", 3e-4, 0.05, 0.1, True, "docs/results.md, fine-tuning")
 UNLABELLED = Situation(
     "training without labels", "projector", "sgd", 0.05, 5e-4, 0.0, False, "a teacher may have no head"
 )
