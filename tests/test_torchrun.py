@@ -125,7 +125,7 @@ def test_torchrun_brings_a_run_back_that_lost_a_process(tmp_path: Path, unbroken
         worker(process, rank).send_signal(signal.SIGKILL)
         done = ended(process, folder)
     assert done.code == 0, done.said
-    assert "going on from the end of epoch 1, step 50" in done.said
+    assert "continuing from the end of epoch 1, step 50" in done.said
     assert_same_run(folder, unbroken)
 
 
@@ -141,7 +141,7 @@ def test_without_restarts_the_others_end_and_the_same_command_goes_on(tmp_path: 
     assert done.code != 0
     assert done.seconds < 60  # 30 of them are what torchrun gives a process that does not heed SIGTERM
     ours = [line for line in done.said.splitlines() if line.startswith("limbeck: ")]
-    assert all(re.match(r"limbeck: error: process 0 cannot go on: another one of the 2 has ended", x) for x in ours)
+    assert all(re.match(r"limbeck: error: process 0 cannot continue: another one of the 2 has ended", x) for x in ours)
     assert "limbeck/train.py" not in done.said  # no traceback of ours; torchrun's own is its own
     with launched(folder) as process:
         again = ended(process, folder)
@@ -158,7 +158,7 @@ def test_a_launcher_that_is_told_to_end_lets_the_run_write_a_checkpoint(tmp_path
         process.send_signal(signal.SIGTERM)
         done = ended(process, folder)
     assert done.code != 0
-    step = int(re.findall(r"stopped by SIGTERM behind step (\d+); the checkpoint is written", done.said)[0])
+    step = int(re.findall(r"stopped by SIGTERM after step (\d+); the checkpoint is written", done.said)[0])
     assert STEPS < step < 3 * STEPS
     assert "limbeck/train.py" not in done.said
     with launched(folder) as process:
@@ -179,6 +179,6 @@ def test_a_process_that_falls_silent_is_given_up(tmp_path: Path) -> None:
     assert done.code != 0
     assert done.seconds < 5 + 60
     line = next(line for line in done.said.splitlines() if line.startswith("limbeck: error"))
-    assert "process 0 cannot go on: another one of the 2 has ended or does not answer (Timed out" in line
-    assert f"go on with: limbeck train --resume {folder}" in line
+    assert "process 0 cannot continue: another one of the 2 has ended or does not answer (Timed out" in line
+    assert f"continue with: limbeck train --resume {folder}" in line
     assert "limbeck/train.py" not in done.said

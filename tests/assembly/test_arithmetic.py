@@ -158,7 +158,7 @@ def test_a_damaged_memory_is_ignored_with_a_note(
     memory.write_text(damage)
     found = settled(small.changed(AUTO))
     assert len(found.lines) == 2
-    assert "arithmetic.json cannot be read and is made anew" in found.lines[0]
+    assert "arithmetic.json cannot be read and is replaced" in found.lines[0]
     assert len(settled(small.changed(AUTO)).lines) == 1
     assert len(measured) == 1
 

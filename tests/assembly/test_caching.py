@@ -80,14 +80,12 @@ def test_what_is_said(taught: Recipe, tmp_path: Path, capfd: pytest.CaptureFixtu
     runs.run(taught.changed({"cache_views": 1}), tmp_path / "a")
     said = capfd.readouterr().err
     assert "teacher cache: 1 views of 300 images, 0.0 MiB in" in said
-    assert "the teacher runs 1 epochs instead of 2; 0 of 1 shards are there" in said
+    assert "the teacher runs 1 epochs instead of 2; 0 of 1 shards exist" in said
     assert "teacher cache: checksums are right; 150 images computed again: equal to the byte" in said
     runs.run(taught.changed({"cache_views": 9, "seed": 1, "cache_seed": 0}), tmp_path / "b")
     said = capfd.readouterr().err
     assert "2 views of 300 images" in said  # more than the epochs would never be read
-    assert (
-        "the teacher runs as often as live; it is saved in runs that share the cache; 1 of 2 shards are there" in said
-    )
+    assert "the teacher runs as often as live; it is saved in runs that share the cache; 1 of 2 shards exist" in said
     assert len(caches(tmp_path)) == 1
     runs.run(taught.changed({"augmentation": "none"}), tmp_path / "c")
     assert "without augmentation all views are the same; --cache-views 1 is enough" in capfd.readouterr().err

@@ -30,7 +30,7 @@ def killed(folder: Path, last: int) -> None:
 @pytest.mark.processes
 @pytest.mark.long
 def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    """The first file that is synced is the card: killed at the fourth, two shards are there, and half of a third."""
+    """The first file that is synced is the card: killed at the fourth, two shards exist, and half of a third."""
     unbroken = small_shards(subject(tmp_path / "unbroken"), 1)
     unbroken.fill()
     killed(tmp_path / "c", 4)

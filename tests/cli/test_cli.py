@@ -57,8 +57,8 @@ FLAGS = {
         --seed --precision --memory-format --compile --device --shard --no-shard --checkpoint-every --process-timeout
     """,
     "watch": "--once",
-    "evaluate": "--data --label-file",
-    "export": "--format --out",
+    "evaluate": "--data --label-file --probe",
+    "export": "--backbone --format --out",
     "recipes": "",
     "report": "--out --figures",
 }
@@ -352,7 +352,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Parts:
     vars(report).update(write_report=stand_in.reports.append, write_comparison=stand_in.reports.append)
     written = types.SimpleNamespace(path=Path("student.onnx"), parity=1e-6, note="opset 18")
     export = types.ModuleType("limbeck.runs.export")
-    vars(export).update(export=lambda folder, *, format, out: written)
+    vars(export).update(export=lambda folder, *, format, out, backbone: written)
     for module in (run, inspection, report, export):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("limbeck.report", report, raising=False)
@@ -535,7 +535,8 @@ def test_compare_has_its_defaults_and_goes_on_from_its_record(parts: Parts, caps
     parts.runs.clear()
     capsys.readouterr()
     assert call("compare --resume runs/distill-b-compare") == 0
-    assert [(recipe.seed, resume) for recipe, _, resume in parts.runs] == [(7, True), (8, True), (9, True)]
+    assert [recipe.seed for recipe, _, _ in parts.runs] == [7, 8, 9]
+    assert parts.if_begun[-3:] == [True] * 3  # each continues what is there, finished or not
     assert "finished before" in capsys.readouterr().out
     assert call("compare --resume runs/distill-b-compare --epochs 3") == 2
     assert "another recipe (epochs: 100 -> 3)" in capsys.readouterr().err
@@ -596,7 +597,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], monk
 def test_a_stop_says_how_to_go_on(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
     parts.raises = KeyboardInterrupt()
     assert call("distill --recipe digits --out there") == 130
-    assert capsys.readouterr().err == "\nlimbeck: stopped; go on with: limbeck distill --resume there\n"
+    assert capsys.readouterr().err == "\nlimbeck: stopped; continue with: limbeck distill --resume there\n"
     assert call("train --recipe digits --out here") == 130
     assert "limbeck train --resume here" in capsys.readouterr().err
     assert call("compare --recipe digits --out both") == 130
@@ -604,9 +605,9 @@ def test_a_stop_says_how_to_go_on(parts: Parts, capsys: pytest.CaptureFixture[st
 
 
 def test_the_loss_of_a_process_has_its_own_exit_code(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
-    parts.raises = LostProcessError("process 0 cannot go on: another one of the 2 has ended")
+    parts.raises = LostProcessError("process 0 cannot continue: another one of the 2 has ended")
     assert call("distill --recipe digits --out there") == 75
-    assert capsys.readouterr().err == f"{LINE}process 0 cannot go on: another one of the 2 has ended\n"
+    assert capsys.readouterr().err == f"{LINE}process 0 cannot continue: another one of the 2 has ended\n"
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
@@ -617,7 +618,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(parts: Parts, capsys: pyte
     assert not any(resume for _, _, resume in parts.runs)
     assert parts.runs[1][0].epochs == 3  # the recipe is that of the flags, whatever the folder holds
     assert call("distill --recipe digits --resume there --resume-if-begun") == 2
-    assert "--resume goes on with a run that is there, --resume-if-begun also begins it" in capsys.readouterr().err
+    assert "--resume continues an existing run, --resume-if-begun also starts it" in capsys.readouterr().err
     assert call("compare --recipe digits --out both --methods alone kd --seeds 2 --resume-if-begun") == 0
     assert call("compare --recipe digits --out both --methods alone kd --seeds 2 --resume-if-begun") == 0
     assert call("compare --recipe digits --out both --methods alone kd --seeds 2") == 2
@@ -627,7 +628,8 @@ def test_a_full_disk_is_no_bug_and_a_bug_keeps_its_traceback(parts: Parts, capsy
     parts.raises = OSError(errno.ENOSPC, "No space left on device", "runs/x")
     assert call("distill --recipe digits") == 2
     assert (
-        capsys.readouterr().err == f"{LINE}no space left on the disk at runs/x; free some, then go on with --resume\n"
+        capsys.readouterr().err
+        == f"{LINE}no space left on the disk at runs/x; free some, then continue with --resume\n"
     )
     parts.raises = UserError("weights do not fit: 1 missing", ["  missing fc.bias"])
     assert call("distill --recipe digits") == 2

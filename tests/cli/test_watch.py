@@ -137,7 +137,7 @@ def test_one_run_with_its_figures_curves_and_time_left(tmp_path: Path) -> None:
     rows = shown(folder)
     assert max(map(len, rows)) <= 80
     assert words(rows)[1:4] == [
-        "epoch 2/4, step 60, about 5 min left, going on",
+        "epoch 2/4, step 60, about 5 min left, running",
         "training, step 60 validation, epoch 1",
         "loss 1 █▃▁ top1 25.00% ▁",
     ]
@@ -159,7 +159,7 @@ def test_a_rewind_takes_back_what_was_shown(tmp_path: Path) -> None:
 def test_before_the_first_record_it_says_what_the_run_said(tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "run", {"kind": "note", "text": "teacher: training it first"})
     recipe(folder)
-    assert words(shown(folder))[1:] == ["going on", "teacher: training it first"]
+    assert words(shown(folder))[1:] == ["running", "teacher: training it first"]
 
 
 def test_what_ended_how_and_what_may_have_been_killed(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_what_ended_how_and_what_may_have_been_killed(tmp_path: Path) -> None:
     assert words(shown(folder))[1] == "epoch 1, step 20, no record for 60 min"
     planted.add(folder, {"kind": "stop", "reason": "the loss is not finite"})
     assert words(shown(folder))[1] == "epoch 1, step 20, stopped: the loss is not finite"
-    planted.add(folder, {"kind": "note", "text": "going on from the end of epoch 1"})
-    assert words(shown(folder))[1] == "epoch 1, step 20, going on"
+    planted.add(folder, {"kind": "note", "text": "continuing from the end of epoch 1"})
+    assert words(shown(folder))[1] == "epoch 1, step 20, running"
     planted.add(folder, {"kind": "end", "summary": {}})
     assert words(shown(folder))[1] == "epoch 1, step 20, finished"
 
@@ -195,13 +195,13 @@ def test_a_comparison_has_one_row_a_run(comparison: Path) -> None:
     rows = shown(comparison)
     assert max(map(len, rows)) <= 80
     assert words(rows)[1:] == [
-        "5 runs: 2 finished, 1 going on, 2 not begun",
+        "5 runs: 2 finished, 1 running, 2 not started",
         "run epoch last best left state",
         "small-cnn 4/4 25.00% 25.00% finished",
         "alone-seed0 4/4 50.00% 50.00% finished",
-        "kd-seed0 1/4 50.00% 50.00% 60 s going on",
-        "alone-seed1 not begun",
-        "kd-seed1 not begun",
+        "kd-seed0 1/4 50.00% 50.00% 60 s running",
+        "alone-seed1 not started",
+        "kd-seed1 not started",
     ]
 
 
@@ -254,7 +254,7 @@ def age(folder: Path, seconds: float) -> None:
 
 def test_a_folder_of_runs_has_one_row_a_run(table: Path) -> None:
     rows = shown(table)
-    assert words(rows)[1:3] == ["3 runs: 2 finished, 1 going on", "run epoch last best left state"]
+    assert words(rows)[1:3] == ["3 runs: 2 finished, 1 running", "run epoch last best left state"]
     assert [row.split()[0] for row in rows[3:]] == [
         "a-to-b--kd-1234567890-seed0", "a-to-b--projector-0123456789-seed0", "small-cnn-32-881640ba02"
     ]  # fmt: skip
@@ -335,7 +335,7 @@ def test_once_prints_and_ends(
     monkeypatch.setenv("COLUMNS", "80")
     folder = planted.write(tmp_path / "run", planted.start(), planted.step(20))
     assert main(["watch", str(folder), "--once"]) == 0
-    assert "epoch 1, step 20, going on" in capsys.readouterr().out
+    assert "epoch 1, step 20, running" in capsys.readouterr().out
 
 
 def test_where_the_output_is_no_terminal_it_waits_for_the_end_and_prints_once(
@@ -355,7 +355,7 @@ def test_where_the_output_is_no_terminal_it_waits_for_the_end_and_prints_once(
     thread.join()
     out = capsys.readouterr().out
     assert out.count("step 40, finished") == 1
-    assert "step 20, going on" not in out
+    assert "step 20, running" not in out
 
 
 class Terminal:
@@ -408,12 +408,12 @@ class Terminal:
 def test_in_a_terminal_it_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "run", planted.start(), planted.step(20))
     terminal = Terminal(folder)
-    terminal.until(lambda text: "step 20, going on" in text)
+    terminal.until(lambda text: "step 20, running" in text)
     planted.add(folder, planted.step(40), planted.epoch(1, 40))
-    terminal.until(lambda text: "step 40, going on" in text and "25.00%" in text)
+    terminal.until(lambda text: "step 40, running" in text and "25.00%" in text)
     RunLog(folder).rewind(0)
     planted.add(folder, planted.step(7))
-    terminal.until(lambda text: "step 7, going on" in text)
+    terminal.until(lambda text: "step 7, running" in text)
     planted.add(folder, {"kind": "end", "summary": {}})
     terminal.until(lambda text: "step 7, finished" in text)
     assert terminal.ended() == 0
@@ -427,7 +427,7 @@ def test_ctrl_c_ends_the_watching_quietly(tmp_path: Path) -> None:
     folder = planted.write(tmp_path / "run", planted.start(), planted.step(20))
     before = (folder / "log.jsonl").read_bytes()
     terminal = Terminal(folder)
-    terminal.until(lambda text: "step 20, going on" in text)
+    terminal.until(lambda text: "step 20, running" in text)
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.ended() == 0
     assert "Traceback" not in terminal.text

@@ -43,7 +43,7 @@ def test_a_lost_process_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exce
     with pytest.raises(LostProcessError) as raised, collectives.losses_explained("try again"):
         raise error
     line = str(raised.value)
-    assert line.startswith("process 3 cannot go on: another one of the 4 has ended or does not answer (")
+    assert line.startswith("process 3 cannot continue: another one of the 4 has ended or does not answer (")
     assert line.endswith("; try again")
     assert said in line
     assert "\n" not in line

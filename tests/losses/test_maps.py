@@ -379,7 +379,7 @@ def test_hierarchical_context_needs_a_projector() -> None:
     x = torch.randn(3, 4, 5, 5)
     assert (
         message(lambda: losses.hierarchical_context(x[:, :3], x))
-        == "hierarchical_context: student has 3 channels and teacher 4; expected the same, behind a projector"
+        == "hierarchical_context: student has 3 channels and teacher 4; expected the same after the projector"
     )
 
 

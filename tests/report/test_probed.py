@@ -57,7 +57,7 @@ def test_every_figure_is_drawn(tmp_path: Path):
     assert {"samples", "parts"} <= {str(attributes.get("id")) for _, attributes in page.tags}
     assert "feature: linear, 64 channels to 128." in page.words
     assert [f["id"] for f in page.all("figure") if "data-frames" in f] == ["spectrum-feature", "histogram-feature"]
-    assert "no rule found a fault in the 8 probes" in page.words
+    assert "No problems found in the 8 probes" in page.words
     assert "validation images that are also trained on, pixel for pixel: 3" in page.words
     assert "for example val/a.png is train/b.png" in page.words
     assert "what it sees at bn1 is 0.12 deviations from what it was trained on" in page.words
@@ -129,7 +129,7 @@ def test_a_run_without_probes_says_so(tmp_path: Path):
     text, page = read(write_report(make_run(tmp_path / "run")))
     check_page(text, page)
     assert page.all("script") == []
-    assert "This run recorded no probes" in page.words
+    assert "this run recorded no probes" in page.words
     assert "runs no script" in page.words
 
 

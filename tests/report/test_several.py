@@ -63,7 +63,7 @@ def test_what_is_left_out_is_said(tmp_path: Path):
         summarize(run, data={"val": 360, "fingerprint": "else" if run == other else "one"})
     found = gather(read_runs([*runs, twice, other]))
     assert found.remarks == [
-        "b has not ended and is left out.",
+        "b has not finished and is skipped.",
         "projector: seed 0 is there twice; c counts, a does not.",
         "The runs differ in digest of names, sizes and labels (one in a, c; else in d), so their figures do "
         "not compare as they stand.",
@@ -71,7 +71,7 @@ def test_what_is_left_out_is_said(tmp_path: Path):
     assert (found.methods[0].row["n"], found.methods[0].mean) == (2, pytest.approx(0.85))
     assert set(found.methods[0].runs) == {"c", "d"}
     _, page = read(write_runs([*runs, twice, other], tmp_path / "page.html"))
-    assert "b has not ended and is left out." in page.words
+    assert "b has not finished and is skipped." in page.words
 
 
 def summarize(run: Path, **more: object) -> None:
@@ -224,4 +224,4 @@ def test_runs_that_cannot_be_read_are_one_line_or_left_out_of_a_comparison(
         assert "cannot be used: permission denied" in err
     assert not (tmp_path / "x.html").exists()
     _, page = read(write_comparison(folder, tmp_path / "page.html"))
-    assert "b: cannot be read, so left out of the curves and the single runs." in page.words
+    assert "b: cannot be read, so it is missing in the curves and single runs." in page.words

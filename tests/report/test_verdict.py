@@ -135,7 +135,7 @@ CASES = {
         {"data.conflicting": 4},
         ("data.conflicting", "data.train"),
         "The same images under different labels",
-        "5 of 1000 training images (0.5%) are there under another label too.",
+        "5 of 1000 training images (0.5%) also occur under another label.",
     ),
     "random teacher": Planted(
         "random-teacher",

@@ -110,3 +110,57 @@ def test_changed_images_of_the_run_itself_are_said(trained: Path) -> None:
     assert said[0].startswith("note: the images have changed since")
     assert "validation images: 15 -> 16" in said[0]
     assert said[1] == "images: 16 of photos"
+
+
+def test_features_are_judged_without_the_classifier_on_classes_that_the_student_does_not_know(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"dawn": COLORS["red"], "moss": COLORS["green"], "sea": COLORS["blue"]}
+    write(tmp_path / "other" / "train", other, 12)
+    write(tmp_path / "other" / "val", other, 4)
+    assert main(["evaluate", str(trained), "--probe", "knn", "linear", "--data", str(tmp_path / "other")]) == 0
+    said = capsys.readouterr().out
+    assert "36 to learn from, 12 to score on" in said
+    assert "knn top-1: 100.00%" in said
+    assert "linear top-1: 100.00%" in said
+
+
+def test_a_run_without_labels_is_judged_by_the_labels_of_other_images(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for path in (trained.parent / "photos" / "train").rglob("*.png"):
+        (photos / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, photos / path.parent.name / path.name)
+    words = "distill --no-labels --student small/cnn-2 --teacher small/cnn-4 --epochs 2 --batch-size 12 --probe off"
+    words += f" --device cpu --data {photos} --teacher-weights {trained} --out {tmp_path / 'run'}"
+    assert main(words.split()) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "--probe knn --data LABELLED judges features" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run"), "--probe", "knn", "--data", str(trained.parent / "photos")]) == 0
+    share = float(capsys.readouterr().out.split("knn top-1: ")[1].split("%")[0])
+    assert share > 60  # three colors; chance is 33
+
+
+@pytest.mark.parametrize(
+    ("card", "words", "message"),
+    [
+        ({"task": "detection"}, [], "expected one of classification"),
+        ({}, ["--data", "FLAT"], "class folders"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    card: dict[str, str],
+    words: list[str],
+    message: str,
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "student.json").read_text())
+    (tmp_path / "run" / "student.json").write_text(json.dumps({**kept, **card}))
+    flat = write(tmp_path / "made", {"red": COLORS["red"]}, 3) / "red"
+    words = [str(flat) if word == "FLAT" else word for word in words]
+    assert main(["evaluate", str(tmp_path / "run"), "--probe", "linear", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from limbeck.assembly.build import load_student
 from limbeck.errors import UserError
 from limbeck.recipes.recipe import Recipe
-from limbeck.runs.export import export
+from limbeck.runs.export import ENDINGS, Format, export
 from limbeck.runs.inspection import evaluate
 from limbeck.runs.run import run
 
@@ -41,6 +41,21 @@ def test_onnx(finished: Path, tmp_path: Path) -> None:
     exported = export(finished, format="onnx", out=tmp_path / "student.onnx")
     assert 0 <= exported.parity < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch-export"])
+def test_a_backbone_returns_the_penultimate_feature(finished: Path, tmp_path: Path, format: Format) -> None:
+    exported = export(finished, format=format, out=tmp_path / f"b{ENDINGS[format]}", backbone=True)
+    assert exported.parity < 1e-5
+    student = load_student(finished).module.eval()
+    images = torch.randn(3, 3, 8, 8)
+    found: list[torch.Tensor] = []
+    student.fc.register_forward_pre_hook(lambda layer, given: found.append(given[0]))
+    student(images)
+    if format == "safetensors":
+        assert set(load_file(exported.path)) == {name for name in student.state_dict() if not name.startswith("fc.")}
+    else:
+        torch.testing.assert_close(torch.export.load(exported.path).module()(images), found[0])
 
 
 def test_an_existing_file_and_no_run_are_refused(finished: Path, tmp_path: Path) -> None:

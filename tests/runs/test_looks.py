@@ -92,7 +92,7 @@ def test_each_part_of_a_look_may_fail(part: str, tmp_path: Path, monkeypatch: py
         probe = Probe(subject, tiny.Batch(*tiny.images(8, seed=9)), every=1, log=log)
         found = [probe(step, 0.0) for step in range(3)]
     assert tiny.same_bytes(before, subject.state_dict())
-    of = {"record_feature_term": "the probe of feature", "record_soundness": "the probe's look at the teacher"}
+    of = {"record_feature_term": "the probe of feature", "record_soundness": "the probe's measurement of the teacher"}
     assert notes(tmp_path) == [f"warning: {of.get(part, 'the probe')} {REASON}"]  # once, not at every step
     if part == "record_feature_term":  # the rest of the look is there
         assert all(record is not None and "balance" in record for record in found)

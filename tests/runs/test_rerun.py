@@ -81,7 +81,7 @@ def test_it_is_made_again_to_the_byte_with_a_fresh_teacher(
     first = copy(finished, tmp_path / "first")
     assert main(["rerun", str(first)]) == 0
     told = capsys.readouterr().out
-    assert told.splitlines()[-1] == "verdict: made again to the byte"
+    assert told.splitlines()[-1] == "verdict: bit-identical"
     assert "differs" not in told
     place = tmp_path / "first-rerun"
     assert {path.name for path in place.iterdir()} == {"run", "teachers", "rerun.json"}
@@ -249,7 +249,7 @@ def test_what_is_no_finished_run_is_refused(finished: Path, tmp_path: Path, caps
     first = copy(finished, tmp_path / "first")
     (first / "summary.json").unlink()
     assert main(["rerun", str(first)]) == 2
-    told = "holds no finished run, so there is nothing to compare with; go on with it: limbeck distill --resume"
+    told = "holds no finished run, so there is nothing to compare with; continue it: limbeck distill --resume"
     assert f"{told} {first}" in capsys.readouterr().err
     assert main(["rerun", str(tmp_path / "nowhere")]) == 2
     assert "--resume" not in capsys.readouterr().err
@@ -270,6 +270,6 @@ def test_a_second_run_that_was_stopped_is_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "fit", stop)
         assert main(["rerun", str(own), "--out", str(place)]) == 130
-    assert f"go on with: limbeck rerun {own} --out {place}" in capsys.readouterr().err
+    assert f"continue with: limbeck rerun {own} --out {place}" in capsys.readouterr().err
     assert (place / "run" / "recipe.yaml").is_file()
     assert main(["rerun", str(own), "--out", str(place)]) == 0

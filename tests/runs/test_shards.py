@@ -90,8 +90,8 @@ def test_a_run_in_shares_that_lost_a_process_comes_back_to_the_same_bytes(
         test_torchrun.worker(process, 1).send_signal(signal.SIGKILL)
         done = test_torchrun.ended(process, folder)
     assert done.code == 0, done.said
-    assert "process 0 cannot go on: another one of the 2 has ended" in done.said
-    assert "going on from the end of epoch 1" in done.said
+    assert "process 0 cannot continue: another one of the 2 has ended" in done.said
+    assert "continuing from the end of epoch 1" in done.said
     for name in ("student", "student_best", "terms"):
         found, expected = (load_weights(place / f"{name}.safetensors") for place in (folder, shares))
         assert same_bytes(found, expected), name
@@ -107,11 +107,11 @@ def test_a_run_that_is_stopped_goes_on_without_shards(tmp_path: Path, teacher: P
         test_torchrun.when(lambda: any(step > 10 for step in test_torchrun.steps(folder)), process)
         test_torchrun.worker(process, 1).send_signal(signal.SIGTERM)
         done = test_torchrun.ended(process, folder)
-    assert "stopped by SIGTERM behind step" in done.said
+    assert "stopped by SIGTERM after step" in done.said
     with test_torchrun.launched(folder, *weights, "--no-shard", flags=FLAGS, count=1) as process:
         done = test_torchrun.ended(process, folder)
     assert done.code == 0, done.said
-    assert "going on from " in done.said
+    assert "continuing from " in done.said
     assert_like(folder, alone)
 
 

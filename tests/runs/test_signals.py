@@ -46,14 +46,14 @@ def test_the_exit_codes_and_the_bytes(finished: Path, tmp_path: Path) -> None:
     assert run(command(tmp_path / "whole", weights)).returncode == 0
     folder = tmp_path / "stopped"
     words = command(folder, weights)
-    for signum, code, word in ((signal.SIGTERM, 143, '"kind": "epoch"'), (signal.SIGINT, 130, "going on from")):
+    for signum, code, word in ((signal.SIGTERM, 143, '"kind": "epoch"'), (signal.SIGINT, 130, "continuing from")):
         with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
             wait_for(folder / "log.jsonl", process, word)
             process.send_signal(signum)
             _, said = process.communicate(timeout=LIMIT)
         assert process.returncode == code, said
-        assert f"stopped by {signum.name} behind step" in said
-        assert f"go on with: limbeck distill --resume {folder}" in said
+        assert f"stopped by {signum.name} after step" in said
+        assert f"continue with: limbeck distill --resume {folder}" in said
         assert "Traceback" not in said
         words = [sys.executable, "-m", "limbeck.cli", "distill", "--resume", str(folder)]
     done = run(words)

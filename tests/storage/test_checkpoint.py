@@ -150,7 +150,7 @@ def test_a_damaged_state_is_passed_over_and_named(tmp_path: Path, file: str, how
     assert file in checkpoints.skipped[0]
     expected = {"missing": "missing", "truncated": "truncated", "flipped": "checksum"}[how]
     assert expected in checkpoints.skipped[0] or file == "manifest.json"
-    save(tmp_path, 2, 3.0)  # going on from the first one, its second state takes the place of the damaged one
+    save(tmp_path, 2, 3.0)  # continuing from the first one, its second state takes the place of the damaged one
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.load(kept(), CPU) is not None
     assert checkpoints.skipped == []
@@ -159,7 +159,7 @@ def test_a_damaged_state_is_passed_over_and_named(tmp_path: Path, file: str, how
 def test_states_behind_a_damaged_one_do_not_push_out_the_good_one(tmp_path: Path) -> None:
     save(tmp_path, 10)
     damage(save(tmp_path, 20) / "trainer.pt", "flipped")
-    save(tmp_path, 15)  # in mid-epoch, after going on from 10
+    save(tmp_path, 15)  # in mid-epoch, after continuing from 10
     assert [path.name for path in Checkpoints(tmp_path).states()] == ["step-000000010", "step-000000015"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000015"]
 

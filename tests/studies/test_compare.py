@@ -112,9 +112,9 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A stand-in for training that keeps the promises of `run`: folder, recipe, summary, resume."""
     made: Runs = []
 
-    def run(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> dict[str, Any]:
-        made.append((folder.name, resume))
+    def run(recipe: Recipe, folder: Path, *, if_begun: bool = False, said: set[str] | None = None) -> dict[str, Any]:
         kept = folder / "recipe.yaml"
+        made.append((folder.name, if_begun and kept.is_file()))
         if kept.is_file() and (changes := Recipe.from_yaml(kept).difference(recipe, but=fields_of(*RESUMABLE))):
             raise UserError(f"{folder} holds a run of another recipe: {'; '.join(changes)}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,12 +157,14 @@ def test_a_stopped_comparison_goes_on_and_may_grow(
     folder = tmp_path / "out"
     run: Callable[..., dict[str, Any]] = vars(sys.modules["limbeck.runs.run"])["run"]
 
-    def stopped(recipe: Recipe, folder: Path, *, resume: bool = False, said: set[str] | None = None) -> dict[str, Any]:
+    def stopped(
+        recipe: Recipe, folder: Path, *, if_begun: bool = False, said: set[str] | None = None
+    ) -> dict[str, Any]:
         if folder.name == "kd-seed1":
             (folder).mkdir()
             (folder / "recipe.yaml").write_text(recipe.to_yaml())
             raise KeyboardInterrupt
-        return run(recipe, folder, resume=resume)
+        return run(recipe, folder, if_begun=if_begun)
 
     monkeypatch.setattr(sys.modules["limbeck.runs.run"], "run", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +172,7 @@ def test_a_stopped_comparison_goes_on_and_may_grow(
     assert [row["n"] for row in read_record(folder)["rows"]] == [2, 1]
     monkeypatch.setattr(sys.modules["limbeck.runs.run"], "run", run)
     fake_run.clear()
-    with pytest.raises(UserError, match="already holds a comparison; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a comparison; continue it with --resume"):
         compare(BASE, folder, methods=["alone", "kd"], seeds=[0, 1], say=str)
     said: list[str] = []
     result = compare(BASE, folder, methods=["alone", "kd", "projector"], seeds=[0, 1], resume=True, say=said.append)

@@ -326,7 +326,7 @@ ERRORS: list[tuple[str, str]] = [
     ("--space: no combination is a recipe; teacher_norm layer", "--space teacher_norm=layer,none"),
     ("--sampler: expected one of tpe, random, grid, got 'bayes'", "--space alpha=1,2 --sampler bayes"),
     ("--pruner: expected one of median, halving, none, got 'medan' (did you", "--space alpha=1,2 --pruner medan"),
-    ("--resume: a sweep goes on by itself; give the same command again", "--space alpha=1,2 --resume runs/x"),
+    ("--resume: a sweep resumes by itself; give the same command again", "--space alpha=1,2 --resume runs/x"),
     ('unknown flag "--trails" (did you mean "--trials"?)', "--space alpha=1,2 --trails 2"),
     ("--epochs: expected a whole number from 1 to 1,000,000,000", "--space alpha=1,2 --epochs x"),
     ("--trials: expected a whole number or None, got 'many'", "--space alpha=1,2 --trials many"),
@@ -427,5 +427,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "limbeck: stopped; go on with: limbeck sweep --recipe digits" in error
+    assert "limbeck: stopped; continue with: limbeck sweep --recipe digits" in error
     assert not (tmp_path / "out" / "trial-001-seed0").exists()

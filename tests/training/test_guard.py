@@ -136,8 +136,8 @@ def test_it_is_told_in_a_line_and_a_record(tmp_path: Path, capfd: pytest.Capture
         (9, 3, 2, 0.25),
     ]
     said = " ".join(capfd.readouterr().err.split())
-    assert "left out, 1 of at most 2, and the learning rate is 0.5 of what it would be: the gradient is not" in said
-    assert "left out, 2 of at most 2, and the learning rate is 0.25 of what it would be" in said
+    assert "skipped, 1 of at most 2, and the learning rate is 0.5 of what it would be: the gradient is not" in said
+    assert "skipped, 2 of at most 2, and the learning rate is 0.25 of what it would be" in said
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     assert bad[0]["images"] == order[8:16].tolist()
     assert json.loads((tmp_path / BAD_BATCH).read_text())["step"] == 9  # the last one
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_behind_it_tells_of_it_once(tmp_path: Path) -> Non
 
 
 def test_one_more_than_the_limit_stops_with_a_good_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"at step 9 .*; steps left out before: 1, and the most is 1"):
+    with pytest.raises(UserError, match=r"at step 9 .*; steps skipped before: 1, and the most is 1"):
         train(Planted(**FAULTS["gradients"]), skip=Skip(limit=1), folder=tmp_path)
     assert [path.name for path in Checkpoints(tmp_path / "checkpoint").states()] == ["step-000000003", "step-000000006"]
 

@@ -156,10 +156,10 @@ def test_the_signal_is_named_and_the_handlers_are_what_they_were(
     with pytest.raises(Stopped) as raised:
         train(tmp_path, at=7, signum=signum)
     assert raised.value.signum == signum
-    assert f"stopped by {reason} behind step 7; the checkpoint is written" in capfd.readouterr().err
+    assert f"stopped by {reason} after step 7; the checkpoint is written" in capfd.readouterr().err
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
     train(tmp_path)
-    assert "going on from batch 2 of epoch 2, step 7" in capfd.readouterr().err
+    assert "continuing from batch 2 of epoch 2, step 7" in capfd.readouterr().err
 
 
 def test_a_signal_while_the_checkpoint_is_read_waits_for_the_first_step(
@@ -179,7 +179,7 @@ def test_a_signal_while_the_checkpoint_is_read_waits_for_the_first_step(
         patched.setattr(Checkpoints, "load", signalled)
         with pytest.raises(Stopped):
             train(tmp_path / "stopped")
-    assert "stopped by SIGTERM behind step 8; the checkpoint is written" in capfd.readouterr().err
+    assert "stopped by SIGTERM after step 8; the checkpoint is written" in capfd.readouterr().err
     assert_same(train(tmp_path / "stopped"), unbroken)
 
 

@@ -211,7 +211,7 @@ def _recall(lines: list[str]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         return {key: _checked(entry) for key, entry in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        lines.append(f"{path} cannot be read and is made anew ({type(error).__name__})")
+        lines.append(f"{path} cannot be read and is replaced ({type(error).__name__})")
         return {}
 
 

@@ -118,8 +118,16 @@ def is_run(folder: Path) -> bool:
     return (folder / "summary.json").is_file() and (folder / "student.safetensors").is_file()
 
 
-def load_student(folder: Path) -> Model:
-    """The student of a folder, built from its card and its weights alone; UserError when they are not there."""
+def load_student(folder: Path, *, headless: bool = False) -> Model:
+    """The student of a folder, built from its card and its weights alone.
+
+    Args:
+        folder: A run folder, or one with the two files.
+        headless: Cut its classifier off, so that it returns the penultimate feature.
+
+    Raises:
+        UserError: The files are missing or do not fit each other.
+    """
     missing = [name for name in (CARD, "student.safetensors") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} holds no finished run: {' and '.join(missing)} expected in it")
@@ -131,6 +139,9 @@ def load_student(folder: Path) -> Model:
     if not (0 <= classes <= _MOST_CLASSES and 1 <= size <= _MOST_SIDE):
         raise UserError(f"{folder / CARD} names {classes} classes and {size} pixels a side, which no run has")
     build = kind_of(str(card.get("task"))).build_model
+    if headless:
+        weights = str(folder / "student.safetensors")
+        return build(str(card["model"]), num_classes=0, size=size, weights=weights)
     student = build(str(card["model"]), num_classes=classes, size=size)
     try:
         sharding.load(student.module, load_weights(folder / "student.safetensors"))

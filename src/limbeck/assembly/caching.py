@@ -124,7 +124,7 @@ def fill_planned(recipe: Recipe, planned: Planned, say: Say) -> None:
     cache, views = planned.cache, planned.views
     size = check_room(cache, views, limit=recipe.cache_limit)
     missing, all_ = len(cache.missing(views)), len(cache.shards(views))
-    say(f"teacher cache: {describe_planned(recipe, planned, size)}; {all_ - missing} of {all_} shards are there")
+    say(f"teacher cache: {describe_planned(recipe, planned, size)}; {all_ - missing} of {all_} shards exist")
     if recipe.augmentation == "none" and views > 1:
         say("teacher cache: without augmentation all views are the same; --cache-views 1 is enough")
     fill(cache, views, planned.loader, planned.teacher)

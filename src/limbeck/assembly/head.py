@@ -43,7 +43,7 @@ def fit_head(parts: Parts, device: torch.device) -> dict[str, float]:
         features, targets = _features(parts, task, device)
     if features.ndim != 2 or not bool(features.isfinite().all()):  # what is not finite, the checks of a run report
         return {}
-    weight, bias = _regression(features, targets, layer.out_features)
+    weight, bias = logistic_regression(features, targets, layer.out_features)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
@@ -76,8 +76,11 @@ def _features(parts: Parts, task: Classification, device: torch.device) -> tuple
     return torch.cat(features), torch.cat(targets)
 
 
-def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights ``(classes, d)`` and bias of the logistic regression, for features as they are."""
+def logistic_regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Weights ``(classes, d)`` and bias ``(classes,)`` of a linear classifier on features ``(n, d)``, by L-BFGS.
+
+    Minimises the regularized cross entropy of `fit_head`; the weights apply to the features as they are.
+    """
     mean, scale = features.mean(0), features.std(0) + 1e-6
     rows = (features - mean) / scale
     decay = DECAY * rows.shape[1] / rows.shape[0]

@@ -42,7 +42,7 @@ def peers(student: Model, teacher: Model, *, say: Callable[[str], None]) -> dict
         try:
             found[name] = make()
         except UserError as reason:
-            say(f"{name}: left out: {reason}")
+            say(f"{name}: skipped: {reason}")
     return found
 
 

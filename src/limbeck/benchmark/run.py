@@ -116,7 +116,7 @@ def benchmark(
         model.module.to(device)
     if with_peers:
         if student.input.size != teacher.input.size:
-            say("peers: left out: they give both models the same input, and these differ in size")
+            say("peers: skipped: they give both models the same input, and these differ in size")
         else:
             timed_peers = peers(student, teacher, say=say)
     distiller = build_distiller(recipe, student, teacher, None).to(device).train()

@@ -105,5 +105,5 @@ def check_pixels(batch: Batch, stored: Float32[Tensor, " n"], view: int, cache: 
         image = int(batch.index[wrong.nonzero()[0, 0]])
         raise UserError(
             f"training image {image} has other pixels in view {view} than when the cache in {cache.folder} was made; "
-            "were image files changed, or a library that decodes them? Delete the folder, and it is made again"
+            "were image files changed, or a library that decodes them? Delete the folder to make the cache again"
         )

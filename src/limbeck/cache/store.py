@@ -186,7 +186,7 @@ class Cache:
             UserError: If it cannot be written, or if the folder was removed since `begin`.
         """
         if not (self.folder / CARD).is_file():
-            raise UserError(f"{self.folder} was removed while the cache was written; start again, and it is made again")
+            raise UserError(f"{self.folder} was removed while the cache was written; start again to make it again")
         write_shard(tensors, self.path(shard))
 
     def view(self, view: int) -> "View":
@@ -248,7 +248,7 @@ class View:
         if len(lost := index[shard < 0]):
             raise UserError(
                 f"the cache in {self._cache.folder} has no outputs for image {int(lost[0])} of view {self.number}; it "
-                "was unreadable when the cache was made: delete the folder, and it is made again"
+                "was unreadable when the cache was made: delete the folder to make the cache again"
             )
         names = [*self._cache.card.specs, "pixels"]
         numbers = shard.unique().tolist()
@@ -298,7 +298,7 @@ def _read(path: Path) -> Card:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read ({error}); delete its folder, and the cache is made again") from error
+        raise UserError(f"{path} cannot be read ({error}); delete its folder to make the cache again") from error
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ COMMANDS = {
     "cache": "compute a teacher's outputs once, for runs to come",
     "rerun": "make a finished run again, and say what came out the same",
     "report": "make a run's page again, or compare runs on one page",
-    "watch": "show where a run stands that is going on elsewhere",
+    "watch": "show the progress of a run",
     "evaluate": "score a run's student",
     "export": "write a run's student as safetensors, ONNX or torch-export",
     "benchmark": "time a training step against its floor and against peers",
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LostProcessError as error:
         return _fail(str(error), TRY_AGAIN)
     except KeyboardInterrupt as stop:
-        hint = f"; go on with: {shown(str(stop))}" if str(stop) else ""
+        hint = f"; continue with: {shown(str(stop))}" if str(stop) else ""
         print(f"\nlimbeck: stopped{hint}", file=sys.stderr)
         return _stopped_by(stop)
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" at {error.filename}" if error.filename else ""
-            return _fail(f"no space left on the disk{where}; free some, then go on with --resume")
+            return _fail(f"no space left on the disk{where}; free some, then continue with --resume")
         if error.filename is not None:
             return _fail(path_problem(error))
         raise

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from limbeck.cli.flags import RecipeFlag, make_recipe, parse_recipe
 from limbeck.cli.running import say_lines
-from limbeck.cli.words import check_number
+from limbeck.cli.words import arg, check_number
 
 DESCRIPTION = """Time a training step: Limbeck's own, the bare networks and optimizer (the floor), peers.
 
@@ -33,13 +31,11 @@ class BenchmarkFlags(RecipeFlag):
 
     rounds: Annotated[
         int,
-        tyro.conf.arg(metavar="INT", help="Rounds that count; each loop's turn is about 1 s."),
+        arg(metavar="INT", help="Rounds that count; each loop's turn is about 1 s."),
     ] = 15
-    classes: Annotated[int, tyro.conf.arg(metavar="INT", help="Classes of the labels.")] = 100
-    peers: Annotated[bool, tyro.conf.arg(help="Also time other packages.")] = True
-    out: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE.json", help="Write the figures there too; must not exist.")
-    ] = None
+    classes: Annotated[int, arg(metavar="INT", help="Classes of the labels.")] = 100
+    peers: Annotated[bool, arg(help="Also time other packages.")] = True
+    out: Annotated[str | None, arg(metavar="FILE.json", help="Write the figures there too; must not exist.")] = None
 
 
 def main(words: Sequence[str]) -> int:

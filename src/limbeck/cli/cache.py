@@ -9,6 +9,7 @@ import tyro
 
 from limbeck.cli.flags import RecipeFlag, all_fields, default_folder, make_recipe, parse_recipe
 from limbeck.cli.running import say
+from limbeck.cli.words import arg
 from limbeck.errors import UserError
 
 DESCRIPTION = """Compute a teacher's outputs for some augmented views, once.
@@ -24,14 +25,14 @@ class Flags(RecipeFlag):
 
     out: Annotated[
         str | None,
-        tyro.conf.arg(metavar="FOLDER", help="The run that will read it; the cache goes beside it, into caches/."),
+        arg(metavar="FOLDER", help="The run that will read it; the cache goes beside it, into caches/."),
     ] = None
     estimate: Annotated[
-        bool, tyro.conf.arg(help="Only say how large it would be; write nothing."), tyro.conf.FlagCreatePairsOff
+        bool, arg(help="Only say how large it would be; write nothing."), tyro.conf.FlagCreatePairsOff
     ] = False
     verify: Annotated[
         bool,
-        tyro.conf.arg(help="Only check it: every checksum, and a sample against the live teacher."),
+        arg(help="Only check it: every checksum, and a sample against the live teacher."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
 

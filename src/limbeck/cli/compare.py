@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from limbeck.cli.flags import (
     RunFlags,
     all_fields,
@@ -19,7 +17,7 @@ from limbeck.cli.flags import (
     run_folder,
 )
 from limbeck.cli.running import dry_run, guarded, say, say_table, write_report
-from limbeck.cli.words import check_number
+from limbeck.cli.words import arg, check_number
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE, figure, is_share
 from limbeck.recipes.recipe import Recipe
@@ -43,7 +41,7 @@ COLUMNS = ("method", "last epoch", "95%", "best", "- alone", "95%", "sec")
 class Flags(RunFlags):
     """What is compared, what it starts from, and where it goes."""
 
-    methods: Annotated[tuple[Method, ...], tyro.conf.arg(help="Methods, in the order of the table.")] = (
+    methods: Annotated[tuple[Method, ...], arg(help="Methods, in the order of the table.")] = (
         "alone",
         "kd",
         "projector",
@@ -51,7 +49,7 @@ class Flags(RunFlags):
     )
     seeds: Annotated[
         Count | None,
-        tyro.conf.arg(metavar="INT", help="How many seeds, from --seed on; None: 3, for the recipe digits 5."),
+        arg(metavar="INT", help="How many seeds, from --seed on. Default: 3; 5 for the recipe digits."),
     ] = None
 
 

@@ -9,6 +9,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
+from limbeck.cli.words import arg
 
 DESCRIPTION = """Write a run's student to one file.
 
@@ -19,12 +20,17 @@ Says how far its outputs are from the PyTorch student's."""
 class Flags:
     """The run, and the file."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Run folder.")]
+    run: Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="Run folder.")]
     format: Annotated[
         Literal["safetensors", "onnx", "torch-export"],
-        tyro.conf.arg(metavar="FORMAT", help="safetensors, onnx or torch-export."),
+        arg(metavar="FORMAT", help="safetensors, onnx or torch-export."),
     ] = "safetensors"
-    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help="The file; None: beside the run's student.")] = None
+    out: Annotated[str | None, arg(metavar="FILE", help="Default: beside the run's student.")] = None
+    backbone: Annotated[
+        bool,
+        arg(help="Cut the classifier off; the output is the penultimate feature."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,7 +38,8 @@ def main(words: Sequence[str]) -> int:
     flags = parse(Flags, words, command="export", description=DESCRIPTION)
     from limbeck.runs.export import export
 
-    written = export(Path(flags.run), format=flags.format, out=None if flags.out is None else Path(flags.out))
+    out = None if flags.out is None else Path(flags.out)
+    written = export(Path(flags.run), format=flags.format, out=out, backbone=flags.backbone)
     say(f"{flags.format}: {written.path}")
     say(f"largest difference to the PyTorch student's outputs: {written.parity:.3g}")
     if written.note:

@@ -12,11 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import tyro
 
-from limbeck.cli.words import as_flags, diagnose, flattened, given_flags
+from limbeck.cli.words import arg, as_flags, diagnose, flattened, given_flags
 from limbeck.errors import UserError
 from limbeck.logs.records import COMPARISON_FILE
 from limbeck.recipes.published import NAMED, NO_FOLDER, named
@@ -30,10 +31,7 @@ METAVARS = {
     "name": "NAME",
     "teacher": "MODEL",
     "teacher_weights": "FILE|RUN",
-    "teacher_epochs": "INT",
-    "teacher_lr": "FLOAT",
     "teacher_settings": "SETTING=VALUE ...",
-    "teacher_size": "INT",
     "teacher_tap": "MODULE",
     "student": "MODEL",
     "student_weights": "FILE|RUN",
@@ -42,20 +40,13 @@ METAVARS = {
     "data": "SOURCE",
     "val": "SOURCE",
     "label_file": "FILE.csv",
-    "size": "INT",
-    "train_limit": "INT",
-    "workers": "INT",
-    "clip": "FLOAT",
-    "ema": "FLOAT",
-    "bad_number_limit": "INT",
     "milestones": "EPOCH ...",
-    "cache_views": "INT",
-    "cache_seed": "INT",
-    "cache_top_k": "INT",
     "cache_folder": "FOLDER",
     "loggers": "NAME ...",
 }
 """What stands for a value in the help, where tyro's own word would say less."""
+
+NUMBERS = {bool: "{True,False}", int: "INT", float: "FLOAT"}
 
 
 @dataclass(frozen=True)
@@ -64,27 +55,27 @@ class RunFlags:
 
     recipe: Annotated[
         str | None,
-        tyro.conf.arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags go on top of it."),
+        arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags override it."),
     ] = None
     out: Annotated[
         str | None,
-        tyro.conf.arg(metavar="FOLDER", help="Where the run goes; None: runs/NAME-STUDENT-METHOD-seedN."),
+        arg(metavar="FOLDER", help="Folder of the run. Default: runs/NAME-STUDENT-METHOD-seedN."),
     ] = None
     resume: Annotated[
         str | None,
-        tyro.conf.arg(
+        arg(
             metavar="[RUN]",
-            help="Go on with the run in RUN (or in --out); its recipe must be the same, or is taken from it.",
+            help="Continue the run in RUN (or in --out). Its recipe must be the same; without one, the run's is taken.",
         ),
     ] = None
     resume_if_begun: Annotated[
         bool,
-        tyro.conf.arg(help="Go on where --out holds this run, else begin it: for what starts a command again."),
+        arg(help="Continue if --out holds this run, else start it (for schedulers that restart commands)."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
     dry_run: Annotated[
         bool,
-        tyro.conf.arg(help="Print the recipe, shapes, parameter counts and FLOPs; train nothing."),
+        arg(help="Print the recipe, shapes, parameter counts and FLOPs; train nothing."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
 
@@ -95,7 +86,7 @@ class RecipeFlag:
 
     recipe: Annotated[
         str | None,
-        tyro.conf.arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags go on top of it."),
+        arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags override it."),
     ] = None
 
 
@@ -226,9 +217,9 @@ def default_folder(recipe: Recipe, *, last: str | None = None) -> Path:
 def run_folder(options: RunFlags, default: Path) -> Path:
     """The folder that the flags name, or the default one."""
     if options.resume is not None and options.resume_if_begun:
-        raise UserError("--resume goes on with a run that is there, --resume-if-begun also begins it: give one")
+        raise UserError("--resume continues an existing run, --resume-if-begun also starts it: give one of them")
     if options.resume and options.out is not None and Path(options.resume) != Path(options.out):
-        raise UserError(f"--resume {options.resume} and --out {options.out}: give one, a run goes on where it is")
+        raise UserError(f"--resume {options.resume} and --out {options.out}: give one; a run stays in its folder")
     return Path(options.resume or options.out or default)
 
 
@@ -291,4 +282,15 @@ def _annotation(name: str) -> Any:
     field = Recipe.model_fields[name]
     optional = field.is_required() or field.default is None
     kind = cast(Any, field.annotation) | None if optional else field.annotation
-    return Annotated[cast(Any, kind), field, tyro.conf.arg(help=field.description, metavar=METAVARS.get(name))]
+    metavar = METAVARS.get(name) or (_metavar(field.annotation) if optional else None)
+    return Annotated[cast(Any, kind), field, arg(help=field.description, metavar=metavar)]
+
+
+def _metavar(kind: Any) -> str | None:
+    """What stands for a value that may be left open: tyro would name None among its values, which nobody types."""
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, get_args(kind)))}}}"
+    if kind in NUMBERS:
+        return NUMBERS[kind]
+    parts = [part for part in get_args(kind)[: 1 if get_origin(kind) is Annotated else None] if part is not NoneType]
+    return _metavar(parts[0]) if len(parts) == 1 else None

@@ -11,6 +11,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say, say_lines
+from limbeck.cli.words import arg
 from limbeck.recipes import NAMED, named
 
 DESCRIPTION = """List the recipes that have a name, or print one.
@@ -23,7 +24,7 @@ class Flags:
     """Which recipe."""
 
     name: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="A recipe; without it all are listed.")
+        str | None, tyro.conf.Positional, arg(metavar="NAME", help="A recipe; without it all are listed.")
     ] = None
 
 

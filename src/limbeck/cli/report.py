@@ -10,6 +10,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
+from limbeck.cli.words import arg
 from limbeck.errors import UserError
 
 DESCRIPTION = """Make the page of a run or a comparison again, or compare runs on one page.
@@ -36,16 +37,17 @@ class Flags:
     runs: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN ...", help="Run folders, or comparison folders.", help_behavior_hint=""),
+        arg(metavar="RUN ...", help="Run folders, or comparison folders.", help_behavior_hint=""),
     ]
     out: Annotated[
         str | None,
-        tyro.conf.arg(
-            metavar="FILE.html", help="The page; None: report.html in the run, of several comparison.html here."
+        arg(
+            metavar="FILE.html",
+            help="Default: report.html in the run; comparison.html here for several runs.",
         ),
     ] = None
     figures: Annotated[
-        str | None, tyro.conf.arg(metavar="FOLDER", help="Also write each figure as an SVG file, one column wide.")
+        str | None, arg(metavar="FOLDER", help="Also write each figure as an SVG file, one column wide.")
     ] = None
 
 

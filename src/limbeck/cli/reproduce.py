@@ -10,7 +10,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say, say_table
-from limbeck.cli.words import check_number
+from limbeck.cli.words import arg, check_number
 from limbeck.studies.tables import TABLES, Scale
 
 DESCRIPTION = """Make a table or a figure of the paper again: every row, pair of models and seed.
@@ -37,20 +37,18 @@ class Flags:
     table: Annotated[
         str | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="TABLE", help="A table or figure; without it all are listed."),
+        arg(metavar="TABLE", help="A table or figure; without it all are listed."),
     ] = None
     scale: Annotated[
         Scale,
-        tyro.conf.arg(help="tiny: digits, minutes. small: small models on 28 to 64 pixels. full: the paper's recipes."),
+        arg(help="tiny: digits, minutes. small: small models on 28 to 64 pixels. full: the paper's recipes."),
     ] = "small"
-    pairs: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Some of the pairs of models; by default all.")
-    ] = ()
-    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Some of the rows; by default all.")] = ()
-    seeds: Annotated[int, tyro.conf.arg(metavar="INT", help="How many seeds, from 0 on.")] = 3
+    pairs: Annotated[tuple[str, ...], arg(metavar="NAME ...", help="Some of the pairs of models; by default all.")] = ()
+    rows: Annotated[tuple[str, ...], arg(metavar="NAME ...", help="Some of the rows; by default all.")] = ()
+    seeds: Annotated[int, arg(metavar="INT", help="How many seeds, from 0 on.")] = 3
     factors: Annotated[
         tuple[float, ...],
-        tyro.conf.arg(
+        arg(
             metavar="FLOAT ...",
             help="Each row's weight is the best of these times its own, on a seed that does not count; by default "
             "0.25, 1 and 4, in figures 1 alone.",
@@ -58,45 +56,41 @@ class Flags:
     ] = ()
     out: Annotated[
         str,
-        tyro.conf.arg(metavar="FOLDER", help="Where it goes; tables in one folder share their runs."),
+        arg(metavar="FOLDER", help="Where it goes; tables in one folder share their runs."),
     ] = "runs/reproduce"
     dry_run: Annotated[
         bool,
-        tyro.conf.arg(help="Say how many runs there are, and what they cost on this device; train nothing."),
+        arg(help="Say how many runs there are, and what they cost on this device; train nothing."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
     data: Annotated[
         str | None,
-        tyro.conf.arg(metavar="SOURCE", help="Images, as for distill; None: digits, fashion-mnist, the paper's."),
+        arg(metavar="SOURCE", help="Images, as for distill. Default: digits, fashion-mnist, or the paper's."),
     ] = None
-    val: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
-    classes: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help="Detection: use these classes alone.")
-    ] = ()
-    size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Side of the images in pixels.")] = None
+    val: Annotated[str | None, arg(metavar="SOURCE", help="Validation images, as for distill.")] = None
+    classes: Annotated[tuple[str, ...], arg(metavar="NAME ...", help="Detection: use these classes alone.")] = ()
+    size: Annotated[int | None, arg(metavar="INT", help="Side of the images in pixels.")] = None
     teacher_weights: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(
+        arg(
             metavar="[MODEL=]FILE|RUN ...",
             help="A teacher's weights; of several teachers each by its name.",
         ),
     ] = ()
     student_weights: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(metavar="[MODEL=]FILE|RUN ...", help="Weights that the students start from, likewise."),
+        arg(metavar="[MODEL=]FILE|RUN ...", help="Weights that the students start from, likewise."),
     ] = ()
-    subset: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help="Share of each class's images.")] = None
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Epochs of a student.")] = None
-    teacher_epochs: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help="Epochs of a teacher that is trained first.")
-    ] = None
-    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Images of a batch.")] = None
+    subset: Annotated[float | None, arg(metavar="FLOAT", help="Share of each class's images.")] = None
+    epochs: Annotated[int | None, arg(metavar="INT", help="Epochs of a student.")] = None
+    teacher_epochs: Annotated[int | None, arg(metavar="INT", help="Epochs of a teacher that is trained first.")] = None
+    batch_size: Annotated[int | None, arg(metavar="INT", help="Images of a batch.")] = None
     cache_views: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help="Keep the teacher's outputs for so many views on disk.")
+        int | None, arg(metavar="INT", help="Keep the teacher's outputs for so many views on disk.")
     ] = None
-    workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help="Workers that read images.")] = None
-    precision: Annotated[str | None, tyro.conf.arg(metavar="NAME", help="auto, float32, bf16 or fp16.")] = None
-    device: Annotated[str | None, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
+    workers: Annotated[int | None, arg(metavar="INT", help="Workers that read images.")] = None
+    precision: Annotated[str | None, arg(metavar="NAME", help="auto, float32, bf16 or fp16.")] = None
+    device: Annotated[str | None, arg(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
 
 
 def main(words: Sequence[str]) -> int:

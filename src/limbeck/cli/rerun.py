@@ -11,6 +11,7 @@ import tyro
 
 from limbeck.cli.flags import parse
 from limbeck.cli.running import say
+from limbeck.cli.words import arg
 
 if TYPE_CHECKING:
     from limbeck.runs.rerun import Row
@@ -29,14 +30,14 @@ WIDTH = 80
 class Flags:
     """The run, and where the second one goes."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Its folder.", help_behavior_hint="")]
+    run: Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="Its folder.", help_behavior_hint="")]
     out: Annotated[
         str | None,
-        tyro.conf.arg(metavar="FOLDER", help="Where the second run and its teacher go; None: RUN-rerun."),
+        arg(metavar="FOLDER", help="Folder of the second run and its teacher. Default: RUN-rerun."),
     ] = None
     anyway: Annotated[
         bool,
-        tyro.conf.arg(help="Train also where the images have changed since."),
+        arg(help="Train also where the images have changed since."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
 

@@ -87,7 +87,7 @@ def train_in(recipe: Recipe, folder: Path, *, resume: bool, if_begun: bool, comm
 
     say(f"run folder: {folder}")
     try:
-        with losses_explained(f"go on with: limbeck {command} --resume {folder}"):
+        with losses_explained(f"continue with: limbeck {command} --resume {folder}"):
             summary = run(recipe, folder, resume=resume, if_begun=if_begun)
     except KeyboardInterrupt as stop:
         stop.args = (f"limbeck {command} --resume {folder}",)

@@ -13,7 +13,7 @@ import tyro
 from limbeck.cli.compare import print_table
 from limbeck.cli.flags import all_fields, default_folder, make_recipe, parse_recipe
 from limbeck.cli.running import dry_run, say, say_table, write_report
-from limbeck.cli.words import given_flags
+from limbeck.cli.words import arg, given_flags
 from limbeck.errors import UserError
 from limbeck.logs.records import is_share
 from limbeck.studies.search_space import MOST_CHECKED, check_space, combinations, parse_space
@@ -25,7 +25,7 @@ DESCRIPTION = """Search for good settings of a recipe; confirm the best on other
 
   limbeck sweep --recipe digits --space alpha=1,2,4 lr=0.01..0.1:log
 
-Given again, it goes on; in several terminals the trials are divided."""
+The same command continues a sweep; several terminals share its trials."""
 
 HEAD_OF_ROWS = ("row", "last epoch", "95%", "best", f"- {AS_GIVEN}", "95%", "sec")
 SHOWN = 10  # trials in the printed table; sweep.md has all
@@ -37,40 +37,34 @@ class Flags:
 
     recipe: Annotated[
         str | None,
-        tyro.conf.arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags go on top of it."),
+        arg(metavar="NAME|FILE.yaml", help="Recipe to start from; the other flags override it."),
     ] = None
     space: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(metavar="SETTING=VALUES ...", help="What to try: A,B,C or LOW..HIGH or LOW..HIGH:log."),
+        arg(metavar="SETTING=VALUES ...", help="What to try: A,B,C or LOW..HIGH or LOW..HIGH:log."),
     ] = ()
     sampler: Annotated[
         Sampler,
-        tyro.conf.arg(help="tpe: where it was good before. random. grid: all combinations of lists."),
+        arg(help="tpe: where it was good before. random. grid: all combinations of lists."),
     ] = "tpe"
-    trials: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help="How many settings are tried; None: 20, of a grid all.")
-    ] = None
+    trials: Annotated[int | None, arg(metavar="INT", help="How many settings to try. Default: 20; all of a grid.")] = (
+        None
+    )
     pruner: Annotated[
         Pruner,
-        tyro.conf.arg(
-            help="Stops trials early. median: below the median at the same epoch. halving: not among the best third."
-        ),
+        arg(help="Stops trials early. median: below the median at the same epoch. halving: not among the best third."),
     ] = "median"
     min_epochs: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help="Epochs that every trial gets; None: a fifth of them.")
+        int | None, arg(metavar="INT", help="Epochs of each trial. Default: a fifth of the recipe's.")
     ] = None
-    confirm: Annotated[
-        int, tyro.conf.arg(metavar="INT", help="How many of the best are trained again with other seeds.")
-    ] = 3
-    seeds: Annotated[
-        int, tyro.conf.arg(metavar="INT", help="How many other seeds, behind --seed; 0: confirm nothing.")
-    ] = 3
-    out: Annotated[
-        str | None, tyro.conf.arg(metavar="FOLDER", help="Where it goes; None: runs/NAME-STUDENT-sweep.")
-    ] = None
+    confirm: Annotated[int, arg(metavar="INT", help="How many of the best are trained again with other seeds.")] = 3
+    seeds: Annotated[int, arg(metavar="INT", help="How many other seeds, after --seed. 0: confirm nothing.")] = 3
+    out: Annotated[str | None, arg(metavar="FOLDER", help="Folder of the sweep. Default: runs/NAME-STUDENT-sweep.")] = (
+        None
+    )
     dry_run: Annotated[
         bool,
-        tyro.conf.arg(help="Say what would be tried, and what a run trains; train nothing."),
+        arg(help="Say what would be tried, and what a run trains; train nothing."),
         tyro.conf.FlagCreatePairsOff,
     ] = False
 
@@ -78,7 +72,7 @@ class Flags:
 def main(words: Sequence[str]) -> int:
     """Train what is missing, print the tables and what they allow to say; 1 where no trial came to its end."""
     if given_flags(words).keys() & {"resume", "resume_if_begun"}:
-        raise UserError("--resume: a sweep goes on by itself; give the same command again")
+        raise UserError("--resume: a sweep resumes by itself; give the same command again")
     values, flags = parse_recipe(
         words, Flags(), command="sweep", description=DESCRIPTION, fields=all_fields(), fallback={}
     )

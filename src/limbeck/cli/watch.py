@@ -1,4 +1,4 @@
-"""``limbeck watch``: where a run stands that is going on elsewhere, from its log alone."""
+"""``limbeck watch``: the progress of a run, from its log alone."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.cli.flags import parse
+from limbeck.cli.words import arg
 from limbeck.errors import UserError, paths_explained, shown
 from limbeck.logs.live import FINISHED, LatestFigures, duration, table
 from limbeck.logs.records import COMPARISON_FILE
@@ -21,7 +22,7 @@ from limbeck.recipes.parsing import load_mapping, read_text
 from limbeck.storage.untrusted import parse_json
 from limbeck.studies.compare import read_record
 
-DESCRIPTION = """Show where a run stands that is going on elsewhere, or each of a folder.
+DESCRIPTION = """Show the progress of a run, or of each run of a folder.
 
 Reads the logs, changes nothing, and ends when the run has ended.
 
@@ -33,7 +34,7 @@ SILENT = 600.0  # seconds without a record after which it is said
 BETWEEN = 60.0  # seconds behind the last record of a folder of runs in which another one may still begin
 MOST_ROWS = 24  # of a folder of runs that is printed once
 
-NOT_BEGUN, SILENT_RUN, CLOSED = "not begun", "no record", "cannot be read"
+NOT_BEGUN, SILENT_RUN, CLOSED = "not started", "no record", "cannot be read"
 BESIDE = 46  # columns that are not the name
 BELOW = ("", "teachers/", "runs/", "runs/teachers/")
 """Where the runs of a folder lie: of a sweep, its teachers', of a table, its teachers'."""
@@ -52,8 +53,8 @@ COLUMNS: dict[str, Literal["left", "right"]] = {
 class Flags:
     """What is watched."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of a run, or of several.")]
-    once: Annotated[bool, tyro.conf.arg(help="Print where it stands, and end."), tyro.conf.FlagCreatePairsOff] = False
+    run: Annotated[str, tyro.conf.Positional, arg(metavar="RUN", help="Folder of a run, or of several.")]
+    once: Annotated[bool, arg(help="Print where it stands, and end."), tyro.conf.FlagCreatePairsOff] = False
 
 
 class Tail:
@@ -149,7 +150,7 @@ class Watched:
             return self.problem
         if self.latest.ended or not self._log.is_file():
             return self.latest.ended or NOT_BEGUN
-        return f"{SILENT_RUN} for {duration(self.silence)}" if self.silence > SILENT else "going on"
+        return f"{SILENT_RUN} for {duration(self.silence)}" if self.silence > SILENT else "running"
 
     @property
     def silence(self) -> float:

@@ -1,6 +1,7 @@
 """The words of a command line: which flags are in them, and why a parser refused them, in one line."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
@@ -78,6 +79,14 @@ def _known(kind: type[Any]) -> dict[str, FieldInfo]:
 
 RENAMED: Mapping[str, Mapping[str, str]] = {"train": {"student": "model", "student_weights": "weights"}}
 """Command -> settings of a recipe that it calls by another name."""
+
+
+def _default(text: str) -> str:
+    return "" if text in ("", "None") else f"(default: {text})"
+
+
+arg = functools.partial(tyro.conf.arg, help_behavior_hint=_default)
+"""A flag's help and metavar; the help itself says what happens if a flag without a value is not given."""
 
 
 def check_number(flag: str, value: int, *, least: int = 1, most: int = 10_000) -> None:

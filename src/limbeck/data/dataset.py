@@ -241,6 +241,14 @@ class Data:
         """
         return self._loader("val", batch_size, None)
 
+    def train_in_order(self, *, batch_size: int) -> Loader:
+        """All training images in their order, not augmented, as `val_loader` gives the others.
+
+        Raises:
+            UserError: More images than allowed cannot be read.
+        """
+        return self._loader("train", batch_size, None)
+
     def sample(self, which: Literal["train", "val"], count: int) -> Batch:
         """A fixed choice of images, the same in every run over these data, as they are: not augmented.
 

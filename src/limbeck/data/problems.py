@@ -70,7 +70,7 @@ class Problems:
         if on_bad == "refuse":
             head = f"{source}: {len(self)} faults in the annotations (--on-bad-annotations skip leaves them out)"
             raise UserError("\n".join([head, *(f"  {line}" for line in self.lines())]))
-        return (f"{source}: {len(self)} faults in the annotations, left out", *self.lines(), *self.remarks())
+        return (f"{source}: {len(self)} faults in the annotations, skipped", *self.lines(), *self.remarks())
 
 
 class _Counted:

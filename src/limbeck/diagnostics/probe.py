@@ -137,11 +137,11 @@ class Probe:
             raise UserError(f"Probe: the batch has {count} images; expected at least {LEAST}")
         if distiller.teacher is None and distiller.terms and distiller.task.teacher_output(batch) is None:
             raise UserError("Probe: the teacher was released; make the probe before, or give it what it computed")
-        if self._timed("the probe's look at the teacher", self._look_at_teacher) is None:
+        if self._timed("the probe's measurement of the teacher", self._look_at_teacher) is None:
             self._is_off = True
         self._untrained: float | None = None
         if untrained is not None:
-            found = self._timed("the look at a student with random weights", lambda b: self._alike(b, untrained))
+            found = self._timed("the measurement of a student with random weights", lambda b: self._alike(b, untrained))
             self._untrained = (found or {}).get("cka")
 
     def __call__(self, step: int, epoch: float) -> Record | None:
@@ -158,7 +158,7 @@ class Probe:
         is_due = self._recall.first is None or self._schedule.is_due(step)
         record = self.run(step, epoch) if is_due and not self._is_off else None
         if self._untrained is not None and epoch > 0 and float(epoch).is_integer():
-            found = self._timed("the look after an epoch", lambda batch: self._alike(batch, self._distiller.student))
+            found = self._timed("the epoch's measurement", lambda batch: self._alike(batch, self._distiller.student))
             self.figures = plain({"teacher_cka": (found or {}).get("cka", math.nan)})
         return record
 
@@ -208,7 +208,7 @@ class Probe:
                 wait_for(device)
             except torch.OutOfMemoryError:
                 self._is_off = True
-                self._log.note("the probe needs more memory than there is and looks no more; give it fewer images")
+                self._log.note("the probe needs more memory than there is and measures no more; give it fewer images")
         self.seconds += time.perf_counter() - started
         return record
 

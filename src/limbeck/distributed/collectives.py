@@ -48,7 +48,7 @@ def losses_explained(advice: str) -> Generator[None, None, None]:
             raise
         reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]  # gloo says where in its code, too
         raise LostProcessError(
-            f"process {rank()} cannot go on: another one of the {world_size()} has ended or does not answer "
+            f"process {rank()} cannot continue: another one of the {world_size()} has ended or does not answer "
             f"({reason}); {advice}"
         ) from error
 

@@ -73,7 +73,7 @@ def _tensorboard(beginning: Beginning) -> Backend:
         writer.flush()
 
     return Backend(
-        "tensorboard", send, lambda _: writer.close(), f"look with tensorboard --logdir {beginning.folder.parent}"
+        "tensorboard", send, lambda _: writer.close(), f"view with tensorboard --logdir {beginning.folder.parent}"
     )
 
 
@@ -170,7 +170,7 @@ def _trackio(beginning: Beginning) -> Backend:
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.finish()  # of its current run, so that it does not end it once more at the exit
 
-    return Backend(name, send, finish, f"look with trackio show --project {project}")
+    return Backend(name, send, finish, f"view with trackio show --project {project}")
 
 
 BACKENDS: Mapping[str, Callable[[Beginning], Backend]] = {

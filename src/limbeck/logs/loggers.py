@@ -99,7 +99,7 @@ def attach_loggers(recipe: Recipe, folder: Path, log: RunLog) -> None:
         return
     file = folder / IDENTITIES
     known: dict[str, str] = {}
-    with log.guarded(f"reading {IDENTITIES}, so that loggers begin anew"):
+    with log.guarded(f"reading {IDENTITIES}, so that loggers start a new run"):
         known |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     group = folder.resolve().parent if (folder.parent / COMPARISON_FILE).is_file() else None
     states = Checkpoints(folder / "checkpoint").states()

@@ -163,7 +163,7 @@ def hierarchical_context(
     if x_s.shape[1] != x_t.shape[1]:
         raise UserError(
             f"hierarchical_context: student has {x_s.shape[1]} channels and teacher {x_t.shape[1]}; "
-            "expected the same, behind a projector"
+            "expected the same after the projector"
         )
     error, weight, total = F.mse_loss(x_s, x_t), 1.0, 1.0
     for level in levels:

@@ -104,27 +104,27 @@ class Settings(BaseModel):
     )
     teacher_epochs: Annotated[Count | None, TEACHER, TAUGHT] = Field(
         default=None,
-        description="Epochs for which a teacher without fitting weights is trained. None: as --epochs, at least 30; "
+        description="Epochs to train a teacher whose weights do not fit. Default: --epochs, at least 30; "
         "10 if it has weights and only its head does not fit (fine-tuning).",
     )
     teacher_lr: Annotated[Positive | None, TEACHER, TAUGHT] = Field(
         default=None,
-        description="Learning rate at which such a teacher is trained. None: from scratch as --lr, else 0.0003.",
+        description="Learning rate of such a teacher. Default: --lr from scratch, else 0.0003.",
     )
     teacher_settings: Annotated[tuple[Line, ...] | None, OneIsAList, TEACHER, TAUGHT] = Field(
         default=None,
-        description="Other settings of its training, as batch_size=64 optimizer=adamw. None: from scratch the "
-        "student's, else those of fine-tuning. A sweep adds its recipe's, as student.lr=0.05, so that all trials have "
-        "one teacher.",
+        description="Other settings of its training, as batch_size=64 optimizer=adamw. Default: the student's "
+        "from scratch, else those of fine-tuning. A sweep adds its recipe's, as student.lr=0.05, so that all trials "
+        "have one teacher.",
     )
     fit_teacher: Annotated[bool, TEACHER, TAUGHT] = Field(
         default=False, description="Fine-tune a teacher whose head does not fit, also where only features are used."
     )
     teacher_size: Annotated[Side | None, TEACHER, Read(task=("classification",), method=TAUGHT_METHODS)] = Field(
-        default=None, description="Side of the teacher's input in pixels; None: as --size."
+        default=None, description="Side of the teacher's input in pixels. Default: --size."
     )
     teacher_tap: Annotated[Line | None, STUDENT, TAPPED] = Field(
-        default=None, description="Teacher's module whose output is distilled; None: the pooled penultimate feature."
+        default=None, description="Teacher's module whose output is distilled. Default: the pooled penultimate feature."
     )
     teacher_pool: Annotated[Pool, STUDENT, Read(task=("classification",), method=FEATURE_METHODS)] = Field(
         default="automatic", description="How the teacher's feature becomes vectors; by its shape."
@@ -133,25 +133,25 @@ class Settings(BaseModel):
         default=None, description="The model to train; named as the teacher is. Required."
     )
     student_weights: Annotated[Line | None, STUDENT] = Field(
-        default=None, description="Weights that the student starts from: a file or a run folder; None: random."
+        default=None, description="Weights that the student starts from: a file or a run folder. Default: random."
     )
     pretrained: Annotated[bool, STUDENT] = Field(
         default=False, description="Start the student from the hub's weights (fine-tuning)."
     )
     student_tap: Annotated[Line | None, STUDENT, TAPPED] = Field(
-        default=None, description="Student's module whose output is projected; None: the pooled penultimate feature."
+        default=None, description="Student's module whose output is projected. Default: the pooled penultimate feature."
     )
     student_pool: Annotated[Pool, STUDENT, Read(task=("classification",), method=FEATURE_METHODS)] = Field(
         default="automatic", description="How the student's feature becomes vectors; by its shape."
     )
     student_logit_tap: Annotated[Line | None, STUDENT, Read(task=("classification",), method=LOGIT_METHODS)] = Field(
         default=None,
-        description="Student's module whose output the logit loss reads (a second head); None: what it returns.",
+        description="Student's module whose output the logit loss reads (a second head). Default: its output.",
     )
     frozen_norms: Annotated[bool, SHARED] = Field(
         default=None,
         description="Keep the statistics of the student's batch norms; of a detector those of the trunk, and their "
-        "parameters. None: yes for a classifier that starts from weights.",
+        "parameters. Default: yes for a classifier that starts from weights.",
     )  # pyright: ignore[reportAssignmentType]
 
     data: Annotated[Line, DATA] = Field(
@@ -159,16 +159,17 @@ class Settings(BaseModel):
         " for detection coco:FILE, yolo:FOLDER, voc:FOLDER; for segmentation a folder of images and masks."
     )
     val: Annotated[Line | None, DATA] = Field(
-        default=None, description="Validation images, as --data; None: the source's own, or a share."
+        default=None,
+        description="Validation images, as --data. Default: the source's own, or a share.",
     )
     val_share: Annotated[Open, DATA] = Field(
         default=0.1, description="Share held out for validation, only where the source has no such part. Chosen."
     )
     size: Annotated[Side | None, SHARED] = Field(
-        default=None, description="Side of the training images in pixels; None: the source's own."
+        default=None, description="Side of the training images in pixels. Default: the source's own."
     )
     longest: Annotated[Side | None, SHARED, BOXES] = Field(
-        default=None, description="Detection: --size is the shorter side, this the longest; None: a square frame."
+        default=None, description="Detection: --size is the shorter side, this the longest. Default: a square frame."
     )
     shorter: Annotated[Side | None, SHARED, MASKS] = Field(
         default=None, description="Segmentation: resize images to this shorter side; crops of --size are cut from them."
@@ -191,7 +192,7 @@ class Settings(BaseModel):
         description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
     )
     flip: Annotated[bool | None, SHARED, Read(augmentation=("standard", "randaugment", "strong"))] = Field(
-        default=None, description="Mirror images in augmentation; None: yes, but for sources with digits or letters."
+        default=None, description="Mirror images in augmentation. Default: yes, except for digits and letters."
     )
     subset: Annotated[Share, SHARED] = Field(
         default=1.0, description="Fixed share of each class's training images, the same for every seed."
@@ -214,13 +215,13 @@ class Settings(BaseModel):
         default=0, description="Unreadable images to tolerate, listed; one more stops the run."
     )
     workers: Annotated[Workers | None, MACHINE] = Field(
-        default=None, description="Workers that read and decode images; None: one a core."
+        default=None, description="Workers that read and decode images. Default: one a core."
     )
 
     method: Annotated[Method, STUDENT] = Field(
         default=None,
-        description="What teaches the student besides the labels. None: stages+kd, the best of docs/results.md; "
-        "projector+kd with taps of your own or a teacher cache; projector for detectors and without labels.",
+        description="The distillation method. Default: stages+kd, the best of docs/results.md; "
+        "projector+kd with your own taps or a teacher cache; projector for detectors and without labels.",
     )  # pyright: ignore[reportAssignmentType]
     levels: Annotated[Literal["pyramid", "trunk"], STUDENT, Read(task=("detection",), method=TAPPED_METHODS)] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
@@ -236,8 +237,8 @@ class Settings(BaseModel):
     )
     feature_weight: Annotated[Weight | None, STUDENT, FEATURES] = Field(
         default=None,
-        description="Weight of the feature loss, shared out over its layers. None: 2 (published ImageNet code); at "
-        "every stage 32 (docs/results.md).",
+        description="Weight of the feature loss, divided among its layers. Default: 2 (published ImageNet code); "
+        "32 at every stage (docs/results.md).",
     )
     projector: Annotated[Projector, STUDENT, FEATURES] = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
@@ -256,7 +257,7 @@ class Settings(BaseModel):
     )
     input_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
         default="none",
-        description="Normalization in front of the projector; zca whitens, as the paper's theory has it.",
+        description="Normalization before the projector; zca whitens, as the paper's theory has it.",
     )
     student_norm: Annotated[Norm, STUDENT, FEATURES] = Field(
         default="batch", description="Normalization of the projected student feature (paper: batch)."
@@ -269,13 +270,15 @@ class Settings(BaseModel):
         description="Distance of the outputs: soft targets, the same standardized, DKD, NKD, DIST or MLKD.",
     )
     logit_weight: Annotated[Weight | None, STUDENT, Read(method=KD_METHODS)] = Field(
-        default=None, description="Weight of the logit loss. None: 4, which beat 1; of stages+kd 16 (docs/results.md)."
+        default=None,
+        description="Weight of the logit loss. Default: 4, which beat 1; stages+kd 16 (docs/results.md).",
     )
     temperature: Annotated[Temperature, STUDENT, SOFT_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
         default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
     )
     rival_weight: Annotated[Weight | None, STUDENT, Read(method=RIVAL_METHODS)] = Field(
-        default=None, description="Weight of a rival's loss; None: the published one (CRD protocol, or its own code)."
+        default=None,
+        description="Weight of a rival's loss. Default: as published (CRD protocol, or its own code).",
     )
     rival_warmup: Annotated[Weight, STUDENT, RISING] = Field(
         default=0.0, description="Epochs over which the weight of dkd or review rises (their code: 20 on CIFAR-100)."
@@ -301,19 +304,19 @@ class Settings(BaseModel):
     )
     optimizer: Annotated[Literal["sgd", "adamw"], SHARED] = Field(
         default=None,
-        description="SGD with momentum, or AdamW. None: sgd from scratch, adamw for a student that has weights.",
+        description="SGD with momentum, or AdamW. Default: sgd from scratch, adamw for a student with weights.",
     )  # pyright: ignore[reportAssignmentType]
     lr: Annotated[Positive, SHARED] = Field(
         default=None,
-        description="Peak learning rate. None: 0.05 from scratch (paper's CIFAR-100 recipe); 0.0003 with weights.",
+        description="Peak learning rate. Default: 0.05 from scratch (paper's CIFAR-100 recipe); 0.0003 with weights.",
     )  # pyright: ignore[reportAssignmentType]
     momentum: Annotated[Fraction, SHARED, Read(optimizer=("sgd",))] = Field(
-        default=0.9, description="Momentum of SGD (paper); AdamW has betas of its own, 0.9 and 0.999."
+        default=0.9, description="Momentum of SGD (paper); AdamW has its own betas, 0.9 and 0.999."
     )
     weight_decay: Annotated[Weight, SHARED] = Field(
         default=None,
-        description="Weight decay, projector included. None: 0.0005 from scratch (paper's CIFAR-100 recipe); 0.05 with "
-        "weights.",
+        description="Weight decay, projector included. Default: 0.0005 from scratch (paper's CIFAR-100 recipe); "
+        "0.05 with weights.",
     )  # pyright: ignore[reportAssignmentType]
     schedule: Annotated[Literal["cosine", "step", "constant"], SHARED] = Field(
         default="cosine",
@@ -321,15 +324,15 @@ class Settings(BaseModel):
     )
     warmup_epochs: Annotated[Weight, SHARED] = Field(
         default=None,
-        description="Epochs of linear warm-up (paper: none, but 20 for its DeiT). None: none from scratch; with "
-        "weights a tenth of --epochs, one at most.",
+        description="Epochs of linear warm-up (paper: none, but 20 for its DeiT). Default: none from scratch; "
+        "with weights a tenth of --epochs, at most one.",
     )  # pyright: ignore[reportAssignmentType]
     milestones: Annotated[tuple[Positive, ...], OneIsAList, SHARED, STEPS] = Field(
         default=(), description="Epochs after which schedule step multiplies by --gamma."
     )
     gamma: Annotated[Share, SHARED, STEPS] = Field(default=0.1, description="Factor at each milestone (paper: 0.1).")
     clip: Annotated[Positive | None, SHARED] = Field(
-        default=None, description="Largest gradient norm, after unscaling; None: no clipping."
+        default=None, description="Largest gradient norm, after unscaling. Default: no clipping."
     )
     accumulate: Annotated[Count, SHARED] = Field(
         default=1, description="Batches that count as one for a step of the optimizer, in the terms too."
@@ -338,7 +341,7 @@ class Settings(BaseModel):
         default=False, description="Several processes: the student's own batch norms see the global batch."
     )
     ema: Annotated[Open | None, STUDENT] = Field(
-        default=None, description="Decay of the moving average of the student's weights; None: none."
+        default=None, description="Decay of the moving average of the student's weights. Default: no average."
     )
 
     on_bad_numbers: Annotated[Literal["stop", "skip", "lower"], FAULTS] = Field(
@@ -346,18 +349,18 @@ class Settings(BaseModel):
         description="At a step whose loss or gradient is not finite: stop, skip it, or skip it and halve the rate.",
     )
     bad_number_limit: Annotated[Count | None, FAULTS, Read(on_bad_numbers=("skip", "lower"))] = Field(
-        default=None, description="Steps that skip and lower may leave out, one more stops the run; None: 10. Chosen."
+        default=None, description="Steps that skip and lower may skip; one more stops the run. Default: 10. Chosen."
     )
 
     cache_views: Annotated[Count | None, STUDENT, Read(task=("classification",), method=CACHED_METHODS)] = Field(
         default=None,
-        description="Keep the teacher's outputs for so many augmented views on disk, reuse them; None: it runs live.",
+        description="Keep the teacher's outputs for so many augmented views on disk. Default: it runs in every step.",
     )
     cache_seed: Annotated[Seed | None, STUDENT, CACHED] = Field(
-        default=None, description="Seed of the views, so that runs of other seeds share a cache; None: as --seed."
+        default=None, description="Seed of the views, so that runs of other seeds share a cache. Default: --seed."
     )
     cache_top_k: Annotated[Count | None, STUDENT, CACHED] = Field(
-        default=None, description="Keep an image's largest logits and the sum of the others; None: all logits."
+        default=None, description="Keep an image's largest logits and the sum of the others. Default: all logits."
     )
     cache_precision: Annotated[Literal["half", "exact"], STUDENT, CACHED] = Field(
         default="half", description="half: float32 outputs are rounded to float16; exact: nothing is rounded."
@@ -366,7 +369,8 @@ class Settings(BaseModel):
         default=20.0, description="GiB that a cache may take. Chosen."
     )
     cache_folder: Annotated[Line | None, BOOKKEEPING, CACHED] = Field(
-        default=None, description="Where the cache is; None: caches/ beside the run, named by what decides its content."
+        default=None,
+        description="Folder of the cache. Default: caches/ beside the run, named by its contents.",
     )
 
     probe: Annotated[Literal["auto", "off"] | Count, BeforeValidator(no_switch), BOOKKEEPING] = Field(

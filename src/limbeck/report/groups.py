@@ -115,7 +115,7 @@ def read_comparison(folder: Path) -> Comparison:
     common, remarks = _conditions(runs)
     read = {name for name, _ in runs}
     if lost := [name for row in rows for name in _listed(row) if name not in read]:
-        remarks.insert(0, f"{_names(lost)}: cannot be read, so left out of the curves and the single runs.")
+        remarks.insert(0, f"{_names(lost)}: cannot be read, so it is missing in the curves and single runs.")
     against = (str(method.difference["against"]) for method in methods if "against" in method.difference)
     return Comparison(
         title=" · ".join(["Comparison", str(given.get("name") or folder.resolve().name)]),
@@ -164,7 +164,7 @@ def gather(runs: Sequence[tuple[str, RunRecord]], command: str = "") -> Comparis
     Raises:
         UserError: The runs report different metrics, or none of them has a result.
     """
-    remarks = [f"{name} has not ended and is left out." for name, run in runs if run.recipe and not run.finished]
+    remarks = [f"{name} has not finished and is skipped." for name, run in runs if run.recipe and not run.finished]
     ended = [(name, run) for name, run in runs if run.finished or not run.recipe]
     metrics = sorted({run_metric(run) for _, run in ended})
     if len(metrics) != 1:
@@ -179,7 +179,7 @@ def gather(runs: Sequence[tuple[str, RunRecord]], command: str = "") -> Comparis
         done[label], members[label] = {}, {}
         for name, run in group:
             if (entry := _entry(name, run, metric)) is None:
-                remarks.append(f"{name} has no validated epoch and is left out.")
+                remarks.append(f"{name} has no validated epoch and is skipped.")
                 continue
             seed = number(run.summary, "seed") if "seed" in run.summary else number(run.recipe, "seed")
             key = int(seed) if seed is not None else -1 - len(members[label]) - 1000 * len(done)  # pairs with none

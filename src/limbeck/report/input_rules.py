@@ -42,10 +42,10 @@ def conflicting_labels(run: Evidence) -> Iterator[Verdict]:
     yield Verdict(
         "conflicting-labels",
         "The same images under different labels",
-        f"{conflicting:.0f} of {count:.0f} training images ({100 * conflicting / count:.1f}%) are there under another "
-        "label too.",
+        f"{conflicting:.0f} of {count:.0f} training images ({100 * conflicting / count:.1f}%) also occur under another "
+        "label.",
         "No model can learn both; the labels were merged or sorted wrongly.",
-        "Look at the folders of these classes; remove one of each pair, or merge the classes.",
+        "Check the folders of these classes; remove one of each pair, or merge the classes.",
     )
 
 

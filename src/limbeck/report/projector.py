@@ -26,7 +26,7 @@ DECORRELATION = (
 SIMILARITY = (
     ("student with teacher", "student", ("cka",)),  # of a term without a projector
     ("student with teacher", "student", ("fit", "cka_before")),
-    ("behind the projector with teacher", "c3", ("fit", "cka_after")),
+    ("after the projector with teacher", "c3", ("fit", "cka_after")),
     ("student's change since the first probe", "c2", ("fit", "student_change")),
 )
 DEAD = (
@@ -52,7 +52,7 @@ def dynamics_charts(probes: Sequence[Record], name: str, heading: str) -> list[C
         id=figure_id("forces", name),
         log=True,
         unseen=[Line("gradient over decay", "c1", course(pairs, "dynamics", "pull"))],
-        note="Norms of the gradient and of weight decay's pull. At rest they are equal, but not with a norm behind W.",
+        note="Norms of the gradient and of weight decay's pull. At rest they are equal, but not if a norm follows W.",
     )
     memory = line_chart(
         f"What the projector remembers{heading}",

@@ -237,8 +237,8 @@ def _probe_cost(record: RunRecord, seconds: float | None) -> str | None:
 
 COUNTS = (
     ("leaked", "validation images that are also trained on, pixel for pixel"),
-    ("conflicting", "training images that are there again under another label"),
-    ("train_duplicates", "training images that are there more than once"),
+    ("conflicting", "training images that also occur under another label"),
+    ("train_duplicates", "training images that occur more than once"),
 )
 MOST_EXAMPLES = 3
 

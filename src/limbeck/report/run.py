@@ -32,7 +32,7 @@ FINDING_ORDER = ("error", "warning", "note", "ok")
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run.
 
-    The page needs no network. A run that is still going on, or that was killed, gives a page of what is there and says
+    The page needs no network. A run that still trains, or that was killed, gives a page of what it has and says
     so; of a training loop of one's own the folder need hold no more than a ``log.jsonl`` with records of the kinds
     "step", "epoch" and "probe".
 
@@ -175,8 +175,8 @@ def _verdicts(record: RunRecord) -> list[tuple[Verdict, str]]:
 
 def _no_verdict(record: RunRecord) -> str:
     if record.probes:
-        return f"Nothing to object to: no rule found a fault in the {len(record.probes)} probes of this run."
-    return "This run recorded no probes, so the rules had little to look at; they found no fault in the rest."
+        return f"No problems found in the {len(record.probes)} probes of this run."
+    return "No problems found, but this run recorded no probes: most rules had nothing to check."
 
 
 def _thinned(record: RunRecord) -> str:

@@ -70,7 +70,7 @@ def _slider(pairs: Sequence[tuple[Record, Record]], name: str, heading: str) -> 
         id=figure_id("spectrum", name),
         table=some_rows(heads, rows),
         log=True,
-        note="A curve that falls steeply has few directions left; a flat one uses all. Batch norm behind the projector "
+        note="A curve that falls steeply has few directions left; a flat one uses all. Batch norm after the projector "
         "lets columns grow without effect, so the curve of the columns at unit norm is the one to compare runs by.",
     )
 

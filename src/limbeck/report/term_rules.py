@@ -68,8 +68,8 @@ def passive_student(run: Evidence) -> Iterator[Verdict]:
                 f"is {percent(1 - change)} what it was at the start (CKA).",
                 "The projector has learned to translate a student that does not learn: the term falls, the student "
                 "gains nothing (unless it started from weights that were good already).",
-                "Look whether the layers in front of the tap are frozen or have a tiny learning rate; take a smaller "
-                "projector (linear instead of mlp), a larger weight, or a tap further in front.",
+                "Check whether the layers before the tap are frozen or have a tiny learning rate; take a smaller "
+                "projector (linear instead of mlp), a larger weight, or an earlier tap.",
                 f"cka-{name}",
                 name,
             )
@@ -82,7 +82,7 @@ def dead_channels(run: Evidence) -> Iterator[Verdict]:
             (
                 "student",
                 "dead_student",
-                "Lower the learning rate or warm up; look for units that ReLU switched off.",
+                "Lower the learning rate or warm up; check for units that ReLU switched off.",
             ),
             ("teacher", "dead_teacher", "Tap the teacher elsewhere, or before its ReLU; fine-tune a pruned teacher."),
         ):
@@ -129,7 +129,7 @@ def not_following(run: Evidence) -> Iterator[Verdict]:
             "The student does not follow its teacher",
             _alike(found),
             "The student learned nothing from its teacher; fine-tuning it may be no better than training from scratch.",
-            "Train longer or on more images, with a larger learning rate; look whether the student's layers train.",
+            "Train longer or on more images, with a larger learning rate; check that the student's layers train.",
         )
 
 

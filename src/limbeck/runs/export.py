@@ -41,7 +41,7 @@ class Exported:
     note: str
 
 
-def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
+def export(run: Path, *, format: Format, out: Path | None = None, backbone: bool = False) -> Exported:
     """Write the student of a run in one of three formats and measure how far it is from the original.
 
     The input of the exported model is what ``student.json`` says: images ``(n, 3, size, size)``, normalized. The batch
@@ -51,20 +51,26 @@ def export(run: Path, *, format: Format, out: Path | None = None) -> Exported:
     Args:
         run: A finished run folder.
         format: "safetensors" (weights for the plain model), "onnx" or "torch-export" (a program).
-        out: The file to write; by default ``student`` with the format's ending in the run folder's ``export/``.
+        out: The file to write; by default ``student`` (or ``backbone``) with the format's ending in the run folder's
+            ``export/``.
+        backbone: Cut the classifier off: the output is the penultimate feature ``(n, d)``.
 
     Raises:
         UserError: If the folder is no finished run, the file is there already or has another ending, the format's
             package is missing, or a program is asked for of a detector of two stages or of queries.
     """
-    student = load_student(run)
-    path = out if out is not None else run / "export" / f"student{ENDINGS[format]}"
+    task = str(read_object(run / CARD, "model").get("task")) if (run / CARD).is_file() else ""
+    kind = kind_of(task)
+    if backbone and kind is not kind_of("classification"):
+        raise UserError(f"--backbone: {run} holds a student of {task}; expected one of classification")
+    student = load_student(run, headless=backbone)
+    name = "backbone" if backbone else "student"
+    path = out if out is not None else run / "export" / f"{name}{ENDINGS[format]}"
     if path.suffix != ENDINGS[format]:
         raise UserError(f"{path} should end in {ENDINGS[format]}, the ending of {format} files")
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out")
     size = student.input.size
-    kind = kind_of(str(read_object(run / CARD, "model").get("task")))
     program = Program(student.module) if format == "safetensors" else kind.program(student, format)
     module = program.module
     batches = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_BATCH, 3)]

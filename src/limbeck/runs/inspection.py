@@ -107,7 +107,9 @@ def evaluate(
     classes = tuple(str(name) for name in card.get("classes") or ())
     opened = _own_images(recipe, folder, say) if data is None else _others(recipe, folder, data, label_file, classes)
     if not opened.classes:
-        raise UserError("these images have no labels, so there is no accuracy to measure")
+        raise UserError(
+            "these images have no labels, so there is no accuracy; --probe knn --data LABELLED judges features"
+        )
     if classes and opened.classes != classes:
         raise UserError(difference(f'of "{opened.name}"', classes, opened.classes))
     if student.num_classes != len(opened.classes):

@@ -53,7 +53,7 @@ def rerun(first: Path, place: Path, *, anyway: bool = False, say: Callable[[str]
     """
     if not is_run(first):
         going = (first / "recipe.yaml").is_file()
-        hint = f"; go on with it: limbeck distill --resume {first}" if going else ""
+        hint = f"; continue it: limbeck distill --resume {first}" if going else ""
         raise UserError(f"{first} holds no finished run, so there is nothing to compare with{hint}")
     if place.resolve() == first.resolve():
         raise UserError(f"--out {place} is the run itself; choose another folder")
@@ -101,7 +101,7 @@ def compare_runs(first: Path, second: Path) -> Outcome:
 
 def _verdict(rows: list[Row], figures: list[Row], to_the_byte: bool) -> str:
     if to_the_byte:
-        return "made again to the byte"
+        return "bit-identical"
     differs = [row.what for row in rows if row.same is False]
     given = f"but not the same {', '.join(differs)}" if differs else "the same images, versions and machine"
     apart = [f"{row.what} {row.then} -> {row.now}" for row in figures if row.same is False]

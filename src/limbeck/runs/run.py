@@ -157,7 +157,7 @@ def _run(recipe: Recipe, folder: Path, said: set[str], on_epoch: OnEpoch | None)
         distiller, data = parts.distiller, parts.data
         origins = origins_of(parts)
         if not began_here and (changed := changes_since_start(folder, device_name(device))):
-            log.note(f"this run was started with other versions or on another device, and is of both: {changed}")
+            log.note(f"resumed with other versions or on another device: {changed}")
         log.write(
             "start",
             recipe=recipe.name,

@@ -124,7 +124,7 @@ def _claim(recipe: Recipe, folder: Path, *, resume: bool | None) -> None:
     if not (folder / COMPARISON_FILE).is_file():
         return
     if resume is False:
-        raise UserError(f"{folder} already holds a comparison; go on with --resume, or choose another with --out")
+        raise UserError(f"{folder} already holds a comparison; continue it with --resume, or choose another with --out")
     # Methods and seeds are not the recipe's here, but what is compared, and may be added.
     free = ("method", "seed", *fields_of(*RESUMABLE))
     changes = recorded_recipe(folder).difference(recipe, but=free)

@@ -98,7 +98,7 @@ def run_each(
                 of_others.append((number, (place, recipe)))
                 continue
             begun = (place / "recipe.yaml").is_file()
-            say(f"[{number}/{len(places)}, {what}] {place.name}{': going on' if begun else ''}")
+            say(f"[{number}/{len(places)}, {what}] {place.name}{': continuing' if begun else ''}")
             try:
                 run(recipe, place, if_begun=True, said=said)
             except HeldError:  # another process was quicker

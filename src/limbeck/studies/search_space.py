@@ -185,7 +185,7 @@ def _choices(name: str, text: str, field: FieldInfo) -> Choices:
 def _range(name: str, text: str, field: FieldInfo, *, whole: bool) -> Range:
     numbers, colon, scale = text.partition(":")
     if colon and scale != "log":
-        raise UserError(f"--space: {name}: behind a range expected :log or nothing, got {':' + scale!r}")
+        raise UserError(f"--space: {name}: after a range expected :log or nothing, got {':' + scale!r}")
     low, high = (_value(name, part.strip(), field) for part in numbers.split("..", 1))
     if not _is_finite(low) or not _is_finite(high) or not low < high:
         raise UserError(f"--space: {name}: expected a smaller and a larger number, got {numbers}")

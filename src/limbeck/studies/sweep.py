@@ -148,12 +148,12 @@ def _try(
     from limbeck.runs.run import run  # imports torch
 
     recipe, place = trials.recipe(settings), trials.place(trial.number)
-    begun = ": going on" if (place / "recipe.yaml").is_file() else ""
+    begun = ": continuing" if (place / "recipe.yaml").is_file() else ""
     say(f"[{len(trials.all())}/{plan.trials}] {place.name}: {described(settings)}{begun}")
 
     def on_epoch(epoch: int, figures: Mapping[str, float]) -> None:
         if trials.report(trial, epoch, figures[headline(figures)[0]]) and epoch < recipe.epochs:
-            raise StoppedEarlyError(f"stopped early, behind epoch {epoch} of {recipe.epochs}")
+            raise StoppedEarlyError(f"stopped early, after epoch {epoch} of {recipe.epochs}")
 
     try:
         summary = run(recipe, place, if_begun=True, said=said, on_epoch=on_epoch)

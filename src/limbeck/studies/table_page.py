@@ -97,7 +97,7 @@ def _dots(record: Mapping[str, Any], pair: str, rows: list[Mapping[str, Any]]) -
         )
         for row in rows
     ]
-    note = "Small dots are the single runs; the highest mean has a color of its own."
+    note = "Small dots are the single runs; the highest mean has its own color."
     fmt = Format(digits=digits_of(record))
     return dot_chart(pair, spans, x_title=unit_of(record), fmt=fmt, id=pair, note=note)
 

@@ -347,7 +347,7 @@ def _refuse_dead_bias(projector: nn.Module) -> None:
     """Refuse a projector whose last layer has a bias that a batch norm behind it takes off again."""
     last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1:]
     if last and last[0].bias is not None and list(projector.modules())[-1] is last[0]:  # pyright: ignore[reportUnnecessaryComparison]
-        raise UserError("the projector's last bias is cancelled by the batch norm behind it; build it with bias=False")
+        raise UserError("the projector's last bias is cancelled by the batch norm after it; build it with bias=False")
 
 
 def unwrapped(function: object) -> object:

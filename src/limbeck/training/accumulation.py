@@ -196,7 +196,7 @@ def _rows(what: str, parts: list[Tensor]) -> Tensor:
         if part.shape[1:] != parts[0].shape[1:]:
             raise UserError(
                 f"batches that count as one differ in {what}: {tuple(parts[0].shape)} and {tuple(part.shape)}; "
-                "expected the same shape behind the first dimension"
+                "expected the same shape after the first dimension"
             )
     return torch.cat(parts)
 

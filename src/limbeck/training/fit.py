@@ -405,7 +405,7 @@ def _own_device(*, cpu: bool) -> torch.device:
         return here
     if collectives.world_size() > 1:
         raise UserError(
-            f"fit: cpu is {cpu}, and the processes were started to talk through {here.type}; start them anew"
+            f"fit: cpu is {cpu}, and the processes were started to talk through {here.type}; start them again"
         )
     return torch.device("cpu") if cpu else state.default_device
 

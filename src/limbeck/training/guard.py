@@ -262,13 +262,13 @@ class Guard:
             raise UserError(f"{told.text}{told.where}; {told.advice}")
         skipped, limit = self._counters.skipped, self._skip.limit
         if skipped >= limit:
-            raise UserError(f"{told.text}{told.where}; steps left out before: {skipped}, and the most is {limit}")
+            raise UserError(f"{told.text}{told.where}; steps skipped before: {skipped}, and the most is {limit}")
         self._counters.skipped = skipped = skipped + 1
         self.factor = self._skip.factor**skipped
         more = {"text": told.text, "images": told.images}
         self._log.write("bad", step=step, epoch=epoch, skipped=skipped, factor=self.factor, **more)
         slower = f", and the learning rate is {self.factor:.3g} of what it would be" if self.factor < 1 else ""
-        self._log.note(f"left out, {skipped} of at most {limit}{slower}: {told.text}{told.where}")
+        self._log.note(f"skipped, {skipped} of at most {limit}{slower}: {told.text}{told.where}")
 
 
 def _seen(step: int, result: StepResult, norm: Tensor, distiller: Distiller, batches: Sequence[Any]) -> _Seen:

@@ -60,7 +60,7 @@ def resume(
     log.rewind(counters.step)
     where = f"batch {counters.batches} of epoch {counters.epoch + 1}"
     where = where if counters.batches else f"the end of epoch {counters.epoch}"
-    log.note(f"going on from {where}, step {counters.step}")
+    log.note(f"continuing from {where}, step {counters.step}")
     if counters.batches == 0:
         return counters, None
     begun = trainer["begun"]
@@ -72,7 +72,7 @@ def check_processes(midway: Midway | None, loader: object, processes: int) -> No
     if midway is not None and isinstance(loader, DataLoader) and midway.processes != processes:
         raise UserError(
             f"the checkpoint is of {midway.processes} processes in mid-epoch, here are {processes}; "
-            "a DataLoader gives each of them batches of its own, so it takes as many to go on"
+            "a DataLoader gives each of them batches of its own, so resuming takes as many"
         )
 
 
@@ -80,5 +80,5 @@ def stop(signum: int, counters: Counters, log: RunLog) -> None:
     """End a training that has just been saved, on every process when the first one is done with it."""
     collectives.barrier()
     stopped = Stopped(signum)
-    log.note(f"stopped by {stopped.reason} behind step {counters.step}; the checkpoint is written")
+    log.note(f"stopped by {stopped.reason} after step {counters.step}; the checkpoint is written")
     raise stopped

@@ -436,7 +436,7 @@ def test_an_image_that_lost_a_box_is_left_out_and_said(tmp_path: Path):
     content["annotations"][1]["bbox"][2] = -1
     data = opened(planted.write_coco(tmp_path, content=content), val=f"coco:{tmp_path}/boxes.json", on_bad="skip")
     assert "im01.png" not in data.part("train").names
-    assert said(data, "images left out, because a box of theirs was: 2 (im01.png; im01.png)")
+    assert said(data, "images skipped, because one of their boxes was: 2 (im01.png; im01.png)")
 
 
 def test_a_source_without_a_box_left_says_why(tmp_path: Path):

@@ -42,5 +42,5 @@ class Remark(StrEnum):
     RENAMED = "images found under another folder, ending or case than the annotations name"
     TURNED = "images turned by their EXIF orientation: their boxes are turned with them"
     BACKGROUND = "images without a label file: used as images without objects"
-    SAME_NAME = "categories of a name that is there twice, without boxes: left out"
-    LEFT_OUT = "images left out, because a box of theirs was"
+    SAME_NAME = "categories whose name occurs twice, without boxes: skipped"
+    LEFT_OUT = "images skipped, because one of their boxes was"

@@ -27,4 +27,4 @@ class Fault(StrEnum):
 class Remark(StrEnum):
     """What is no fault, but was read in another way than it stands there; the value is what the log says."""
 
-    LEFT_OUT = "images left out, because of their masks"
+    LEFT_OUT = "images skipped, because of their masks"

@@ -71,7 +71,7 @@ DETECTION: dict[str, Table] = {
                 "ours": 32.92,
             }
         },
-        notes="The paper's YOLOv5 is not here. FPGI is the squared error behind a linear map at the places in boxes, "
+        notes="The paper's YOLOv5 is not here. FPGI is the squared error after a linear map at the places in boxes, "
         "not near anchors; ours is the correlation form of each level of the pyramid; the paper has no PKD and FGD.",
     ),
 }
