@@ -75,6 +75,36 @@ def test_a_list_of_classes_says_what_is_void_and_what_is_used(tmp_path: Path):
     assert len({data.fingerprint, some.fingerprint, open_segmentation(replace(spec, void=(1,))).fingerprint}) == 3
 
 
+def test_the_folders_of_pascal_voc_and_cityscapes(tmp_path: Path):
+    """Their lists and names, their numbers, and their void."""
+    voc, city = tmp_path / "VOC2012", tmp_path / "city"
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for number, part in enumerate(("train", "train", "val")):
+        image, mask = masks.picture(number)
+        save(voc / f"JPEGImages/{number}.jpg", image)
+        save(voc / f"SegmentationClass/{number}.png", np.where(mask == 2, np.uint8(20), mask))
+        with (voc / "ImageSets" / "Segmentation" / f"{part}.txt").open("a") as file:
+            file.write(f"{number}\n")
+        stem = f"{part}/bonn/bonn_00000{number}_000019"
+        save(city / f"leftImg8bit/{stem}_leftImg8bit.png", image)
+        save(
+            city / f"gtFine/{stem}_gtFine_labelIds.png", np.array([7, 26, 4], np.uint8)[np.where(mask == VOID, 2, mask)]
+        )
+        save(city / f"gtFine/{stem}_gtFine_color.png", image)
+    data = open_segmentation(SegmentationSpec(str(voc)))
+    assert (data.train_count, data.val_count, len(data.classes)) == (2, 1, 21)
+    assert data.part("train").counts[:, [0, 1, 20, 21]].all()
+    assert data.part("train").counts.sum() == data.part("train").counts[:, [0, 1, 20, 21]].sum()
+    data = open_segmentation(SegmentationSpec(str(city)))
+    assert (data.train_count, data.val_count, len(data.classes)) == (2, 1, 19)
+    found, drawn = data.part("val").mask(0), masks.picture(2)[1]
+    assert data.classes[found[drawn == 1][0]] == "car"
+    assert (found[drawn == 2] == VOID).all()  # 4 is "static"
+    (voc / "SegmentationClass/0.png").unlink()
+    with pytest.raises(UserError, match=r"mask that cannot be read: 1 \(SegmentationClass/0.png: "):
+        open_segmentation(SegmentationSpec(str(voc)))
+
+
 def test_colors_become_classes_by_a_table(tmp_path: Path):
     colors = np.array([[128, 64, 0], [0, 0, 192], [64, 0, 128], [0, 0, 0]], np.uint8)
     for number in range(3):

@@ -15,9 +15,10 @@ from limbeck.data.problems import Problems
 from limbeck.errors import UserError, did_you_mean, paths_explained
 from limbeck.segmentation.batch import MOST_CLASSES, VOID, SegmentationBatch
 from limbeck.segmentation.data.index import MaskIndex, Surveyed, make_index, survey
-from limbeck.segmentation.data.layouts import Layout, Pair, find_layout
+from limbeck.segmentation.data.layouts import find_layout
 from limbeck.segmentation.data.loader import Plan, SegmentationLoader, segmentation_loader
 from limbeck.segmentation.data.masks import Values
+from limbeck.segmentation.data.pairs import Layout, Pair
 from limbeck.segmentation.data.spec import SegmentationSpec
 
 LARGEST_SIZE = 512  # of a crop; the literature's on Pascal VOC and ADE20K

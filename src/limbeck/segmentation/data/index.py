@@ -16,8 +16,8 @@ from limbeck.data.headers import read_header
 from limbeck.data.problems import Problems
 from limbeck.segmentation.batch import UNKNOWN, VOID
 from limbeck.segmentation.data.faults import Fault, Remark
-from limbeck.segmentation.data.layouts import Pair
 from limbeck.segmentation.data.masks import BadMaskError, Color, Values, read_numbers
+from limbeck.segmentation.data.pairs import Pair
 from limbeck.storage.untrusted import read_image_file
 
 

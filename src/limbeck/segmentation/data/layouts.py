@@ -1,19 +1,17 @@
 """Where the images and masks of a source are: which folders, which pairs, which classes."""
 
 import csv
-import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from limbeck.data import folders, layout
 from limbeck.data.files import child, read_text
 from limbeck.data.problems import Problems
 from limbeck.errors import UserError
 from limbeck.segmentation.batch import MOST_CLASSES, VOID
-from limbeck.segmentation.data.faults import Fault
 from limbeck.segmentation.data.masks import Color, Values
+from limbeck.segmentation.data.pairs import Layout, by_key, match
+from limbeck.segmentation.data.published import find_published
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "photos")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "annots", "segmentation", "segmentations", "gt", "targets")
@@ -24,36 +22,8 @@ LISTS = ("classes.txt", "labels.txt", "class_names.txt", "class_dict.csv", "clas
 NO_CLASS = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "unknown")
 LAYOUTS = (
     "known layouts: FOLDER/images and FOLDER/masks; FOLDER/train/images and FOLDER/train/masks, with val; "
-    "FOLDER/images/train and FOLDER/masks/train; FOLDER/train and FOLDER/trainannot"
+    "FOLDER/images/train and FOLDER/masks/train; FOLDER/train and FOLDER/trainannot; Pascal VOC's; Cityscapes'"
 )
-_SUFFIX = re.compile(
-    r"(_mask|_masks|_label|_labels|_labelids|_labeltrainids|_l|_seg|_segmentation|_gt|_annotation|_image|_img)$"
-)
-
-
-class Pair(NamedTuple):
-    """An image and its mask, as paths below the source's folder."""
-
-    image: str
-    mask: str
-
-
-class Layout(NamedTuple):
-    """What a source has; its files are not read yet.
-
-    Attributes:
-        root: Folder that the pairs are relative to.
-        train: The pairs to train on; empty if there are none.
-        val: The pairs to validate on; None where some are to be held back.
-        values: What the numbers in the masks stand for; None where the files have to tell.
-        notes: What was chosen, for the log.
-    """
-
-    root: Path
-    train: tuple[Pair, ...]
-    val: tuple[Pair, ...] | None
-    values: Values | None
-    notes: tuple[str, ...]
 
 
 def find_layout(source: str, void: Iterable[int], problems: Problems) -> Layout:
@@ -72,10 +42,12 @@ def find_layout(source: str, void: Iterable[int], problems: Problems) -> Layout:
     root = Path(source).expanduser()
     if not root.is_dir():
         raise UserError(f'data "{source}" is not a folder; {LAYOUTS}')
+    if (published := find_published(root, frozenset(void), problems)) is not None:
+        return published
     values = _values(root, frozenset(void))
     parts = layout.choose(folders.folders_in(root))
     found, notes = _parted(root, parts)
-    pairs = {part: _pairs(root, *both, problems) for part, both in found.items()}
+    pairs = {part: match(by_key(root, both[0]), by_key(root, both[1]), problems) for part, both in found.items()}
     if "all" in pairs:
         return Layout(root, pairs["all"], None, values, notes)
     return Layout(root, pairs.get("train", ()), pairs.get("val"), values, notes)
@@ -114,34 +86,6 @@ def _images_and_masks(folder: Path) -> Folders | None:
 def _beside(root: Path, name: str) -> Folders | None:
     masks = child(root, *(f"{name}{ending}" for ending in BESIDE))
     return None if masks is None else (root / name, masks)
-
-
-def _pairs(root: Path, images: Path, masks: Path, problems: Problems) -> tuple[Pair, ...]:
-    shown, drawn = (_by_key(root, folder) for folder in (images, masks))
-    found: list[Pair] = []
-    for key, names in shown.items():
-        theirs = drawn.pop(key, [])
-        if len(names) > 1:
-            problems.add(Fault.IMAGE_TWICE, ", ".join(names))
-        elif not theirs:
-            problems.add(Fault.MISSING, names[0])
-        elif len(theirs) > 1:
-            problems.add(Fault.TWICE, f"{names[0]}: {', '.join(theirs)}")
-        else:
-            found.append(Pair(names[0], theirs[0]))
-    for names in drawn.values():
-        for name in names:
-            problems.add(Fault.NO_IMAGE, name)
-    return tuple(sorted(found))
-
-
-def _by_key(root: Path, folder: Path) -> dict[str, list[str]]:
-    """The files of a folder, as paths below the source's, by what pairs them."""
-    found: dict[str, list[str]] = {}
-    for name in folders.every_image(folder).part.names:
-        key = _SUFFIX.sub("", os.path.splitext(name)[0].lower())
-        found.setdefault(key, []).append(os.path.relpath(folder / name, root))
-    return found
 
 
 def _values(root: Path, void: frozenset[int]) -> Values | None:
