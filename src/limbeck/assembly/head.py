@@ -23,8 +23,8 @@ STEPS = 50
 def fit_head(parts: Parts, device: torch.device) -> dict[str, float]:
     """Fit the student's new classifier to the features of its frozen trunk: a linear probe that becomes its head.
 
-    W, b minimise ``mean cross_entropy(W z + b, y) + DECAY d / (2 n) |W|^2`` over n standardized penultimate features z
-    of width d, those of training images as training sees them, by L-BFGS. The features are computed once. A random head
+    W, b minimise ``mean cross_entropy(W z + b, y) + DECAY d / (2 n) |W|^2`` over standardized penultimate features z of
+    width d, those of n training images as training sees them, by L-BFGS. The features are computed once. A random head
     would send noise through the trunk in the first epochs, and small sets do not make good what that destroys.
 
     Args:
@@ -43,7 +43,8 @@ def fit_head(parts: Parts, device: torch.device) -> dict[str, float]:
         features, targets = _features(parts, task, device)
     if features.ndim != 2 or not bool(features.isfinite().all()):  # what is not finite, the checks of a run report
         return {}
-    weight, bias = logistic_regression(features, targets, layer.out_features)
+    images = min(parts.data.train_count, len(targets))  # not views, which say little new of an image
+    weight, bias = logistic_regression(features, targets, layer.out_features, images=images)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
@@ -76,14 +77,17 @@ def _features(parts: Parts, task: Classification, device: torch.device) -> tuple
     return torch.cat(features), torch.cat(targets)
 
 
-def logistic_regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def logistic_regression(
+    features: Tensor, targets: Tensor, classes: int, *, images: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights ``(classes, d)`` and bias ``(classes,)`` of a linear classifier on features ``(n, d)``, by L-BFGS.
 
-    Minimises the regularized cross entropy of `fit_head`; the weights apply to the features as they are.
+    Minimises the regularized cross entropy of `fit_head`; the weights apply to the features as they are. ``images`` is
+    how many images the rows are views of, by default one each.
     """
     mean, scale = features.mean(0), features.std(0) + 1e-6
     rows = (features - mean) / scale
-    decay = DECAY * rows.shape[1] / rows.shape[0]
+    decay = DECAY * rows.shape[1] / (len(rows) if images is None else images)
     weight = torch.zeros(classes, rows.shape[1], device=rows.device, requires_grad=True)
     bias = torch.zeros(classes, device=rows.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
