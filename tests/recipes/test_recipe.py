@@ -118,7 +118,8 @@ UNREAD: list[tuple[dict[str, Any], str, Any, str]] = [
         {"method": "projector"},
         "temperature",
         2.0,
-        "method kd, projector+kd, stages+kd or method dkd, dist, projector+dkd, cwd or feature_loss feature_kl",
+        "method kd, projector+kd, stages+kd or task detection, segmentation or method dkd, dist, projector+dkd, cwd or "
+        "feature_loss feature_kl",
     ),
     ({"logit_loss": "mlkd", "method": "kd"}, "temperature", 2.0, "logit_loss kl, standardized_kl, dkd, nkd, dist or"),
     ({"method": "kd"}, "dkd_beta", 2.0, "method dkd, projector+dkd or logit_loss dkd"),

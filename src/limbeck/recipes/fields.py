@@ -75,6 +75,7 @@ STEPS = Read(schedule=("step",))
 POWER = Read(feature_loss=("log_sum", "log_correlation", "correlation_power"))
 MLP, ENSEMBLE, LOW_RANK = Read(projector=("mlp",)), Read(projector=("ensemble",)), Read(projector=("low_rank",))
 SOFT_KD = Read(method=KD_METHODS, logit_loss=("kl", "standardized_kl", "dkd", "nkd", "dist"))
+OTHER_KD = Read(task=("detection", "segmentation"), method=KD_METHODS)
 SOFT_RIVAL = Read(method=("dkd", "dist", "projector+dkd", "cwd"))
 SOFT_FEATURE = Read(feature_loss=("feature_kl",))
 RISING = Read(task=("classification",), method=("dkd", "review", "projector+dkd"))
@@ -273,7 +274,7 @@ class Settings(BaseModel):
         default=None,
         description="Weight of the logit loss. Default: 4, which beat 1; stages+kd 16 (docs/results.md).",
     )
-    temperature: Annotated[Temperature, STUDENT, SOFT_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
+    temperature: Annotated[Temperature, STUDENT, SOFT_KD, OTHER_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
         default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
     )
     rival_weight: Annotated[Weight | None, STUDENT, Read(method=RIVAL_METHODS)] = Field(
