@@ -152,7 +152,7 @@ def test_a_teacher_is_found_again_whatever_the_machine(
     assert len(trainer.asked) == 2
 
 
-@pytest.mark.parametrize("name", [name for name in ONES_OWN if name not in ("frozen_norms", "longest", "schedule")])
+@pytest.mark.parametrize("name", [name for name in ONES_OWN if name not in ("longest", "shorter", "schedule")])
 def test_the_trials_of_a_sweep_have_the_teacher_of_the_recipe(name: str, small: Recipe) -> None:
     """Whatever of a training is swept."""
     base = small.changed(
