@@ -51,6 +51,7 @@ def views_of(loader: Loader, *, processes: int) -> dict[str, Any]:
         "crops_of": ("Memory" if loader.crops_squares else "Disk") if crops else None,
         "batch_size": plan.batch_size if loader.mixes else None,
         "processes": processes if loader.mixes else None,
+        **({"own": f"{plan.own.name} {plan.own.source}"} if plan.own is not None else {}),
     }
 
 

@@ -15,6 +15,7 @@ from limbeck.data.duplicates import Duplicates, digests_of, digests_of_files, fi
 from limbeck.data.fetch import Disk, Frame, Memory, Skips
 from limbeck.data.folders import some
 from limbeck.data.loader import Augment, Batch, Loader, Plan
+from limbeck.data.own import own_augmentation
 from limbeck.data.parts import Part
 from limbeck.data.spec import DataSpec
 from limbeck.errors import UserError, paths_explained
@@ -111,7 +112,8 @@ class Data:
         name: A short name for tables.
         classes: Names of the classes in the order of their numbers; empty without labels.
         size: Side of the images in pixels.
-        fingerprint: Equal if another run had the same images in the same parts.
+        fingerprint: Equal if another run had the same images in the same parts, and the same source of an augmentation
+            of the user's own.
         flip: Whether mirror images are used in augmentation.
         in_memory: Whether decoded pixels are kept in memory.
         notes: What was chosen and why, for the log. Decoding adds where the pixels are kept for the next run.
@@ -122,7 +124,8 @@ class Data:
     0.08 to 1, aspect 3/4 to 4/3) and mirrors half. Of a set whose squares of side size/0.875 need at most 2 GiB that
     crop is taken out of these squares, so the ends of oblong images are not seen; of a larger set out of the whole
     image. Free memory decides only whether such squares are kept or decoded at each pass, with the same pixels.
-    `randaugment` adds RandAugment to `standard`, and `strong` RandAugment, random erasing, mixup and cutmix.
+    `randaugment` adds RandAugment to `standard`, and `strong` RandAugment, random erasing, mixup and cutmix. With a
+    function of one's own nothing else is done: it gets the square that validation would get.
     """
 
     def __init__(
@@ -142,8 +145,11 @@ class Data:
         self.classes = classes
         self.size = size
         self.flip = flip
-        self.fingerprint = parts.fingerprint(classes, (train, val))
         self._spec = spec
+        own = own_augmentation(spec.augmentation, size) if ":" in spec.augmentation else None
+        self._own = own
+        self._crops = spec.augmentation != "none" and own is None and size > _SMALL_SIDE
+        self.fingerprint = parts.fingerprint(classes, (train, val)) + (f"-{own.source}" if own else "")
         self._parts = {"train": train, "val": val}
         self._frames = {"train": self._train_frame(), "val": self._eval_frame()}
         self._memories: dict[str, Memory] = {}
@@ -171,7 +177,7 @@ class Data:
     @property
     def cropped(self) -> str | None:
         """What random resized crops are taken out of: "squares" or "whole images"; None where none are taken."""
-        if self._spec.augmentation == "none" or self.size <= _SMALL_SIDE:
+        if not self._crops:
             return None
         return "squares" if self._squares else "whole images"
 
@@ -222,11 +228,10 @@ class Data:
         Raises:
             UserError: The batch is larger than the set, or more images than allowed cannot be read.
         """
-        large = self.size > _SMALL_SIDE
-        augmented = self._spec.augmentation != "none"
+        augmented = self._spec.augmentation != "none" and self._own is None
         todo = Augment(
-            resized_crop=augmented and large,
-            pad=max(1, self.size // 8) if augmented and not large else 0,
+            resized_crop=self._crops,
+            pad=max(1, self.size // 8) if augmented and not self._crops else 0,
             flip=augmented and self.flip,
             randaugment=self._spec.augmentation == "randaugment",
             strong=self._spec.augmentation == "strong",
@@ -304,6 +309,7 @@ class Data:
             views=views,
             view_seed=view_seed,
             augment=todo,
+            own=None if todo is None else self._own,
             shards=part.shards,
         )
         return Loader(source, plan)
@@ -341,7 +347,7 @@ class Data:
 
     def _train_frame(self) -> Frame:
         """Of stored training images: with random resized crops somewhat larger than a batch's."""
-        if self._spec.augmentation == "none" or self.size <= _SMALL_SIDE:
+        if not self._crops:
             return self._eval_frame()
         return Frame(round(self.size / _CENTER), 1.0)
 

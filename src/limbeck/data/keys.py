@@ -26,6 +26,7 @@ class Stream(IntEnum):
     SKETCH = 7
     SCALE = 8
     COLOR = 9
+    OWN = 10
 
 
 def words(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.data import augment, keys, on_device, randaugment
 from limbeck.data.fetch import Disk, Key, Memory
+from limbeck.data.own import Own, augmented
 from limbeck.errors import UserError
 
 _CPU = torch.device("cpu")
@@ -65,6 +66,7 @@ class Plan:
             so that the order begins again, too.
         view_seed: Of the augmentation; None: as `seed`.
         augment: What is done to the images; None for validation, which is neither shuffled nor cut short.
+        own: The user's own augmentation, in place of that of `augment`.
         shards: Which shard each image lies in, or None.
         count: Number of images.
     """
@@ -77,6 +79,7 @@ class Plan:
     views: int | None = None
     view_seed: int | None = None
     augment: Augment | None = None
+    own: Own | None = None
     shards: Int64[np.ndarray, " n"] | None = None
 
 
@@ -231,7 +234,8 @@ class Loader:
     def _fetch(self, slices: list[tuple[int, Int64[np.ndarray, " _"]]], view: int) -> Iterator[Batch]:
         augment_ = self._plan.augment
         key = Key(self.view_seed, view) if augment_ is not None and augment_.resized_crop else None
-        fetched = self._source.fetch([index for _, index in slices], key, self._device)
+        device = self._device if self._plan.own is None else _CPU  # where the user's function expects images
+        fetched = self._source.fetch([index for _, index in slices], key, device)
         for (step, _), (images, index) in zip(slices, fetched, strict=True):
             if len(index):  # every image of the batch may have been unreadable
                 yield self._finish(images, index, view, step)
@@ -281,7 +285,11 @@ class Loader:
             images = augment.flip(images, numbers(keys.Stream.FLIP, 1))
         if todo.strong or todo.randaugment:
             images = randaugment.rand_augment(images, numbers(keys.Stream.RAND_AUGMENT, randaugment.NUMBERS))
-        pixels = augment.to_float(images)
+        if plan.own is None:
+            pixels = augment.to_float(images)
+        else:
+            words = keys.words(seed, view, keys.Stream.OWN, index, 1)[:, 0]
+            pixels = on_device.send(augmented(plan.own, images, words), self._device)
         target = None if plan.labels is None else on_device.send(torch.from_numpy(plan.labels[index]), self._device)
         if todo.strong:
             boxes = numbers(keys.Stream.ERASE, 1 + augment.BOX_NUMBERS)

@@ -1,12 +1,12 @@
 """What data a run uses, as one typed value that needs no torch."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limbeck.errors import UserError, did_you_mean
 
-Augmentation = Literal["none", "standard", "randaugment", "strong"]
+Augmentation = Literal["none", "standard", "randaugment", "strong"] | Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 """Sources that are a word; all but `digits` also as `NAME:FOLDER`, to read them from there and never download."""
@@ -27,7 +27,7 @@ class DataSpec(BaseModel):
         size: Side of the square images in pixels. None: the source's own; for folders the median shorter side of a
             sample of images, at most 224.
         augmentation: `none`; `standard` (random crop and flip); `randaugment` (RandAugment, too); `strong` (the DeiT
-            recipe's).
+            recipe's); or `module:function` of one's own (:mod:`limbeck.data.own`).
         subset: Use this share of each training class. Chosen by hash: a smaller share is a part of a larger one.
         train_limit: Use this many training images, spread evenly over the classes.
         labels: False reads images only; a folder then needs no class folders, and batches have no target.

@@ -1,18 +1,15 @@
 """Models that come from no library: the CIFAR nets, the small CNN, DeiT behind a stem, and a function of the user's."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import UserError, did_you_mean
+from limbeck.data.own import current_folder, find_function
+from limbeck.errors import UserError
 from limbeck.features.compiler import uncompiled
 from limbeck.models.built import IMAGENET_MEAN, IMAGENET_STD, Built, check_size, find_name, input_of
 from limbeck.models.cifar import NETS
@@ -105,9 +102,8 @@ def from_function(name: str, *, num_classes: int, pretrained: bool = False) -> B
         WeightsUnavailable: if its weights are random.
         UserError: if it cannot be imported or called, or returns no module.
     """
-    path, _, attribute = name.partition(":")
-    with _current_folder():
-        function = _find_function(path, attribute, name)
+    with current_folder():
+        function = find_function(name)
         options, notes = _options(function, name, num_classes)
         module = _called(function, options, name)
         kept = 1.0
@@ -131,9 +127,8 @@ def from_function(name: str, *, num_classes: int, pretrained: bool = False) -> B
 
 def function_classes(name: str) -> int | None:
     """How many logits the model of `module:function` has by itself; None if that is for the caller to say."""
-    path, _, attribute = name.partition(":")
-    with _current_folder():
-        asked = inspect.signature(_find_function(path, attribute, name)).parameters.get("num_classes")
+    with current_folder():
+        asked = inspect.signature(find_function(name)).parameters.get("num_classes")
     if asked is not None:
         return asked.default if isinstance(asked.default, int) else None
     built = from_function(name, num_classes=1)
@@ -210,29 +205,3 @@ def _input(module: nn.Module, name: str) -> tuple[InputSpec, tuple[str, ...]]:
         size = int(config.get("input_size", (3, UNKNOWN.size, UNKNOWN.size))[-1])  # pyright: ignore
         return input_of(name, config, size), ()  # pyright: ignore[reportUnknownArgumentType]
     return UNKNOWN, ("it has no input_spec and no pretrained_cfg: its input is normalized by ImageNet's mean and std",)
-
-
-def _find_function(path: str, attribute: str, name: str) -> Callable[..., Any]:
-    try:
-        module = importlib.import_module(path)
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        if isinstance(error, ModuleNotFoundError) and error.name == path.split(".", maxsplit=1)[0]:
-            near = did_you_mean(path, (file.stem for file in Path.cwd().glob("*.py")))
-            raise UserError(f'no module "{path}" in the current folder or on PYTHONPATH{near}') from error
-        raise UserError(f'importing "{path}" failed: {type(error).__name__}: {error}') from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise UserError(f'no function "{attribute}" in module "{path}" (of {name}){did_you_mean(attribute, known)}')
-    return function
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """The current folder first on the path: a console script, unlike `python -m`, does not have it there."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -36,6 +36,7 @@ from limbeck.recipes.values import (
     FeatureLoss,
     Few,
     Fraction,
+    Function,
     Line,
     LoggerName,
     LogitLoss,
@@ -188,9 +189,10 @@ class Settings(BaseModel):
     on_bad_annotations: Annotated[Literal["refuse", "skip"], FAULTS, ANNOTATED] = Field(
         default="refuse", description="Boxes or masks with faults: refuse them, or skip the images that have them."
     )
-    augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"], SHARED] = Field(
+    augmentation: Annotated[Literal["none", "standard", "randaugment", "strong"] | Function, SHARED] = Field(
         default="standard",
-        description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT).",
+        description="standard: crop, flip; randaugment: RandAugment, too; strong: also mixup, cutmix, erasing (DeiT); "
+        "or MODULE:FUNCTION of your own.",
     )
     flip: Annotated[bool | None, SHARED, Read(augmentation=("standard", "randaugment", "strong"))] = Field(
         default=None, description="Mirror images in augmentation. Default: yes, except for digits and letters."

@@ -24,6 +24,7 @@ _MOST_BITS = 128  # more than any number that a setting may be
 
 PATTERNS = {
     r"^[^\p{Cc}]+$": "of one line",
+    r"^[\w.]+:\w+$": "of the form MODULE:FUNCTION",
     r"^[A-Za-z0-9][A-Za-z0-9._+-]*$": "of letters, digits and . _ + -",
 }
 """The patterns that the recipe's texts are checked against, each in the words of an error's line."""
@@ -185,7 +186,7 @@ def _expected(annotation: Any, metadata: Iterable[Any]) -> str:
         return _expected(arguments[0], [*_flat(arguments[1:]), *metadata])
     if origin in (Union, types.UnionType):
         inner = [part for part in arguments if part is not type(None)]
-        return " or ".join([_expected(part, metadata) for part in inner] + ["None"])
+        return " or ".join([_expected(part, metadata) for part in inner] + ["None"] * (len(inner) < len(arguments)))
     if origin is Literal:
         return "one of " + ", ".join(str(word) for word in arguments)
     if origin is tuple:

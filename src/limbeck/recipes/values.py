@@ -106,6 +106,7 @@ def _one_is_a_list(value: object) -> object:
 Number = BeforeValidator(_no_bool)
 OneIsAList = BeforeValidator(_one_is_a_list)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Line = Annotated[str, Field(pattern=r"^[^\p{Cc}]+$")]
 Count = Annotated[int, Field(ge=1, le=10**9), Number]
 Amount = Annotated[int, Field(ge=0, le=10**9), Number]

@@ -21,6 +21,7 @@ _ROWS = {
     "size": "side in pixels",
     "bits": "bits of 16-bit images",
     "cropped": "what random crops are taken out of",
+    "augmentation": "source of the augmentation",
     "fingerprint": "names, sizes and labels of the images",
     "content": "bytes of the images",
 }
@@ -52,6 +53,7 @@ def row_of(what: str, then: object, now: object) -> Row:
 
 def record_of(data: AnyData) -> dict[str, Any]:
     """Counts, classes and digests of opened images; those that are kept in memory are read for it."""
+    images, _, source = data.fingerprint.partition("-")
     return {
         "name": data.name,
         "train": data.train_count,
@@ -60,14 +62,16 @@ def record_of(data: AnyData) -> dict[str, Any]:
         "cropped": data.cropped or "no random crops",
         "bits": data.bits,
         "classes": list(data.classes),
-        "fingerprint": data.fingerprint,
+        **({"augmentation": source} if source else {}),
+        "fingerprint": images,
         "content": data.content(),
     }
 
 
 def compare_images(then: Record, now: Record) -> list[Row]:
     """Two records, compared: counts, classes, names and sizes, and the bytes where both have read them."""
-    return [row_of(what, _shown(then.get(name)), _shown(now.get(name))) for name, what in _ROWS.items()]
+    rows = {name: row_of(what, _shown(then.get(name)), _shown(now.get(name))) for name, what in _ROWS.items()}
+    return [row for name, row in rows.items() if name != "augmentation" or name in {*then, *now}]
 
 
 def changes_of(then: Record, now: Record) -> str:

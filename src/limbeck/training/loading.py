@@ -10,6 +10,7 @@ from accelerate.data_loader import (  # pyright: ignore[reportMissingTypeStubs]
 )
 from torch.utils.data import DataLoader, IterableDataset
 
+from limbeck.data.loader import Loader
 from limbeck.distributed import collectives
 from limbeck.errors import UserError
 from limbeck.storage.random_state import REWINDING, random_state, set_random_state
@@ -62,6 +63,8 @@ def remaining(
         device: Where the batches go.
         ahead: Whether a thread may make them.
     """
+    if isinstance(loader, Loader) and loader.plan.own is not None:
+        ahead = False  # a function of the user's draws from the generators that the step draws from
     if start == 0:
         return arriving(loader if isinstance(loader, Seekable) else _drawn(iter(loader)), device, ahead=ahead)
     now = random_state(device)
