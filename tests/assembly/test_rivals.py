@@ -20,7 +20,7 @@ from limbeck.terms import FeatureTerm
 from limbeck.training.optim import check_gradients
 
 GAUSSIAN = "gaussian_wasserstein"
-RIVALS = [rival for rival in get_args(Rival) if rival not in ("fgd", "pkd")]  # those are of detectors
+RIVALS = [rival for rival in get_args(Rival) if rival not in ("fgd", "pkd", "cwd")]  # of other tasks
 
 
 @pytest.fixture(scope="module")

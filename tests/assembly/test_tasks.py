@@ -9,7 +9,8 @@ from limbeck.assembly.tasks import kind_of
 from limbeck.recipes.recipe import Recipe
 from limbeck.recipes.values import TASKS
 
-MODELS = {"classification": "small/cnn-2", "detection": "fcos-32/cifar/resnet8"}
+MODELS = {"classification": "small/cnn-2", "detection": "fcos-32/cifar/resnet8", "segmentation": "small/fcn-8s-4"}
+OUTPUTS = {"classification": ("output",), "detection": ("boxes", "scores"), "segmentation": ("logits",)}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -19,7 +20,7 @@ def test_a_drawn_batch_makes_a_step(task: str) -> None:
     student = kind.build_model(MODELS[task], num_classes=3, size=64)
     distiller = kind.build_distiller(recipe, student, None, None)
     assert math.isfinite(float(distiller(kind.random_batch(recipe, student, 2, 64, 3)).loss.detach()))
-    assert kind.program(student, "onnx").outputs == (("output",) if task == "classification" else ("boxes", "scores"))
+    assert kind.program(student, "onnx").outputs == OUTPUTS[task]
 
 
 def test_a_card_of_a_task_that_is_not_known_is_of_classification() -> None:

@@ -279,7 +279,7 @@ def test_heads_that_cannot_be_compared_are_told(alone: Recipe, teacher: Path):
         built(taught(alone, teacher, method="kd", teacher="fasterrcnn-32/cifar/resnet8"))
     with pytest.raises(UserError, match=r"expected equal levels and anchors"):
         built(taught(alone, teacher, method="kd", teacher="fcos-32/timm/resnet18"))
-    with pytest.raises(UserError, match=r"temperature: nothing reads it with task detection and method kd, got 2"):
+    with pytest.raises(UserError, match=r"temperature: the heads of fcos-32/cifar/resnet8 have no softmax, got 2"):
         built(taught(alone, teacher, method="kd", temperature=2.0))
 
 

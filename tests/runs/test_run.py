@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_with_other_versions_says_so(torch_then: str | None, 
         log.write_text(log.read_text(encoding="utf-8").replace(f'"torch": {now}', f'"torch": "{torch_then}"'))
     runs.run(recipe, folder, resume=True)
     notes = [record["text"] for record in records(folder) if record["kind"] == "note"]
-    found = [note for note in notes if "started with other versions" in note]
+    found = [note for note in notes if "resumed with other versions" in note]
     assert len(found) == (torch_then is not None)
     assert all(f"torch {torch_then} -> " in note for note in found)
 

@@ -109,9 +109,10 @@ def training_in_words(values: Mapping[str, Any]) -> str:
         ...     "weight_decay": 0.0005,
         ...     "warmup_epochs": 0,
         ...     "frozen_norms": False,
+        ...     "epochs": 9,
         ... }
         >>> training_in_words(training)
-        'sgd, learning rate 0.1, weight decay 0.0005, warm-up 0 epochs; not the defaults for training from scratch'
+        'sgd, learning rate 0.1, weight decay 0.0005, warm-up 0 of 9 epochs; not the defaults for training from scratch'
     """
     row = situation_of(values)
     is_default = all(values[name] == value for name, value in by_row(row, values).items())
