@@ -224,7 +224,7 @@ class Settings(BaseModel):
     method: Annotated[Method, STUDENT] = Field(
         default=None,
         description="The distillation method. Default: stages+kd, the best of docs/results.md; "
-        "projector+kd with your own taps or a teacher cache; projector for detectors and without labels.",
+        "projector+kd with your own taps or a teacher cache; projector for detectors and without labels; kd for masks.",
     )  # pyright: ignore[reportAssignmentType]
     levels: Annotated[Literal["pyramid", "trunk"], STUDENT, Read(task=("detection",), method=TAPPED_METHODS)] = Field(
         default="pyramid", description="Detection: distil the levels of the pyramid, or the trunk's stages below it."
@@ -241,7 +241,7 @@ class Settings(BaseModel):
     feature_weight: Annotated[Weight | None, STUDENT, FEATURES] = Field(
         default=None,
         description="Weight of the feature loss, divided among its layers. Default: 2 (published ImageNet code); "
-        "32 at every stage (docs/results.md).",
+        "32 at every stage of a classifier or detector (docs/results.md).",
     )
     projector: Annotated[Projector, STUDENT, FEATURES] = Field(
         default="linear", description="Maps student features to the teacher's width (paper: linear; mlp on CIFAR-100)."
@@ -274,7 +274,7 @@ class Settings(BaseModel):
     )
     logit_weight: Annotated[Weight | None, STUDENT, Read(method=KD_METHODS)] = Field(
         default=None,
-        description="Weight of the logit loss. Default: 4, which beat 1; stages+kd 16 (docs/results.md).",
+        description="Weight of the logit loss. Default: 4, which beat 1; stages+kd 16 (docs/results.md); masks 1.",
     )
     temperature: Annotated[Temperature, STUDENT, SOFT_KD, OTHER_KD, SOFT_RIVAL, SOFT_FEATURE] = Field(
         default=4.0, description="Temperature of the logit loss (4 in the CIFAR literature)."
@@ -428,13 +428,13 @@ class Settings(BaseModel):
     @property
     def full_feature_weight(self) -> float:
         """The weight of all feature terms together."""
-        chosen = 32.0 if self.uses_stages else 2.0
+        chosen = 32.0 if self.uses_stages and self.task != "segmentation" else 2.0
         return chosen if self.feature_weight is None else self.feature_weight
 
     @property
     def full_logit_weight(self) -> float:
         """The weight of the logit term."""
-        chosen = 16.0 if self.method == "stages+kd" else 4.0
+        chosen = 1.0 if self.task == "segmentation" else 16.0 if self.method == "stages+kd" else 4.0
         return chosen if self.logit_weight is None else self.logit_weight
 
     @property

@@ -46,7 +46,7 @@ UNLABELLED = Situation(
 )
 TUNED_UNLABELLED = UNLABELLED._replace(name="fine-tuning without labels", **TUNED.training, warmup=TUNED.warmup)
 DETECTOR = Situation("detection", "projector", "sgd", 0.05, 5e-4, 0.0, False, "docs/results/detection.md")
-SEGMENTER = Situation("segmentation", "stages+kd", "sgd", 0.05, 5e-4, 0.0, False, "none of its own yet")
+SEGMENTER = Situation("segmentation", "kd", "sgd", 0.05, 5e-4, 0.0, False, "docs/guide.md: not decided")
 
 OTHER = {"sgd": {"lr": 0.01, "weight_decay": 5e-4}, "adamw": {"lr": 5e-4, "weight_decay": 0.05}}
 """With the optimizer that is not the row's, where somebody names it."""
