@@ -1,4 +1,4 @@
-"""Folders of images and masks: which layouts are read, which faults are told, what augmentation does to both."""
+"""Folders of images and masks: the layouts that are read, the faults that are reported, and augmentation of both."""
 
 import io
 from collections.abc import Callable

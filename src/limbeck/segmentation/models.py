@@ -79,7 +79,7 @@ def build_segmenter(
         The model, in training mode; its `penultimate` is the decoder's last feature.
 
     Raises:
-        WeightsUnavailable: If pretrained weights cannot be had.
+        WeightsUnavailable: If no pretrained weights are available.
         UserError: If the name or the weights cannot be used.
 
     Example:

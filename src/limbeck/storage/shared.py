@@ -1,7 +1,7 @@
 """What several processes may begin at once: a folder, and the file that says what it holds.
 
 Another process may write between any two looks. So a folder is listed before its card is looked for, and a card is
-written only if there is none, and then read: all processes go on with that of the first.
+written only if there is none, and then read: all processes continue with the first one.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ def check_free(folder: Path, card: str, *, kind: str, choose: str = "another --o
     """Refuse a folder that holds something else.
 
     Args:
-        folder: Where something is begun or continued; it may be missing.
+        folder: Where something starts or continues; it may be missing.
         card: Pattern of the file that says what it holds; with it the folder is not free, and the caller reads it.
         kind: What the card stands for, for the message.
         choose: What else the user may choose, for the message.

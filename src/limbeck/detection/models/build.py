@@ -88,7 +88,7 @@ def build_detector(
         The detector, in training mode; `Model.module` is a :class:`limbeck.detection.Detector`.
 
     Raises:
-        WeightsUnavailable: If pretrained weights cannot be had.
+        WeightsUnavailable: If no pretrained weights are available.
         UserError: If the name or the weights cannot be used.
 
     Example:
