@@ -147,6 +147,7 @@ def test_a_run_without_labels_is_judged_by_the_labels_of_other_images(
     [
         ({"task": "detection"}, [], "expected one of classification"),
         ({}, ["--data", "FLAT"], "class folders"),
+        ({}, ["--labels", "x.csv"], "--labels x.csv: needs --data"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line(

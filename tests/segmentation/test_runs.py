@@ -1,4 +1,4 @@
-"""Segmentation recipes: the same commands train, distil, score, resume and export; what does not fit is told."""
+"""Segmentation recipes: the same commands train, distil, score, resume and export; misfits are reported."""
 
 import json
 from pathlib import Path

@@ -16,6 +16,7 @@ from limbeck.distiller import evaluating
 from limbeck.errors import UserError
 from limbeck.models import InputTransform
 from limbeck.recipes.recipe import Recipe
+from limbeck.runs.inspection import recipe_of
 from limbeck.runs.run import device_of
 from limbeck.storage.untrusted import read_object
 from limbeck.training.evaluation import arriving
@@ -23,6 +24,7 @@ from limbeck.training.evaluation import arriving
 Judge = Literal["knn", "linear"]
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+OWN = ("data", "val", "val_share", "label_file", "workers", "skip_bad_images")  # settings that say which images
 ROWS = 512  # validation images whose distances to all training images are held at once
 
 
@@ -56,18 +58,14 @@ def judge_features(
     Raises:
         UserError: The folder holds no student of classification, or the images have no labels or no two parts.
     """
-    task = str(read_object(folder / CARD, "model").get("task")) if (folder / CARD).is_file() else ""
-    if kind_of(task) is not kind_of("classification"):
+    card = read_object(folder / CARD, "model") if (folder / CARD).is_file() else {}
+    if kind_of(task := str(card.get("task"))) is not kind_of("classification"):
         raise UserError(f"--probe: {folder} holds a student of {task}; expected one of classification")
     student = load_student(folder, headless=True)
-    written = folder / "recipe.yaml"
+    own = recipe_of(folder, card, data, label_file)
+    settings: dict[str, Any] = {"data": data, "label_file": label_file}
     if data is None:
-        if not written.is_file():
-            raise UserError(f"{folder} has no recipe.yaml, which names the images of its student; give --data")
-        own = Recipe.from_yaml(written)
-        settings: dict[str, Any] = {name: getattr(own, name) for name in ("data", "val", "val_share", "workers")}
-    else:
-        settings = {"data": data, "label_file": label_file}
+        settings = {name: getattr(own, name) for name in OWN}
     size = student.input.size
     recipe = Recipe.model_validate(
         {**settings, "student": student.name, "method": "alone", "size": size, "augmentation": "none"}

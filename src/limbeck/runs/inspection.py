@@ -99,11 +99,9 @@ def evaluate(
     Raises:
         UserError: There is no such run, or the images cannot be used.
     """
-    if label_file is not None and data is None:
-        raise UserError(f"--labels {label_file}: needs --data, the folder of the images in it")
     student = load_student(folder)
     card = read_object(folder / CARD, "model")
-    recipe = _recipe_of(folder, card, data)
+    recipe = recipe_of(folder, card, data, label_file)
     classes = tuple(str(name) for name in card.get("classes") or ())
     opened = _own_images(recipe, folder, say) if data is None else _others(recipe, folder, data, label_file, classes)
     if not opened.classes:
@@ -124,8 +122,20 @@ def evaluate(
     return score(student.module, task, opened.val_loader(batch_size=recipe.batch_size), device)
 
 
-def _recipe_of(folder: Path, card: dict[str, Any], data: str | None) -> Recipe:
-    """The run's recipe; of a student alone, with its card and its weights, one that scores it on other images."""
+def recipe_of(folder: Path, card: dict[str, Any], data: str | None, label_file: str | None) -> Recipe:
+    """The run's recipe; for a student with its card and weights alone, one that scores it on other images.
+
+    Args:
+        folder: The run.
+        card: Its card.
+        data: Other images to score on, if any.
+        label_file: Their classes.
+
+    Raises:
+        UserError: There are classes without images, or nothing names the images.
+    """
+    if label_file is not None and data is None:
+        raise UserError(f"--labels {label_file}: needs --data, the folder of the images in it")
     written = folder / "recipe.yaml"
     if written.is_file():
         return Recipe.from_yaml(written)
